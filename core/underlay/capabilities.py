@@ -1,0 +1,280 @@
+"""What a disk may be able to do beyond reading and writing.
+
+Optional protocols that a driver may subclass by name. A program asks a disk for one
+(``disk.capability(Describable)``) and gets an object or None; jobs ask for these and name no format.
+Methods that a driver does not override raise ``UnsupportedOperationError``.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+from underlay.errors import UnsupportedOperationError
+from underlay.limits import Limits
+
+if TYPE_CHECKING:
+    from underlay.gate import Reference
+    from underlay.handle import StorageHandle
+
+__all__ = [
+    "Amendable",
+    "Bitmap",
+    "BitmapStore",
+    "CheckResult",
+    "Checkable",
+    "CompressedWriter",
+    "Describable",
+    "Feature",
+    "Finding",
+    "ImageDescription",
+    "Inspectable",
+    "Inspection",
+    "Measurable",
+    "Measurement",
+    "Repairable",
+    "Snapshot",
+    "Snapshottable",
+]
+
+
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """One internal snapshot."""
+
+    id: str
+    name: str
+    #: The disk's size when it was taken, in bytes.
+    disk_size: int
+    #: Bytes of saved machine state.
+    vm_state_size: int
+    #: When it was taken: seconds since the epoch, and nanoseconds beside them.
+    date_sec: int
+    date_nsec: int
+    #: How long the guest had run, in nanoseconds.
+    vm_clock_nsec: int
+    #: Instructions executed by a deterministic guest, or None.
+    icount: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Bitmap:
+    """One persistent dirty bitmap."""
+
+    name: str
+    #: Bytes that one bit stands for.
+    granularity: int
+    #: Not saved properly: its content must not be used.
+    in_use: bool
+    #: Recording guest writes.
+    auto: bool
+
+
+@attrs.frozen(kw_only=True)
+class Feature:
+    """A feature that an image declares."""
+
+    name: str
+    #: ``"incompatible"``, ``"compatible"`` or ``"autoclear"``.
+    kind: str
+    bit: int
+    #: Whether this driver understands it.
+    supported: bool
+
+
+@attrs.frozen(kw_only=True)
+class ImageDescription:
+    """What ``info`` tells of an image besides its name, format and sizes."""
+
+    #: Bytes, or None where the format has no clusters.
+    cluster_size: int | None = None
+    encrypted: bool = False
+    compressed: bool = False
+    #: Not closed properly; its reference counts may be stale.
+    dirty: bool = False
+    #: Marked as damaged.
+    corrupt: bool = False
+    backing_name: str | None = None
+    backing_format: str | None = None
+    data_file: str | None = None
+    snapshots: tuple[Snapshot, ...] = ()
+    bitmaps: tuple[Bitmap, ...] = ()
+    features: tuple[Feature, ...] = ()
+    #: One sentence each, for people.
+    warnings: tuple[str, ...] = ()
+    #: The format's own facts, under the names that qemu-img's JSON has for them.
+    details: Mapping[str, object] = attrs.field(factory=dict[str, object])
+
+
+class Describable(Protocol):
+    """Can tell about itself."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def describe(self) -> ImageDescription:
+        """Facts from the image itself; nothing that it names is opened."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class Inspection:
+    """What one untrusted image says of itself, as far as it can be read."""
+
+    #: Bytes; None where it cannot be told.
+    virtual_size: int | None = None
+    encrypted: bool = False
+    features: tuple[Feature, ...] = ()
+    #: Every other object that the image names.
+    references: tuple[Reference, ...] = ()
+    #: What contradicts itself, one sentence each.
+    damage: tuple[str, ...] = ()
+
+
+class Inspectable(Protocol):
+    """A driver class that can look at an image which it would refuse to open."""
+
+    __slots__ = ()
+
+    @classmethod
+    @abstractmethod
+    async def inspect(cls, storage: StorageHandle, limits: Limits) -> Inspection:
+        """Read the image in ``storage`` and nothing else; what is wrong is reported, not raised."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class Finding:
+    """One thing that a check found."""
+
+    #: ``"corruption"`` or ``"leak"``.
+    kind: str
+    #: What is wrong, in one sentence.
+    what: str
+    #: The host byte offset that it is about, where it has one.
+    offset: int | None = None
+    found: int | None = None
+    expected: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class CheckResult:
+    """A check's verdict and counts, named as qemu-img names them."""
+
+    corruptions: int = 0
+    leaks: int = 0
+    check_errors: int = 0
+    corruptions_fixed: int = 0
+    leaks_fixed: int = 0
+    image_end_offset: int = 0
+    total_clusters: int = 0
+    allocated_clusters: int = 0
+    fragmented_clusters: int = 0
+    compressed_clusters: int = 0
+    findings: tuple[Finding, ...] = ()
+
+
+class Checkable(Protocol):
+    """Can verify its own metadata."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def check(self, progress: Callable[[int, int], None] | None = None) -> CheckResult:
+        """Read all metadata and report; changes nothing."""
+        ...
+
+
+class Repairable(Checkable, Protocol):
+    """Can mend what a check finds."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def repair(self, *, leaks_only: bool, dry_run: bool = False) -> CheckResult:
+        """Mend, or with ``dry_run`` say what would be done."""
+        ...
+
+
+class Snapshottable(Protocol):
+    """Has internal snapshots. Writing them is optional."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def snapshots(self) -> Sequence[Snapshot]:
+        """All of them, in the image's order."""
+        ...
+
+    async def create_snapshot(self, name: str) -> Snapshot:
+        """Take one of the disk as it is now."""
+        raise UnsupportedOperationError("this format cannot create snapshots")
+
+    async def apply_snapshot(self, id_or_name: str) -> None:
+        """Make the disk what it was then."""
+        raise UnsupportedOperationError("this format cannot apply snapshots")
+
+    async def delete_snapshot(self, id_or_name: str) -> None:
+        """Remove one."""
+        raise UnsupportedOperationError("this format cannot delete snapshots")
+
+
+class BitmapStore(Protocol):
+    """Keeps dirty bitmaps. Writing them is optional."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def bitmaps(self) -> Sequence[Bitmap]:
+        """All of them, in the image's order."""
+        ...
+
+
+class Amendable(Protocol):
+    """Can change what was chosen at its creation."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def amend(self, options: Mapping[str, object]) -> None:
+        """Apply the options, each one of ``create_options``."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class Measurement:
+    """The host bytes that an image of this format would need."""
+
+    required: int
+    fully_allocated: int
+
+
+class Measurable(Protocol):
+    """A driver class that can say how large its images get."""
+
+    __slots__ = ()
+
+    @classmethod
+    @abstractmethod
+    def measure(cls, size: int, data_bytes: int, options: Mapping[str, object]) -> Measurement:
+        """For a disk of ``size`` bytes with ``data_bytes`` of them allocated."""
+        ...
+
+
+class CompressedWriter(Protocol):
+    """Can store whole units encoded."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def encode(self, data: memoryview) -> bytes | None:
+        """The encoded form of one unit, or None where it would not be smaller. Pure, thread-safe."""
+        ...
+
+    @abstractmethod
+    async def write_encoded(self, offset: int, encoded: bytes) -> None:
+        """Store one encoded unit as the guest bytes at ``offset``."""
+        ...

@@ -1,0 +1,338 @@
+"""The storage contract: bytes in an object, with no notion of a format.
+
+There are two rungs with the same names. ``BlockingStorage`` is plain functions and the right one for
+most back ends (files, memory, any blocking client). ``Storage`` has coroutines for whatever waits, for
+clients that live in an event loop. Subclass one of them by name; a useful read-only storage needs
+``size`` and ``readv`` alone.
+
+What every implementation may rely on, since the core sees to it (``underlay.handle``):
+
+- Buffers are flat: ``len()`` of each is its size in bytes. None is empty, and there are at most 1,024.
+- Offsets and lengths are multiples of ``req_align()`` (``zero_align()``, ``discard_align()`` for those
+  calls), buffer addresses and lengths of ``mem_align()``.
+- A call is never made after ``close()``, and ``close()`` only when no call is in flight.
+- Calls come from any thread, several at once.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from typing import ClassVar, Protocol, Self, TypeAlias
+
+import attrs
+
+from underlay.errors import ReadOnlyError, UnsupportedOperationError
+
+__all__ = [
+    "AnyStorage",
+    "BlockingStorage",
+    "Extent",
+    "PreallocateMode",
+    "ReadBuffers",
+    "Storage",
+    "StorageCreateOptions",
+    "StorageFacts",
+    "StorageOpenOptions",
+    "WriteBuffers",
+    "is_blocking_storage",
+    "is_storage",
+]
+
+#: Flat writable buffers to be filled one after the other.
+ReadBuffers: TypeAlias = Sequence[memoryview | bytearray]
+#: Flat buffers to be written one after the other.
+WriteBuffers: TypeAlias = Sequence[memoryview | bytearray | bytes]
+
+_ZERO_CHUNK = 1 << 20
+
+
+class PreallocateMode(enum.Enum):
+    """How space for new bytes is made ready; they read as zeroes in every mode."""
+
+    #: Nothing is reserved.
+    OFF = "off"
+    #: A format lays out its tables; the host reserves nothing. For a storage the same as ``OFF``.
+    METADATA = "metadata"
+    #: The host reserves the space without writing it.
+    FALLOC = "falloc"
+    #: Zeroes are written.
+    FULL = "full"
+
+
+@attrs.frozen(kw_only=True)
+class StorageOpenOptions:
+    """What a storage is asked to open."""
+
+    #: A path, or a URL with the scheme under which the class is registered.
+    name: str
+    writable: bool = False
+    #: Take the locks that keep two users of one image apart, where the storage has such.
+    lock: bool = True
+    #: ``storage_options`` of the caller; an unknown one is an ``OptionError``.
+    options: Mapping[str, object] = attrs.field(factory=dict[str, object])
+
+
+@attrs.frozen(kw_only=True)
+class StorageCreateOptions:
+    """What a storage is asked to create; the result is writable."""
+
+    name: str
+    #: Bytes; they read as zeroes.
+    size: int = 0
+    preallocation: PreallocateMode = PreallocateMode.OFF
+    #: Without it an object that exists is a ``StorageExistsError``; with it nothing of its old
+    #: content survives.
+    overwrite: bool = False
+    lock: bool = True
+    options: Mapping[str, object] = attrs.field(factory=dict[str, object])
+
+
+@attrs.frozen
+class Extent:
+    """A run of a storage that is data, or a hole that reads as zeroes without being stored."""
+
+    #: Bytes from the offset that was asked for.
+    length: int
+    is_data: bool
+
+
+class StorageFacts(Protocol):
+    """What both rungs answer at once, without waiting."""
+
+    __slots__ = ()
+
+    #: The version of this contract that the class was written for.
+    api_version: ClassVar[int] = 1
+    #: The URL schemes that it serves (``file``, ``memory``, …), if it is to be found by URL.
+    schemes: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def size(self) -> int:
+        """The object's length in bytes, now: not a value that grows stale.
+
+        Raises:
+            StorageError: it cannot be found out.
+        """
+
+    def name(self) -> str:
+        """What to call the object in a message; opening that name again should reach it again."""
+        return f"<{type(self).__name__}>"
+
+    def identity(self) -> Hashable | None:
+        """Equal for two handles on one object and for no others; None if that cannot be said."""
+        return None
+
+    def writable(self) -> bool:
+        """Whether it was opened for writing; never changes."""
+        return False
+
+    def mem_align(self) -> int:
+        """The alignment of buffer addresses and lengths, a power of two."""
+        return 1
+
+    def req_align(self) -> int:
+        """The alignment of offsets and lengths, a power of two."""
+        return 1
+
+    def zero_align(self) -> int:
+        """The alignment of ``write_zeroes``; a multiple of ``req_align()``."""
+        return self.req_align()
+
+    def discard_align(self) -> int:
+        """The alignment of ``discard``; a multiple of ``req_align()``."""
+        return self.req_align()
+
+    def descriptor(self) -> int | None:
+        """An OS file descriptor whose byte N is this storage's byte N, or None.
+
+        The core uses it for positional reads, writes and copies while the storage is open, never to
+        seek or close.
+        """
+        return None
+
+    def resolve_relative(self, name: str) -> str:
+        """The full name of ``name`` as seen from this object's own folder; a full name stays itself.
+
+        Raises:
+            UnsupportedOperationError: this storage has no folders.
+        """
+        raise UnsupportedOperationError(f"{self.name()}: cannot resolve '{name}': no folders here")
+
+    def describe(self) -> Mapping[str, object]:
+        """Facts for people (``info`` shows them), such as ``{"locked": False}``."""
+        return {}
+
+
+class BlockingStorage(StorageFacts, Protocol):
+    """A storage of plain functions, which may block."""
+
+    __slots__ = ()
+
+    @classmethod
+    def open(cls, options: StorageOpenOptions) -> Self:
+        """Open what ``options.name`` names. Opening never changes the object.
+
+        Raises:
+            StorageNotFoundError, StorageAccessError, StorageError: it cannot be opened.
+            ImageInUseError: ``options.lock`` is set and somebody else holds it.
+            OptionError: an option is unknown.
+        """
+        raise UnsupportedOperationError(f"{cls.__name__} cannot be opened by name")
+
+    @classmethod
+    def create_open(cls, options: StorageCreateOptions) -> Self:
+        """Create it, and open it for writing.
+
+        Raises:
+            StorageExistsError: it exists and ``options.overwrite`` is not set.
+        """
+        raise UnsupportedOperationError(f"{cls.__name__} cannot be created by name")
+
+    @abstractmethod
+    def readv(self, buffers: ReadBuffers, offset: int) -> None:
+        """Fill ``buffers`` with the bytes at ``offset``; past the end with zeroes. Never short.
+
+        Raises:
+            StorageError: the bytes cannot be had.
+        """
+
+    def try_readv(self, buffers: ReadBuffers, offset: int) -> int | None:
+        """Read what can be had without waiting: how many bytes (from the first on), or None.
+
+        None says that this storage cannot tell; the caller then reads in a worker thread. A count
+        may be short, and is zero where reading would wait.
+        """
+        return None
+
+    def writev(self, buffers: WriteBuffers, offset: int) -> None:
+        """Write all of ``buffers`` at ``offset``, growing the object where they cross its end.
+
+        Raises:
+            ReadOnlyError: not writable.
+            StorageError: not all was written; the range then holds old or new bytes.
+        """
+        raise ReadOnlyError(f"{self.name()}: opened read-only")
+
+    def write_zeroes(self, offset: int, length: int, allocate: bool = False) -> None:
+        """Make the range read as zeroes, without ever changing the object's length.
+
+        With ``allocate`` it stays or becomes reserved on the host. A range that crosses the end is
+        cut there.
+
+        Note for implementers: the default writes zeroes, so it is right for every storage.
+        """
+        end = min(offset + length, self.size())
+        zeroes = memoryview(bytes(min(max(end - offset, 0), _ZERO_CHUNK)))
+        while offset < end:
+            chunk = zeroes[: end - offset]
+            self.writev((chunk,), offset)
+            offset += len(chunk)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give the range's space back where that is possible; its content is undefined afterwards.
+
+        Never changes the object's length. The default does nothing, which is allowed.
+        """
+
+    def extent_at(self, offset: int) -> Extent:
+        """Whether data or a hole lies at ``offset`` (inside the object), and how far it reaches.
+
+        The default says that all is data.
+        """
+        return Extent(length=max(self.size() - offset, 0), is_data=True)
+
+    def flush(self) -> None:
+        """Push buffers of this object down to the system. Need not reach the hardware."""
+
+    def sync(self) -> None:
+        """Make what was written durable. Only this orders writes against a power loss."""
+
+    def resize(self, size: int, preallocation: PreallocateMode = PreallocateMode.OFF) -> None:
+        """Set the length; new bytes read as zeroes.
+
+        Raises:
+            UnsupportedOperationError: the object cannot change its length, or not in this mode.
+        """
+        raise UnsupportedOperationError(f"{self.name()}: cannot be resized")
+
+    def invalidate_cache(self) -> None:
+        """Drop buffers without writing them."""
+
+    def close(self) -> None:
+        """Release everything. Called once, and does not sync."""
+
+
+class Storage(StorageFacts, Protocol):
+    """A storage of coroutines, for a client that lives in an event loop.
+
+    The core awaits every call in the loop in which the storage was opened. Semantics are those of
+    ``BlockingStorage``, name by name.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    async def open(cls, options: StorageOpenOptions) -> Self:
+        """See ``BlockingStorage.open``."""
+        raise UnsupportedOperationError(f"{cls.__name__} cannot be opened by name")
+
+    @classmethod
+    async def create_open(cls, options: StorageCreateOptions) -> Self:
+        """See ``BlockingStorage.create_open``."""
+        raise UnsupportedOperationError(f"{cls.__name__} cannot be created by name")
+
+    @abstractmethod
+    async def readv(self, buffers: ReadBuffers, offset: int) -> None:
+        """See ``BlockingStorage.readv``."""
+
+    async def writev(self, buffers: WriteBuffers, offset: int) -> None:
+        """See ``BlockingStorage.writev``."""
+        raise ReadOnlyError(f"{self.name()}: opened read-only")
+
+    async def write_zeroes(self, offset: int, length: int, allocate: bool = False) -> None:
+        """See ``BlockingStorage.write_zeroes``."""
+        end = min(offset + length, self.size())
+        zeroes = memoryview(bytes(min(max(end - offset, 0), _ZERO_CHUNK)))
+        while offset < end:
+            chunk = zeroes[: end - offset]
+            await self.writev((chunk,), offset)
+            offset += len(chunk)
+
+    async def discard(self, offset: int, length: int) -> None:
+        """See ``BlockingStorage.discard``."""
+
+    async def extent_at(self, offset: int) -> Extent:
+        """See ``BlockingStorage.extent_at``."""
+        return Extent(length=max(self.size() - offset, 0), is_data=True)
+
+    async def flush(self) -> None:
+        """See ``BlockingStorage.flush``."""
+
+    async def sync(self) -> None:
+        """See ``BlockingStorage.sync``."""
+
+    async def resize(self, size: int, preallocation: PreallocateMode = PreallocateMode.OFF) -> None:
+        """See ``BlockingStorage.resize``."""
+        raise UnsupportedOperationError(f"{self.name()}: cannot be resized")
+
+    async def invalidate_cache(self) -> None:
+        """See ``BlockingStorage.invalidate_cache``."""
+
+    async def close(self) -> None:
+        """See ``BlockingStorage.close``."""
+
+
+AnyStorage: TypeAlias = BlockingStorage | Storage
+
+
+def is_blocking_storage(candidate: object) -> bool:
+    """Whether it subclasses ``BlockingStorage`` by name (a structural check costs 20 µs and lies)."""
+    return BlockingStorage in type(candidate).__mro__
+
+
+def is_storage(candidate: object) -> bool:
+    """Whether it subclasses either rung by name."""
+    mro = type(candidate).__mro__
+    return BlockingStorage in mro or Storage in mro

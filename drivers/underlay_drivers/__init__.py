@@ -1,0 +1,1 @@
+"""The formats that underlay brings along. Each registers as a stranger's would."""
