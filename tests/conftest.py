@@ -1,0 +1,72 @@
+"""What every test may use: the oracles, and a clean environment. Each theme adds its own conftest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+#: Runs one of QEMU's tools: ``tool("info", path)`` returns its stdout, a failure raises.
+Tool = Callable[..., str]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Plug-ins are found through installed metadata: without it every test would fail strangely."""
+    if not importlib.metadata.entry_points(group="underlay"):
+        pytest.exit(
+            "underlay is not installed here: run `pip install -e . --group test`, or `tox`",
+            returncode=4,
+        )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_settings_of_this_machine() -> Iterator[None]:
+    """The variables that steer underlay are unset, so that a user's settings change no test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("UNDERLAY_GATE", "UNDERLAY_PLUGINS"):
+            patch.delenv(variable, raising=False)
+        yield
+
+
+def _oracle(name: str) -> str:
+    """Where a tool of somebody else's is; without it tests skip on a user's machine, fail in CI."""
+    path = shutil.which(name)
+    if path is None:
+        message = f"{name} is not installed (Debian: apt-get install qemu-utils)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+def _runner(path: str) -> Tool:
+    def run(*arguments: object) -> str:
+        done = subprocess.run(
+            [path, *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            command = " ".join(map(str, (os.path.basename(path), *arguments)))
+            raise AssertionError(f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def qemu_img() -> Tool:
+    """Run the real ``qemu-img`` with these arguments and return its stdout."""
+    return _runner(_oracle("qemu-img"))
+
+
+@pytest.fixture(scope="session")
+def qemu_io() -> Tool:
+    """Run the real ``qemu-io`` with these arguments and return its stdout."""
+    return _runner(_oracle("qemu-io"))
