@@ -1,4 +1,4 @@
-"""What every test may use: the oracles, and a clean environment. Each theme adds its own conftest."""
+"""What every test may use: the oracles and a clean environment. Each theme adds its own."""
 
 from __future__ import annotations
 
