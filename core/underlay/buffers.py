@@ -24,6 +24,8 @@ __all__ = [
 #: Anything with the buffer protocol: bytes, bytearray, memoryview, array, mmap, a numpy array.
 AnyBuffer: TypeAlias = "Buffer | bytes | bytearray | memoryview"
 
+_ZERO_CHUNK = 1 << 20
+
 
 def aligned_buffer(size: int) -> memoryview:
     """A writable buffer of ``size`` zero bytes that starts on a page, as direct I/O needs it."""
@@ -39,11 +41,19 @@ def flat(buffer: AnyBuffer) -> memoryview:
         TypeError: it is no buffer, or not contiguous.
     """
     view = memoryview(buffer)
-    if view.format != "B" or view.ndim != 1:
-        view = view.cast("B") if view.nbytes else memoryview(b"")
-    elif not view.c_contiguous:
+    if view.format == "B" and view.ndim == 1 and view.c_contiguous:
+        return view
+    if not view.c_contiguous:
         raise TypeError("the buffer is not contiguous")
-    return view
+    if not view.nbytes:
+        return memoryview(b"")
+    try:
+        return view.cast("B")
+    except ValueError:
+        # Items that a cast does not know: another byte order, a structure.
+        from pickle import PickleBuffer
+
+        return PickleBuffer(view).raw()
 
 
 def flat_writable(buffer: AnyBuffer) -> memoryview:
@@ -96,7 +106,9 @@ def join(views: Sequence[memoryview | bytearray | bytes], into: memoryview) -> N
 def fill_zero(views: Iterable[memoryview]) -> None:
     """Set all bytes of flat writable views to zero."""
     for view in views:
-        view[:] = bytes(len(view))
+        for at in range(0, len(view), _ZERO_CHUNK):
+            chunk = view[at : at + _ZERO_CHUNK]
+            chunk[:] = bytes(len(chunk))
 
 
 def address_of(buffer: memoryview | bytearray | bytes) -> int | None:

@@ -1,9 +1,9 @@
-"""How the one core waits: inline on the blocking face, in worker threads and loops on the async one.
+"""How the one core waits: inline on the blocking face, in workers and loops on the async one.
 
-All that can wait is ``async def``, written once. Whoever drives such a coroutine decides how it waits:
-``run_blocking`` drives it inline, so that it never suspends and needs no loop; awaiting it in an event
-loop moves blocking calls to workers. The surroundings decide nothing: ``run_blocking`` does the same
-inside a running loop as outside of one.
+All that can wait is ``async def``, written once. Whoever drives such a coroutine decides how it
+waits: ``run_blocking`` drives it inline, so that it never suspends and needs no loop; awaiting it
+in an event loop moves blocking calls to workers. The surroundings decide nothing: ``run_blocking``
+does the same inside a running loop as outside of one.
 """
 
 from __future__ import annotations
@@ -11,13 +11,23 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from underlay.errors import ClosedError
 
 if TYPE_CHECKING:
     import asyncio
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
-__all__ = ["current_loop", "gather", "home_loop", "in_loop", "in_worker", "is_blocking", "run_blocking"]
+__all__ = [
+    "current_loop",
+    "gather",
+    "home_loop",
+    "in_loop",
+    "in_worker",
+    "is_blocking",
+    "run_blocking",
+]
 
 T = TypeVar("T")
 
@@ -29,9 +39,22 @@ class _Driving(threading.local):
 
 
 _driving = _Driving()
-_start_lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
-_background: asyncio.AbstractEventLoop | None = None
+
+
+class _Shared:
+    """What all disks of this process share, made when it is first needed."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget it all: a forked child has neither the threads nor a lock that one of them held."""
+        self.start_lock = threading.Lock()
+        self.pool: ThreadPoolExecutor | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+
+_shared = _Shared()
 
 
 def is_blocking() -> bool:
@@ -45,23 +68,25 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
     _driving.blocking = True
     try:
         coroutine.send(None)
+        # It suspended: let it unwind while this face still drives it.
+        coroutine.close()
     except StopIteration as done:
         result: T = done.value
         return result
     finally:
         _driving.blocking = before
-    coroutine.close()
     raise RuntimeError(
         "a coroutine suspended on the blocking face: a driver or storage awaited something that is "
         "not of underlay's making"
     )
 
 
-async def in_worker(function: Callable[..., T], *args: object) -> T:
+async def in_worker(function: Callable[..., T], *args: object, cancellable: bool = True) -> T:
     """Call a function that may block: inline on the blocking face, in a worker thread otherwise.
 
-    A system call cannot be cancelled: when the awaiting task is, this waits until the call has ended,
-    and only then lets the cancellation through. What the call uses stays held until then.
+    A system call cannot be cancelled: when the awaiting task is, this waits until the call has
+    ended, and only then lets the cancellation through. What the call uses stays held until then.
+    Cancelled before it has begun, the call never begins, unless ``cancellable`` is False.
     """
     if _driving.blocking:
         return function(*args)
@@ -72,7 +97,7 @@ async def in_worker(function: Callable[..., T], *args: object) -> T:
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        if not submitted.cancel():
+        if not (cancellable and submitted.cancel()):
             await _settled(future)
         raise
 
@@ -80,33 +105,103 @@ async def in_worker(function: Callable[..., T], *args: object) -> T:
 async def in_loop(
     loop: asyncio.AbstractEventLoop, function: Callable[..., Coroutine[Any, Any, T]], *args: object
 ) -> T:
-    """Call a coroutine function of a client that lives in ``loop``, from any face and any thread."""
-    import asyncio
+    """Call a coroutine function of a client that lives in ``loop``, from any face and any thread.
 
+    Cancelling cancels the client's coroutine, and waits until that has ended.
+
+    Raises:
+        ClosedError: the loop has ended, and the client with it.
+        RuntimeError: a blocking call in the very thread of ``loop``, which would wait for itself.
+    """
     here = current_loop()
-    if not _driving.blocking and here is loop:
-        task = loop.create_task(function(*args))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not task.done():
-                task.cancel()
-                await _settled(task)
-            raise
     if here is loop:
+        if not _driving.blocking:
+            return await function(*args)
         raise RuntimeError(
             "this storage lives in the event loop of this very thread, which a blocking call would "
             "stop: await the disk instead, or open it on the blocking face"
         )
-    submitted = asyncio.run_coroutine_threadsafe(function(*args), loop)
+    if not loop.is_running():
+        raise ClosedError(
+            "the event loop in which this storage was opened has ended; open it again in another"
+        )
+    import asyncio
+
+    remote = _RemoteCall(loop, function, *args)
     if _driving.blocking:
-        return submitted.result()
-    future = asyncio.wrap_future(submitted)
+        return remote.wait()
+    future = asyncio.wrap_future(remote.outcome)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        submitted.cancel()
+        remote.cancel()
+        await _settled(future)
         raise
+
+
+class _RemoteCall(Generic[T]):
+    """A coroutine that runs in the loop of another thread."""
+
+    __slots__ = ("_loop", "_task", "outcome")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        function: Callable[..., Coroutine[Any, Any, T]],
+        *args: object,
+    ) -> None:
+        from concurrent.futures import Future
+
+        self._loop = loop
+        self._task: asyncio.Task[T] | None = None
+        #: Nobody cancels this one: it is done when the coroutine has ended, and not before.
+        self.outcome: Future[T] = Future()
+
+        async def run() -> T:
+            return await function(*args)
+
+        def start() -> None:
+            self._task = loop.create_task(run())
+            self._task.add_done_callback(self._finish)
+
+        loop.call_soon_threadsafe(start)
+
+    def wait(self) -> T:
+        """Block until it has ended; an interrupt cancels it first."""
+        from concurrent.futures import wait
+
+        try:
+            while not wait((self.outcome,), timeout=1).done:
+                if not self._loop.is_running():
+                    raise ClosedError("the event loop in which this storage was opened has ended")
+        except KeyboardInterrupt:
+            self.cancel()
+            wait((self.outcome,))
+            raise
+        return self.outcome.result()
+
+    def cancel(self) -> None:
+        """Ask the coroutine to end; ``outcome`` tells when it has."""
+
+        def cancel() -> None:
+            if self._task is not None:
+                self._task.cancel()
+
+        self._loop.call_soon_threadsafe(cancel)
+
+    def _finish(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.outcome.set_exception(
+                ClosedError(
+                    "a call to a storage was cancelled: the event loop that it ran in ended"
+                )
+            )
+            return
+        error = task.exception()
+        if error is None:
+            self.outcome.set_result(task.result())
+        else:
+            self.outcome.set_exception(error)
 
 
 async def gather(limit: int, calls: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> None:
@@ -141,10 +236,11 @@ def current_loop() -> asyncio.AbstractEventLoop | None:
     """The event loop running in this thread, or None; imports no asyncio to find out."""
     import sys
 
-    module = sys.modules.get("asyncio")
-    if module is None:
+    # Another thread may be in the middle of importing it: then nothing runs here yet.
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    if running is None:
         return None
-    loop: asyncio.AbstractEventLoop | None = module._get_running_loop()
+    loop: asyncio.AbstractEventLoop | None = running()
     return loop
 
 
@@ -171,47 +267,45 @@ async def _settled(future: asyncio.Future[Any]) -> None:
 
 
 def _workers() -> ThreadPoolExecutor:
-    global _pool
-    if _pool is None:
+    if _shared.pool is None:
         from concurrent.futures import ThreadPoolExecutor
 
-        with _start_lock:
-            if _pool is None:
+        with _shared.start_lock:
+            if _shared.pool is None:
                 workers = min(32, (os.cpu_count() or 1) + 4)
-                _pool = ThreadPoolExecutor(workers, thread_name_prefix="underlay-io")
-    return _pool
+                _shared.pool = ThreadPoolExecutor(workers, thread_name_prefix="underlay-io")
+    return _shared.pool
 
 
 def _background_loop() -> asyncio.AbstractEventLoop:
     """The one loop, in a thread of its own, for coroutine storages of the blocking face."""
-    global _background
-    if _background is None:
+    if _shared.loop is None:
         import asyncio
 
-        with _start_lock:
-            if _background is None:
+        with _shared.start_lock:
+            if _shared.loop is None:
                 import atexit
 
                 loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=loop.run_forever, name="underlay-loop", daemon=True)
+                started = threading.Event()
+                loop.call_soon(started.set)
+                thread = threading.Thread(
+                    target=loop.run_forever, name="underlay-loop", daemon=True
+                )
                 thread.start()
+                started.wait()
                 atexit.register(_stop_background, loop, thread)
-                _background = loop
-    return _background
+                _shared.loop = loop
+    return _shared.loop
 
 
 def _stop_background(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    if loop is not _shared.loop:
+        return  # a forked child: the loop and its thread are the parent's
     loop.call_soon_threadsafe(loop.stop)
     thread.join(timeout=5)
     if not loop.is_running():
         loop.close()
 
 
-def _after_fork() -> None:
-    global _pool, _background, _start_lock
-    _pool = None
-    _background = None
-    _start_lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_shared.reset)

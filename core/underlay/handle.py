@@ -1,14 +1,15 @@
 """What drivers and the core hold instead of a bare storage.
 
-One ``StorageHandle`` stands before each open storage and does once what every storage and driver would
-otherwise do for itself: it waits as the face that drives it wants, cuts requests to what the storage can
-take, turns misaligned ones into aligned ones (bounce buffers, and read-modify-write under a range
-lock), and counts.
+One ``StorageHandle`` stands before each open storage and does once what every storage and driver
+would otherwise do for itself: it waits as the face that drives it wants, cuts requests to what the
+storage can take, turns misaligned ones into aligned ones (bounce buffers, and read-modify-write
+under a range lock), and counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 import attrs
@@ -24,7 +25,8 @@ from underlay.buffers import (
     split_at,
     total,
 )
-from underlay.face import home_loop, in_loop, in_worker, is_blocking
+from underlay.errors import UnsupportedOperationError
+from underlay.face import home_loop, in_loop, in_worker, is_blocking, run_blocking
 from underlay.locks import RangeLocks
 from underlay.storage import (
     AnyStorage,
@@ -33,21 +35,28 @@ from underlay.storage import (
     PreallocateMode,
     ReadBuffers,
     Storage,
+    WriteBuffers,
     is_blocking_storage,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import asyncio
 
 __all__ = ["StorageHandle", "StorageStats"]
 
 #: How many buffers one call may carry (IOV_MAX on Linux).
 _MOST_BUFFERS = 1024
+#: Reads of up to this many bytes are tried without a worker thread, which costs more than copying.
+_INLINE_MOST = 256 << 10
+#: Memory for one piece of a misaligned request, and for one piece of written zeroes.
+_BOUNCE_MOST = 1 << 20
+#: Past the end of every object.
+_FAR = 1 << 63
 
 
 @attrs.define
 class StorageStats:
-    """What went through one handle. Requests of the blocking hot path are counted, not their bytes."""
+    """What went through one handle, in requests and bytes; the hot path of a disk passes it by."""
 
     read_requests: int = 0
     read_bytes: int = 0
@@ -59,17 +68,18 @@ class StorageStats:
 class StorageHandle:
     """An open storage, as seen by drivers. All I/O methods are coroutines of either face.
 
-    ``owned`` says whether closing the handle closes the storage (it was opened by name) or leaves it
-    (the caller gave it).
+    ``owned`` says whether closing the handle closes the storage (it was opened by name) or leaves
+    it (the caller gave it).
     """
 
     __slots__ = (
         "_blocking",
         "_coroutine",
-        "_home",
         "_locks",
+        "_padded",
         "closed",
         "inline_readv",
+        "inline_writev",
         "mem_align",
         "owned",
         "req_align",
@@ -87,20 +97,24 @@ class StorageHandle:
         self.mem_align = storage.mem_align()
         self._locks = RangeLocks()
         self._blocking: BlockingStorage | None = None
-        self._coroutine: Storage | None = None
-        self._home = None
+        #: A coroutine storage, and the loop in which it lives.
+        self._coroutine: tuple[Storage, asyncio.AbstractEventLoop] | None = None
+        #: Whether requests may need padding to whole blocks.
+        self._padded = self.req_align > 1 or self.mem_align > 1
         #: For the hot path: the storage's own ``readv``, where it may be called as it is.
         self.inline_readv: Callable[[ReadBuffers, int], None] | None = None
+        #: The same for ``writev``.
+        self.inline_writev: Callable[[WriteBuffers, int], None] | None = None
         #: The same for ``try_readv``.
         self.try_readv: Callable[[ReadBuffers, int], int | None] | None = None
         if is_blocking_storage(storage):
             self._blocking = cast("BlockingStorage", storage)
-            if self.req_align == 1 and self.mem_align == 1:
+            if not self._padded:
                 self.inline_readv = self._blocking.readv
+                self.inline_writev = self._blocking.writev
                 self.try_readv = self._blocking.try_readv
         else:
-            self._coroutine = cast("Storage", storage)
-            self._home = home_loop()
+            self._coroutine = cast("Storage", storage), home_loop()
 
     # -- facts
 
@@ -158,28 +172,41 @@ class StorageHandle:
         length = total(buffers)
         if self._aligned(buffers, offset, length):
             await self._readv(buffers, offset, length)
-            return
+        else:
+            await self._read_misaligned(buffers, offset, length)
+
+    async def _read_misaligned(self, buffers: ReadBuffers, offset: int, length: int) -> None:
+        """Read the whole blocks around the range, in pieces, and copy what was asked for."""
         mask = self._padding_mask()
-        start = offset & ~mask
-        bounce = aligned_buffer((offset + length + mask & ~mask) - start)
-        await self._readv((bounce,), start, len(bounce))
-        copy_into(buffers, bounce[offset - start :])
+        at, end = offset, offset + length
+        rest = [memoryview(buffer) for buffer in buffers]
+        bounce = self._bounce_buffer(offset, length)
+        while at < end:
+            start = at & ~mask
+            piece = bounce[: (end + mask & ~mask) - start]
+            await self._readv((piece,), start, len(piece))
+            taken = min(start + len(piece), end) - at
+            wanted, rest = split_at(rest, taken)
+            copy_into(wanted, piece[at - start :])
+            at += taken
 
     async def _readv(self, buffers: ReadBuffers, offset: int, length: int) -> None:
         self.stats.read_requests += 1
         self.stats.read_bytes += length
         blocking = self._blocking
         if blocking is None:
-            await self._call_coroutine("readv", buffers, offset)
+            await self._call("readv", buffers, offset)
         elif is_blocking():
             blocking.readv(buffers, offset)
         else:
-            done = blocking.try_readv(buffers, offset) or 0
-            if done < length:
-                rest = split_at([memoryview(buffer) for buffer in buffers], done)[1]
-                if self.req_align > 1 or self.mem_align > 1:
-                    rest, done = [memoryview(buffer) for buffer in buffers], 0
-                await in_worker(blocking.readv, rest, offset + done)
+            if length <= _INLINE_MOST:
+                done = blocking.try_readv(buffers, offset) or 0
+                if done >= length:
+                    return
+                if done and not self._padded:
+                    buffers = split_at([memoryview(buffer) for buffer in buffers], done)[1]
+                    offset += done
+            await in_worker(blocking.readv, buffers, offset)
 
     # -- writing
 
@@ -189,9 +216,7 @@ class StorageHandle:
         if view.nbytes:
             await self.writev((view,), offset)
 
-    async def writev(
-        self, buffers: Sequence[memoryview | bytearray | bytes], offset: int
-    ) -> None:
+    async def writev(self, buffers: WriteBuffers, offset: int) -> None:
         """Write flat, non-empty buffers one after the other. Any alignment."""
         if len(buffers) > _MOST_BUFFERS:
             for at in range(0, len(buffers), _MOST_BUFFERS):
@@ -200,72 +225,90 @@ class StorageHandle:
                 offset += total(batch)
             return
         length = total(buffers)
-        if self.req_align == 1 and self.mem_align == 1:
-            await self._writev(buffers, offset, length)
+        self.stats.write_requests += 1
+        self.stats.write_bytes += length
+        if not self._padded:
+            await self._call("writev", buffers, offset)
         elif self._aligned(buffers, offset, length):
             async with self._locks.hold(offset, offset + length, exclusive=False):
-                await self._writev(buffers, offset, length)
+                await self._call("writev", buffers, offset)
         else:
             await self._write_misaligned(buffers, offset, length)
 
-    async def _write_misaligned(
-        self, buffers: Sequence[memoryview | bytearray | bytes], offset: int, length: int
-    ) -> None:
-        """Read what surrounds the data, and write whole blocks; alone on their range."""
+    async def _write_misaligned(self, buffers: WriteBuffers, offset: int, length: int) -> None:
+        """Write the whole blocks around the data, alone on their range."""
         mask = self._padding_mask()
         start = offset & ~mask
         end = offset + length + mask & ~mask
-        bounce = aligned_buffer(end - start)
-        async with self._locks.hold(start, end, exclusive=True):
-            block = mask + 1
-            if offset > start:
-                await self._readv((bounce[:block],), start, block)
-            if end > offset + length and (end - block > start or offset == start):
-                await self._readv((bounce[-block:],), end - block, block)
-            join(buffers, bounce[offset - start :])
-            wanted = max(self.size(), offset + length)
-            await self._writev((bounce,), start, len(bounce))
-            if self.size() > wanted:
-                # The padding of the last block must not make the object longer.
-                await self._call("resize", wanted)
+        while True:
+            # Padding that reaches past the object's end is cut off again. Whoever lets it grow
+            # further meanwhile would lose that to the cut, so such a write locks all that follows.
+            crosses = end > self.size()
+            async with self._locks.hold(start, _FAR if crosses else end, exclusive=True):
+                if crosses or end <= self.size():
+                    await self._in_one_go(self._write_blocks, buffers, offset, length)
+                    return
 
-    async def _writev(
-        self, buffers: Sequence[memoryview | bytearray | bytes], offset: int, length: int
-    ) -> None:
-        self.stats.write_requests += 1
-        self.stats.write_bytes += length
-        await self._call("writev", buffers, offset)
+    async def _write_blocks(self, buffers: WriteBuffers, offset: int, length: int) -> None:
+        """Read what surrounds the data and write it together with them, in pieces."""
+        mask = self._padding_mask()
+        block = mask + 1
+        at, end = offset, offset + length
+        rest = [memoryview(buffer) for buffer in buffers]
+        bounce = self._bounce_buffer(offset, length)
+        wanted_size = max(self.size(), end)
+        try:
+            while at < end:
+                start = at & ~mask
+                piece = bounce[: (end + mask & ~mask) - start]
+                stop = start + len(piece)
+                taken = min(stop, end) - at
+                if at > start:
+                    await self._call("readv", (piece[:block],), start)
+                if stop > end and (at == start or len(piece) > block):
+                    await self._call("readv", (piece[-block:],), stop - block)
+                data, rest = split_at(rest, taken)
+                join(data, piece[at - start :])
+                await self._call("writev", (piece,), start)
+                at += taken
+        finally:
+            if self.size() > wanted_size:
+                await self._call("resize", wanted_size)
 
     async def write_zeroes(self, offset: int, length: int, *, allocate: bool = False) -> None:
         """Make a range read as zeroes, cut at the object's end; any alignment."""
         length = min(length, self.size() - offset)
         if length <= 0:
             return
-        start, end = self._inner_range(offset, length, self.storage.zero_align())
+        start, end = _inner_range(offset, length, self.storage.zero_align())
         if start >= end:
             await self._write_zero_bytes(offset, length)
             return
-        if start > offset:
-            await self._write_zero_bytes(offset, start - offset)
-        async with self._locks.hold(start, end, exclusive=False):
-            await self._call("write_zeroes", start, end - start, allocate)
-        if offset + length > end:
-            await self._write_zero_bytes(end, offset + length - end)
+        await self._write_zero_bytes(offset, start - offset)
+        try:
+            await self._locked(start, end, "write_zeroes", start, end - start, allocate)
+        except UnsupportedOperationError:
+            await self._write_zero_bytes(start, end - start)
+        await self._write_zero_bytes(end, offset + length - end)
 
     async def _write_zero_bytes(self, offset: int, length: int) -> None:
-        zeroes = memoryview(bytes(min(length, 1 << 20)))
+        if length <= 0:
+            return
+        zeroes = aligned_buffer(min(length, _BOUNCE_MOST))
         while length:
-            chunk = zeroes[: min(length, len(zeroes))]
+            chunk = zeroes[:length]
             await self.writev((chunk,), offset)
             offset += len(chunk)
             length -= len(chunk)
 
     async def discard(self, offset: int, length: int) -> None:
         """Give space back: the aligned blocks inside the range, whose content is undefined then."""
-        start, end = self._inner_range(offset, length, self.storage.discard_align())
+        length = min(length, self.size() - offset)
+        start, end = _inner_range(offset, length, self.storage.discard_align())
         if start < end:
-            async with self._locks.hold(start, end, exclusive=False):
-                await self._call("discard", start, end - start)
+            # Where a storage cannot give space back, keeping it is as good.
+            with suppress(UnsupportedOperationError):
+                await self._locked(start, end, "discard", start, end - start)
 
     # -- the rest of the contract
 
@@ -282,44 +325,74 @@ class StorageHandle:
         self.stats.syncs += 1
         await self._call("sync")
 
-    async def resize(
-        self, size: int, preallocation: PreallocateMode = PreallocateMode.OFF
-    ) -> None:
+    async def resize(self, size: int, preallocation: PreallocateMode = PreallocateMode.OFF) -> None:
         """See ``Storage.resize``."""
-        await self._call("resize", size, preallocation)
+        # Alone: no write is padding the object's end.
+        await self._locked(0, _FAR, "resize", size, preallocation, exclusive=True)
 
     async def invalidate_cache(self) -> None:
         """See ``Storage.invalidate_cache``."""
         await self._call("invalidate_cache")
 
     async def close(self) -> None:
-        """Close the storage if it is the handle's own. May be called again."""
-        if not self.closed:
-            self.closed = True
-            self.inline_readv = None
-            self.try_readv = None
-            if self.owned:
+        """Close the storage if it is the handle's own. May be called again; cancelling waits."""
+        if self.closed:
+            return
+        self.closed = True
+        self.inline_readv = None
+        self.try_readv = None
+        if self.owned:
+            if self._blocking is not None:
+                await in_worker(self._blocking.close, cancellable=False)
+            else:
                 await self._call("close")
+
+    async def abandon(self) -> None:
+        """Undo the creation of what the handle owns, and close it."""
+        if not self.closed:
+            if self.owned:
+                await self._call("abandon")
+            await self.close()
 
     # -- helpers
 
     async def _call(self, method: str, *args: object) -> object:
         """Call a method of the storage, waiting as its rung and the driving face want."""
-        if self._blocking is not None:
+        if self._coroutine is None:
             return await in_worker(getattr(self._blocking, method), *args)
-        return await self._call_coroutine(method, *args)
+        storage, loop = self._coroutine
+        return await in_loop(loop, getattr(storage, method), *args)
 
-    async def _call_coroutine(self, method: str, *args: object) -> object:
-        assert self._home is not None
-        return await in_loop(self._home, getattr(self._coroutine, method), *args)
+    async def _locked(
+        self, start: int, end: int, method: str, *args: object, exclusive: bool = False
+    ) -> None:
+        """``_call``, kept apart from the read-modify-write of the same range."""
+        if not self._padded:
+            await self._call(method, *args)
+            return
+        async with self._locks.hold(start, end, exclusive=exclusive):
+            await self._call(method, *args)
+
+    async def _in_one_go(
+        self, work: Callable[..., Coroutine[object, object, None]], *args: object
+    ) -> None:
+        """Run several calls as one: on the async face in one worker, which no cancelling splits."""
+        if self._blocking is not None and not is_blocking():
+            await in_worker(_drive, work, *args)
+        else:
+            await work(*args)
 
     def _padding_mask(self) -> int:
         return max(self.req_align, self.mem_align) - 1
 
-    def _aligned(
-        self, buffers: Sequence[memoryview | bytearray | bytes], offset: int, length: int
-    ) -> bool:
-        if self.req_align == 1 and self.mem_align == 1:
+    def _bounce_buffer(self, offset: int, length: int) -> memoryview:
+        """Memory for the whole blocks around a range, or for as many as one piece may have."""
+        mask = self._padding_mask()
+        padded = (offset + length + mask & ~mask) - (offset & ~mask)
+        return aligned_buffer(min(padded, max(_BOUNCE_MOST, 2 * (mask + 1))))
+
+    def _aligned(self, buffers: WriteBuffers, offset: int, length: int) -> bool:
+        if not self._padded:
             return True
         if (offset | length) & (self.req_align - 1):
             return False
@@ -332,6 +405,11 @@ class StorageHandle:
                 return False
         return True
 
-    @staticmethod
-    def _inner_range(offset: int, length: int, align: int) -> tuple[int, int]:
-        return offset + align - 1 & ~(align - 1), offset + length & ~(align - 1)
+
+def _drive(work: Callable[..., Coroutine[object, object, None]], *args: object) -> None:
+    run_blocking(work(*args))
+
+
+def _inner_range(offset: int, length: int, align: int) -> tuple[int, int]:
+    """The whole blocks inside a range: where they start and end."""
+    return offset + align - 1 & ~(align - 1), offset + length & ~(align - 1)

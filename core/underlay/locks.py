@@ -1,15 +1,15 @@
 """Locks that coroutines of either face can wait for, and both faces at once.
 
-``asyncio`` locks need a loop and belong to one; ``threading`` locks would stop a loop. These block the
-thread on the blocking face and suspend the task on the async one.
+``asyncio`` locks need a loop and belong to one; ``threading`` locks would stop a loop. These block
+the thread on the blocking face and suspend the task on the async one.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from underlay.face import current_loop, is_blocking
 
@@ -39,8 +39,69 @@ class _Holder:
         )
 
 
+class _Waiter(Protocol):
+    """How one who was told to wait does so, on the face that it came from."""
+
+    async def wait(self) -> None: ...
+
+    def wake(self) -> bool:
+        """Called from any thread; False if nobody is left to wake."""
+        ...
+
+
+class _ThreadWaiter:
+    """Blocks the thread."""
+
+    __slots__ = ("_woken",)
+
+    def __init__(self, blockers: list[_Holder]) -> None:
+        here = current_loop()
+        if here is not None and any(blocker.loop is here for blocker in blockers):
+            raise RuntimeError(
+                "a blocking call waits for a task of the event loop that it stops: "
+                "await the disk instead"
+            )
+        self._woken = threading.Event()
+
+    async def wait(self) -> None:
+        self._woken.wait()
+
+    def wake(self) -> bool:
+        self._woken.set()
+        return True
+
+
+class _TaskWaiter:
+    """Suspends the task."""
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] = self._loop.create_future()
+
+    async def wait(self) -> None:
+        await self._future
+
+    def wake(self) -> bool:
+        if current_loop() is self._loop:
+            self._fulfil()
+            return True
+        try:
+            self._loop.call_soon_threadsafe(self._fulfil)
+        except RuntimeError:
+            return False  # its loop was closed with the task in it
+        return True
+
+    def _fulfil(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+
 class RangeLocks:
-    """Shared and exclusive locks on byte ranges of one object, served in the order of their arrival."""
+    """Shared and exclusive locks on byte ranges of one object, served as they come."""
 
     __slots__ = ("_held", "_mutex", "_queue")
 
@@ -48,11 +109,11 @@ class RangeLocks:
         self._mutex = threading.Lock()
         self._held: list[_Holder] = []
         #: Who waits, with what wakes them.
-        self._queue: list[tuple[_Holder, Callable[[], None]]] = []
+        self._queue: list[tuple[_Holder, _Waiter]] = []
 
     @asynccontextmanager
     async def hold(self, start: int, end: int, *, exclusive: bool) -> AsyncIterator[None]:
-        """Hold ``[start, end)``: alone if ``exclusive``, else together with other shared holders."""
+        """Hold ``[start, end)``: alone if ``exclusive``, else beside other shared holders."""
         holder = await self.acquire(start, end, exclusive=exclusive)
         try:
             yield
@@ -60,35 +121,28 @@ class RangeLocks:
             self.release(holder)
 
     async def acquire(self, start: int, end: int, *, exclusive: bool) -> _Holder:
-        """Take a lock; give what this returns to ``release``."""
+        """Take a lock; give what this returns to ``release``.
+
+        Raises:
+            RuntimeError: a blocking call would wait for a task of the event loop that it stops.
+        """
         wanted = _Holder(start, end, exclusive=exclusive)
         with self._mutex:
+            if not self._held and not self._queue:
+                self._held.append(wanted)
+                return wanted
             blockers = self._blockers(wanted)
             if not blockers:
                 self._held.append(wanted)
                 return wanted
-            if is_blocking():
-                here = current_loop()
-                if here is not None and any(blocker.loop is here for blocker in blockers):
-                    raise RuntimeError(
-                        "a blocking call waits for a task of the event loop that it stops: "
-                        "await the disk instead"
-                    )
-                woken = threading.Event()
-                self._queue.append((wanted, woken.set))
-                future = None
-            else:
-                future, wake = _loop_waiter()
-                self._queue.append((wanted, wake))
-                woken = None
-        if woken is not None:
-            woken.wait()
-        if future is not None:
-            try:
-                await future
-            except BaseException:
-                self._give_up(wanted)
-                raise
+            waiter = _ThreadWaiter(blockers) if is_blocking() else _TaskWaiter()
+            self._queue.append((wanted, waiter))
+        try:
+            await waiter.wait()
+        except BaseException:
+            # Cancelled or interrupted, perhaps after the lock was granted.
+            self._give_up(wanted)
+            raise
         return wanted
 
     def release(self, holder: _Holder) -> None:
@@ -104,15 +158,14 @@ class RangeLocks:
 
     def _hand_on(self) -> None:
         """Give every waiter that nothing earlier excludes its lock, and wake it."""
-        still: list[tuple[_Holder, Callable[[], None]]] = []
-        for wanted, wake in self._queue:
+        still: list[tuple[_Holder, _Waiter]] = []
+        for wanted, waiter in self._queue:
             if any(held.excludes(wanted) for held in self._held) or any(
                 earlier.excludes(wanted) for earlier, _ in still
             ):
-                still.append((wanted, wake))
-            else:
+                still.append((wanted, waiter))
+            elif waiter.wake():
                 self._held.append(wanted)
-                wake()
         self._queue = still
 
     def _give_up(self, wanted: _Holder) -> None:
@@ -145,20 +198,3 @@ class Lock:
         holder, self._holder = self._holder, None
         if holder is not None:
             self._ranges.release(holder)
-
-
-def _loop_waiter() -> tuple[asyncio.Future[None], Callable[[], None]]:
-    """A future of the running loop, and a function for any thread that fulfils it."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-
-    def fulfil() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    def wake() -> None:
-        loop.call_soon_threadsafe(fulfil)
-
-    return future, wake
