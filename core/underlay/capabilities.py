@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard, TypeVar
 
 import attrs
 
@@ -38,7 +38,16 @@ __all__ = [
     "Repairable",
     "Snapshot",
     "Snapshottable",
+    "offers",
 ]
+
+C = TypeVar("C")
+
+
+def offers(candidate: object, capability: type[C]) -> TypeGuard[C]:
+    """Whether an object or a class subclasses a capability by name."""
+    kind = candidate if isinstance(candidate, type) else type(candidate)
+    return capability in kind.__mro__
 
 
 @attrs.frozen(kw_only=True)

@@ -70,7 +70,8 @@ class FormatOpenOptions:
 class FormatCreateOptions:
     """What a driver is asked to write into an empty storage."""
 
-    storage: StorageHandle
+    #: None only for ``check_create``.
+    storage: StorageHandle | None
     #: Virtual bytes.
     size: int
     preallocation: PreallocateMode = PreallocateMode.OFF
@@ -90,6 +91,8 @@ class WriteTicket:
     clusters). Nothing of it is visible until ``commit_write``.
     """
 
+    #: Who gave it out; ``guest_offset`` is a guest offset of this driver.
+    driver: FormatDriverInstance
     storage: StorageHandle
     #: Guest bytes.
     guest_offset: int
@@ -139,6 +142,14 @@ class FormatDriverInstance(Protocol):
     async def create(cls, options: FormatCreateOptions) -> None:
         """Write an empty image into ``options.storage``, which is empty."""
         raise UnsupportedOperationError(f"{cls.format_name} images cannot be created")
+
+    @classmethod
+    def check_create(cls, options: FormatCreateOptions) -> None:
+        """Refuse options that cannot be, before anything is created; opens and writes nothing.
+
+        Raises:
+            OptionError: an option's value, or their combination, is impossible.
+        """
 
     def references(self) -> Sequence[Reference]:
         """Every object that this image names and that has not been attached; the core resolves them."""

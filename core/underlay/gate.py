@@ -186,7 +186,9 @@ class DirectoryGate(ImplicitOpenGate):
         )
 
     def _where(self, request: ImplicitOpenRequest) -> str:
-        return " and ".join(f"'{folder}'" for folder in self._folders(request)) or "any known folder"
+        return (
+            " and ".join(f"'{folder}'" for folder in self._folders(request)) or "any known folder"
+        )
 
     def __repr__(self) -> str:
         return f"DirectoryGate({', '.join(map(repr, self._roots))})"

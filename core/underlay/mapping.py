@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from underlay.driver import FormatDriverInstance
     from underlay.handle import StorageHandle
 
-__all__ = ["Backing", "Data", "Eof", "Mapping", "ShallowMapping", "Special", "Zero"]
+__all__ = ["Backing", "Data", "DiskExtent", "Eof", "Mapping", "ShallowMapping", "Special", "Zero"]
 
 #: ``StorageHandle`` between drivers and the core, the bare storage towards callers.
 S = TypeVar("S")
@@ -47,6 +47,8 @@ class Zero:
     length: int
     #: The image says so itself; else nothing is mapped there.
     explicit: bool
+    #: Host bytes that the image keeps reserved for the range, where it does; nothing reads them.
+    offset: int | None = None
 
     def __str__(self) -> str:
         return f"<zero:{'explicit' if self.explicit else 'unallocated'}>"
@@ -104,3 +106,24 @@ class Eof:
 ShallowMapping: TypeAlias = "Data[StorageHandle] | Zero | Backing | Special[StorageHandle] | Eof"
 #: What ``FormatAccess.get_mapping`` answers: no ``Backing``, and the storages themselves.
 Mapping: TypeAlias = "Data[AnyStorage] | Zero | Special[AnyStorage] | Eof"
+
+
+@attrs.frozen(kw_only=True)
+class DiskExtent:
+    """A run of a disk, as ``extents()`` lists them: in order, without gaps, through the whole chain."""
+
+    #: Guest bytes.
+    start: int
+    length: int
+    #: The image of the chain that decides: 0 is the opened one, 1 its backing image, …
+    depth: int
+    mapping: Mapping
+    #: Plain data that lies in a hole of its storage, so that it reads as zeroes.
+    hole: bool = False
+    #: Zeroes because the image at ``depth`` is shorter than the one above it.
+    past_backing: bool = False
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the bytes are known to read as zeroes."""
+        return self.hole or isinstance(self.mapping, Zero)

@@ -6,7 +6,15 @@ from typing import TypeAlias
 
 import attrs
 
-__all__ = ["VIEW_BYTES", "Match", "NoMatch", "ProbeFailure", "ProbeResult", "ProbeVerdict", "ProbeView"]
+__all__ = [
+    "VIEW_BYTES",
+    "Match",
+    "NoMatch",
+    "ProbeFailure",
+    "ProbeResult",
+    "ProbeVerdict",
+    "ProbeView",
+]
 
 #: How many bytes of either end a view holds.
 VIEW_BYTES = 64 << 10

@@ -23,7 +23,7 @@ from typing import ClassVar, Protocol, Self, TypeAlias
 
 import attrs
 
-from underlay.errors import ReadOnlyError, UnsupportedOperationError
+from underlay.errors import OptionError, ReadOnlyError, UnsupportedOperationError
 
 __all__ = [
     "AnyStorage",
@@ -59,6 +59,21 @@ class PreallocateMode(enum.Enum):
     FALLOC = "falloc"
     #: Zeroes are written.
     FULL = "full"
+
+    @classmethod
+    def parse(cls, value: object) -> PreallocateMode:
+        """A mode from itself or from its name.
+
+        Raises:
+            OptionError: there is no such mode.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            known = ", ".join(mode.value for mode in cls)
+            raise OptionError(
+                f"Unknown preallocation '{value}'; known: {known}", option="preallocation"
+            ) from None
 
 
 @attrs.frozen(kw_only=True)
@@ -260,6 +275,13 @@ class BlockingStorage(StorageFacts, Protocol):
     def invalidate_cache(self) -> None:
         """Drop buffers without writing them."""
 
+    def abandon(self) -> None:
+        """Called before ``close`` when creating an image in it failed: undo ``create_open``.
+
+        An object that ``create_open`` made is removed; one that was there before stays. The default
+        leaves it.
+        """
+
     def close(self) -> None:
         """Release everything. Called once, and does not sync."""
 
@@ -319,6 +341,9 @@ class Storage(StorageFacts, Protocol):
 
     async def invalidate_cache(self) -> None:
         """See ``BlockingStorage.invalidate_cache``."""
+
+    async def abandon(self) -> None:
+        """See ``BlockingStorage.abandon``."""
 
     async def close(self) -> None:
         """See ``BlockingStorage.close``."""

@@ -1,0 +1,299 @@
+"""Resolving what an image names: through the gate, in a loop, with a cap and without cycles."""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Hashable, Mapping
+from typing import Final, Literal, TypeAlias, cast
+
+import attrs
+
+from underlay.access import FormatAccess, Resources
+from underlay.driver import FormatDriverInstance, FormatOpenOptions
+from underlay.errors import (
+    ImplicitOpenDeniedError,
+    InvalidImageError,
+    StorageError,
+    UnderlayError,
+    UnsupportedOperationError,
+)
+from underlay.gate import (
+    Allow,
+    Deny,
+    ImplicitOpenGate,
+    ImplicitOpenRequest,
+    OpenedObject,
+    Reference,
+    ReferenceKind,
+)
+from underlay.handle import StorageHandle
+from underlay.limits import Limits
+from underlay.plugins import registry
+from underlay.recognition import recognise
+from underlay.storage import AnyStorage, StorageOpenOptions, is_storage
+from underlay.sync import SyncFormatAccess
+from underlay.targets import Target, open_storage, open_with, scheme_of
+
+__all__ = ["FROM_IMAGE", "BackingChoice", "DataFileChoice", "FromImage", "Resolver"]
+
+
+class FromImage(enum.Enum):
+    """The type of ``FROM_IMAGE``."""
+
+    FROM_IMAGE = "whatever the image names, if the gate allows it"
+
+    def __repr__(self) -> str:
+        return "FROM_IMAGE"
+
+
+#: Use what the image names, if the gate allows it.
+FROM_IMAGE: Final = FromImage.FROM_IMAGE
+
+BackingChoice: TypeAlias = (
+    "Literal[FromImage.FROM_IMAGE] | FormatAccess | SyncFormatAccess | FormatDriverInstance | None"
+)
+DataFileChoice: TypeAlias = "Literal[FromImage.FROM_IMAGE] | Target | None"
+
+
+@attrs.define
+class _Layer:
+    driver: FormatDriverInstance
+    storage: StorageHandle
+    depth: int
+
+
+@attrs.define(kw_only=True)
+class Resolver:
+    """Opens what the images of one chain name, and records it in ``resources``."""
+
+    gate: ImplicitOpenGate
+    limits: Limits
+    lock: bool
+    storage_options: Mapping[str, object]
+    resources: Resources
+    _identities: dict[Hashable, str] = attrs.field(factory=dict[Hashable, str], init=False)
+
+    async def resolve(
+        self,
+        driver: FormatDriverInstance,
+        storage: StorageHandle,
+        *,
+        backing: BackingChoice = FROM_IMAGE,
+        data_file: DataFileChoice = FROM_IMAGE,
+    ) -> None:
+        """Attach everything that ``driver`` and the images below it name.
+
+        The caller's own ``backing`` and ``data_file`` are for the top image, and pass no gate.
+        """
+        self._remember(storage)
+        await self._attach_given(driver, backing, data_file)
+        layer: _Layer | None = _Layer(driver, storage, 1)
+        while layer is not None:
+            below: _Layer | None = None
+            for reference in driver_references(layer.driver):
+                if reference.kind is ReferenceKind.BACKING:
+                    below = await self._backing(layer, reference) or below
+                else:
+                    layer.driver.attach(reference, await self._object(layer, reference))
+            layer = below
+
+    async def _attach_given(
+        self, driver: FormatDriverInstance, backing: BackingChoice, data_file: DataFileChoice
+    ) -> None:
+        for reference in driver_references(driver):
+            if reference.kind is ReferenceKind.BACKING and backing is not FROM_IMAGE:
+                driver.attach(reference, as_driver(backing))
+                backing = FROM_IMAGE
+            elif reference.kind is ReferenceKind.DATA_FILE and data_file is not FROM_IMAGE:
+                driver.attach(reference, await self._given_file(reference, data_file))
+                data_file = FROM_IMAGE
+        if backing is not FROM_IMAGE and backing is not None:
+            # The image names none; a disk that the caller gives shows through all the same.
+            driver.attach(Reference(kind=ReferenceKind.BACKING, name=""), as_driver(backing))
+        if data_file is not FROM_IMAGE and data_file is not None:
+            reference = Reference(kind=ReferenceKind.DATA_FILE, name="", writable=driver.writable())
+            driver.attach(reference, await self._given_file(reference, data_file))
+
+    async def _given_file(
+        self, reference: Reference, target: Target | None
+    ) -> StorageHandle | None:
+        if target is None:
+            return None
+        handle = await open_storage(target, writable=reference.writable, lock=self.lock)
+        self.resources.handles.append(handle)
+        return handle
+
+    async def _backing(self, layer: _Layer, reference: Reference) -> _Layer | None:
+        """Open and attach a backing image; the layer it makes, unless somebody else made it."""
+        self.limits.check(
+            "chain_depth", layer.depth + 1, what=f"The depth of the chain of '{self._top}'"
+        )
+        found = await self._ask(layer, reference)
+        if not isinstance(found, _Opened):
+            layer.driver.attach(reference, as_driver(found))
+            return None
+        self._remember(found.handle)
+        format_name = reference.format
+        if format_name is None:
+            if not found.allow.probe:
+                raise InvalidImageError(
+                    f"'{layer.storage.name()}' records no format for its backing file "
+                    f"'{printable(reference.name)}'; record one (qemu-img rebase -u -F), or pass a "
+                    f"gate made with probe=True"
+                )
+            format_name = (await recognise(found.handle)).require_format(found.handle.name())
+        driver = (
+            await registry()
+            .driver(format_name)
+            .open(FormatOpenOptions(storage=found.handle, limits=self.limits))
+        )
+        self.resources.drivers.append(driver)
+        layer.driver.attach(reference, driver)
+        return _Layer(driver, found.handle, layer.depth + 1)
+
+    async def _object(self, layer: _Layer, reference: Reference) -> StorageHandle:
+        """Open a data file or an extent."""
+        found = await self._ask(layer, reference)
+        if isinstance(found, _Opened):
+            return found.handle
+        if not is_storage(found):
+            raise TypeError(f"a gate must substitute a storage for a {reference.kind.value}")
+        handle = StorageHandle(cast("AnyStorage", found), owned=False)
+        self.resources.handles.append(handle)
+        return handle
+
+    async def _ask(self, layer: _Layer, reference: Reference) -> _Opened | object:
+        """Ask the gate, and open what it allows; or the replacement that it gave."""
+        request = self._request(layer, reference)
+        decision = self.gate.decide(request)
+        if isinstance(decision, Deny):
+            raise denied(request, decision.reason)
+        if not isinstance(decision, Allow):
+            return decision.replacement
+        handle = await self._open(layer, request, decision)
+        self.resources.handles.append(handle)
+        verdict = self.gate.confirm(
+            request, OpenedObject(name=handle.name(), real_path=real_path(handle))
+        )
+        if isinstance(verdict, Deny):
+            raise denied(request, verdict.reason)
+        return _Opened(handle, decision)
+
+    def _request(self, layer: _Layer, reference: Reference) -> ImplicitOpenRequest:
+        try:
+            resolved = layer.storage.resolve_relative(reference.name)
+        except (UnderlayError, ValueError):
+            resolved = None
+        folder = real_path(layer.storage)
+        return ImplicitOpenRequest(
+            reference=reference,
+            resolved=resolved,
+            scheme=scheme_of(reference.name),
+            image=layer.storage.name(),
+            image_folder=None if folder is None else os.path.dirname(folder),
+            depth=layer.depth,
+        )
+
+    async def _open(
+        self, layer: _Layer, request: ImplicitOpenRequest, allow: Allow
+    ) -> StorageHandle:
+        reference = request.reference
+        if allow.url and request.scheme is not None:
+            backend, name = registry().backend(request.scheme), reference.name
+        elif request.resolved is not None:
+            backend, name = type(layer.storage.storage), request.resolved
+        else:
+            raise UnsupportedOperationError(
+                f"'{request.image}' names the {reference.kind.value} "
+                f"'{printable(reference.name)}', which leads nowhere from there"
+            )
+        same = backend is type(layer.storage.storage)
+        try:
+            return await open_with(
+                backend,
+                StorageOpenOptions(
+                    name=name,
+                    writable=reference.writable,
+                    lock=self.lock,
+                    options=self.storage_options if same else {},
+                ),
+            )
+        except StorageError as error:
+            error.args = (
+                f"{error} (the {reference.kind.value} '{printable(reference.name)}' "
+                f"of '{request.image}')",
+            )
+            raise
+
+    @property
+    def _top(self) -> str:
+        return next(iter(self._identities.values()), "?")
+
+    def _remember(self, handle: StorageHandle) -> None:
+        identity: Hashable = handle.identity()
+        if identity is None:
+            identity = ("handle", id(handle))
+        if identity in self._identities:
+            raise InvalidImageError(
+                f"The chain of '{self._top}' loops: '{handle.name()}' is in it already"
+            )
+        self._identities[identity] = handle.name()
+
+
+@attrs.frozen
+class _Opened:
+    handle: StorageHandle
+    allow: Allow
+
+
+def driver_references(driver: FormatDriverInstance) -> list[Reference]:
+    """What a driver still needs, data files before backing images."""
+    return sorted(driver.references(), key=lambda ref: ref.kind is ReferenceKind.BACKING)
+
+
+def as_driver(disk: object) -> FormatDriverInstance | None:
+    """The driver of a disk of either face, for use as a backing image."""
+    if disk is None:
+        return None
+    if isinstance(disk, FormatAccess | SyncFormatAccess):
+        return disk.inner
+    if FormatDriverInstance in type(disk).__mro__:
+        return cast("FormatDriverInstance", disk)
+    raise TypeError(f"an open disk was expected as backing image, not {type(disk).__name__}")
+
+
+def real_path(handle: StorageHandle) -> str | None:
+    """The path behind a handle's descriptor, symbolic links resolved, or None."""
+    descriptor = handle.descriptor()
+    if descriptor is None:
+        told = handle.describe().get("real-path")
+        return told if isinstance(told, str) else None
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return None
+
+
+def printable(name: str) -> str:
+    """A stored name with control characters, quotes and broken bytes escaped, for messages."""
+    return "".join(
+        char
+        if char.isprintable() and char != "'"
+        else char.encode("unicode_escape").decode()
+        if char != "'"
+        else "\\'"
+        for char in name
+    )
+
+
+def denied(request: ImplicitOpenRequest, reason: str) -> ImplicitOpenDeniedError:
+    """The error for a gate's no; it says how to say yes."""
+    reference = request.reference
+    return ImplicitOpenDeniedError(
+        f"'{request.image}' names the {reference.kind.value} '{printable(reference.name)}', which was "
+        f"not opened: {reason}. To allow it pass gate=DirectoryGate() (files in or below the image's "
+        f"folder) or gate=PermissiveImplicitOpenGate() (anything)",
+        request=request,
+        reason=reason,
+    )

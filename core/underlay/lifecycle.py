@@ -1,0 +1,100 @@
+"""When an open disk may be used: not after it was closed, not in a forked child.
+
+Closing waits for the calls in flight: a descriptor that is closed under a running system call is soon
+somebody else's file.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from underlay.errors import ClosedError
+from underlay.face import current_loop, is_blocking
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["Lifecycle"]
+
+_FORKED = "it was opened before this process was forked; open it anew in the child"
+
+
+class Lifecycle:
+    """Shared by all faces and views of one open disk. Thread-safe."""
+
+    __slots__ = ("__weakref__", "calls", "reason", "tasks")
+
+    def __init__(self) -> None:
+        #: Why the disk cannot be used; None while it can.
+        self.reason: str | None = None
+        #: One item for each blocking call in flight. Appending and popping are atomic.
+        self.calls: deque[None] = deque()
+        #: Asynchronous calls in flight, each with its loop.
+        self.tasks: dict[object, asyncio.AbstractEventLoop | None] = {}
+        _all.add(self)
+
+    def check(self) -> None:
+        """Raise ClosedError unless the disk can be used."""
+        if self.reason is not None:
+            raise ClosedError(f"The disk cannot be used: {self.reason}")
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """A call in flight, on whichever face drives it."""
+        if is_blocking():
+            self.calls.append(None)
+            try:
+                self.check()
+                yield
+            finally:
+                self.calls.pop()
+        else:
+            token = object()
+            self.tasks[token] = current_loop()
+            try:
+                self.check()
+                yield
+            finally:
+                del self.tasks[token]
+
+    async def end(self) -> bool:
+        """Refuse new calls and wait for those in flight; False if the disk was closed before."""
+        if self.reason is not None:
+            return False
+        self.reason = "it is closed"
+        pause = 0.0001
+        while self.calls or self.tasks:
+            if is_blocking():
+                here = current_loop()
+                if here is not None and here in self.tasks.values():
+                    self.reason = None
+                    raise RuntimeError(
+                        "a blocking close waits for a task of the event loop that it stops: "
+                        "await the disk's close() instead"
+                    )
+                time.sleep(pause)
+            else:
+                import asyncio
+
+                await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.01)
+        return True
+
+
+_all: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for lifecycle in _all:
+        lifecycle.reason = _FORKED
+        lifecycle.calls.clear()
+        lifecycle.tasks.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,303 @@
+"""Opening and creating disks, as coroutines of either face.
+
+``underlay`` offers these on the blocking face, ``underlay.aio`` on the asynchronous one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from underlay.access import FormatAccess, Resources
+from underlay.chain import FROM_IMAGE, BackingChoice, DataFileChoice, Resolver
+from underlay.driver import FormatCreateOptions, FormatDriverInstance, FormatOpenOptions, OptionSpec
+from underlay.errors import OptionError
+from underlay.gate import DenyImplicitOpenGate, ImplicitOpenGate
+from underlay.guard import RawGuard
+from underlay.handle import StorageHandle
+from underlay.limits import DEFAULT_LIMITS, Limits
+from underlay.plugins import registry
+from underlay.probing import ProbeResult
+from underlay.recognition import matching_formats, recognise
+from underlay.storage import PreallocateMode
+from underlay.targets import Target, create_storage, open_storage
+from underlay.units import parse_size
+
+__all__ = ["create", "open_any", "open_image", "open_without_references", "probe"]
+
+
+async def probe(
+    target: Target, *, storage_options: Mapping[str, object] | None = None
+) -> ProbeResult:
+    """Say what format an object has, opening nothing but it, read-only and without a lock.
+
+    The answer holds for this moment only: do not store it. Two formats that match are reported, not
+    raised.
+    """
+    storage = await open_storage(target, lock=False, storage_options=storage_options)
+    try:
+        return (await recognise(storage)).result
+    finally:
+        await storage.close()
+
+
+async def open_any(
+    target: Target,
+    *,
+    writable: bool = False,
+    gate: ImplicitOpenGate | None = None,
+    limits: Limits | None = None,
+    lock: bool = True,
+    storage_options: Mapping[str, object] | None = None,
+    **format_options: Any,
+) -> FormatAccess:
+    """Open a disk image of whatever format it has.
+
+    An object that no format claims is opened as raw, and guarded: a write after which it would look
+    like another format is refused. Where anybody untrusted can write to raw images, say
+    ``open_image(format="raw")`` instead.
+
+    Raises:
+        AmbiguousFormatError: more than one format matches.
+        ImplicitOpenDeniedError: the image names another object, and ``gate`` (by default the one that
+            denies everything) does not allow it.
+        ImageInUseError: somebody else uses it; ``lock=False`` takes no lock.
+        UnderlayError: as the storage and the driver say.
+    """
+    opening = _Opening(
+        writable=writable,
+        gate=gate or DenyImplicitOpenGate(),
+        limits=limits or DEFAULT_LIMITS,
+        lock=lock,
+        storage_options=storage_options or {},
+    )
+    return await opening.open(target, None, format_options)
+
+
+async def open_image(
+    target: Target,
+    *,
+    format: str,
+    backing: BackingChoice = FROM_IMAGE,
+    data_file: DataFileChoice = FROM_IMAGE,
+    snapshot: str | None = None,
+    writable: bool = False,
+    gate: ImplicitOpenGate | None = None,
+    limits: Limits | None = None,
+    lock: bool = True,
+    storage_options: Mapping[str, object] | None = None,
+    **format_options: Any,
+) -> FormatAccess:
+    """Open a disk image as ``format``, without probing.
+
+    ``backing`` and ``data_file`` replace what the image names: a disk, or a target; None suppresses it.
+    ``snapshot`` (an ID or a name) opens an internal snapshot, read-only. Raises as ``open_any`` does.
+    """
+    opening = _Opening(
+        writable=writable,
+        gate=gate or DenyImplicitOpenGate(),
+        limits=limits or DEFAULT_LIMITS,
+        lock=lock,
+        storage_options=storage_options or {},
+    )
+    choices = {"backing": backing, "data_file": data_file, "snapshot": snapshot}
+    return await opening.open(target, format, choices | format_options)
+
+
+async def open_without_references(
+    target: Target,
+    *,
+    format: str | None = None,
+    limits: Limits | None = None,
+    lock: bool = True,
+    storage_options: Mapping[str, object] | None = None,
+) -> FormatAccess:
+    """Open one object read-only to look at its metadata: nothing that it names is opened.
+
+    Data that lies elsewhere cannot be read through this disk. For ``info``, and the like.
+    """
+    opening = _Opening(
+        writable=False,
+        gate=DenyImplicitOpenGate(),
+        limits=limits or DEFAULT_LIMITS,
+        lock=lock,
+        storage_options=storage_options or {},
+        follow=False,
+    )
+    return await opening.open(target, format, {})
+
+
+@attrs.define(kw_only=True)
+class _Opening:
+    writable: bool
+    gate: ImplicitOpenGate
+    limits: Limits
+    lock: bool
+    storage_options: Mapping[str, object]
+    follow: bool = True
+    resources: Resources = attrs.field(factory=Resources, init=False)
+
+    async def open(
+        self, target: Target, format_name: str | None, options: Mapping[str, Any]
+    ) -> FormatAccess:
+        if format_name is not None:
+            registry().driver(
+                format_name
+            )  # an unknown format is an error before anything is opened
+        storage = await open_storage(
+            target, writable=self.writable, lock=self.lock, storage_options=self.storage_options
+        )
+        self.resources.handles.append(storage)
+        try:
+            return await self._open(storage, format_name, dict(options))
+        except BaseException:
+            await self.resources.close()
+            raise
+
+    async def _open(
+        self, storage: StorageHandle, format_name: str | None, options: dict[str, Any]
+    ) -> FormatAccess:
+        guessed = False
+        if format_name is None:
+            recognition = await recognise(storage)
+            format_name = recognition.require_format(storage.name())
+            guessed = recognition.result.guessed
+            if self.writable:
+                recognition.refuse_writing(storage.name())
+        backing = options.pop("backing", FROM_IMAGE)
+        data_file = options.pop("data_file", FROM_IMAGE)
+        snapshot = options.pop("snapshot", None)
+        driver_class = registry().driver(format_name)
+        driver = await driver_class.open(
+            FormatOpenOptions(
+                storage=storage,
+                writable=self.writable,
+                limits=self.limits,
+                snapshot=snapshot,
+                options=checked_options(
+                    options, driver_class.open_options, what=f"opening {format_name}"
+                ),
+            )
+        )
+        self.resources.drivers.append(driver)
+        self.limits.check(
+            "virtual_size", driver.size(), what=f"The virtual size of '{storage.name()}'"
+        )
+        if self.follow:
+            await self._follow(driver, storage, backing, data_file)
+        guard = None
+        if guessed and self.writable:
+            base = parse_size(options.get("offset") or 0, option="offset")
+            guard = RawGuard(storage, base=base, matches=matching_formats)
+        return FormatAccess(driver, resources=self.resources, guard=guard)
+
+    async def _follow(
+        self,
+        driver: FormatDriverInstance,
+        storage: StorageHandle,
+        backing: BackingChoice,
+        data_file: DataFileChoice,
+    ) -> None:
+        resolver = Resolver(
+            gate=self.gate,
+            limits=self.limits,
+            lock=self.lock,
+            storage_options=self.storage_options,
+            resources=self.resources,
+        )
+        await resolver.resolve(driver, storage, backing=backing, data_file=data_file)
+
+
+async def create(
+    target: Target,
+    *,
+    format: str = "qcow2",
+    size: int | str | None = None,
+    overwrite: bool = False,
+    gate: ImplicitOpenGate | None = None,
+    limits: Limits | None = None,
+    lock: bool = True,
+    storage_options: Mapping[str, object] | None = None,
+    **format_options: Any,
+) -> FormatAccess:
+    """Create a disk image of ``size`` virtual bytes, and open it for writing.
+
+    Options are qemu-img's with underscores. A target that exists is an error unless ``overwrite`` is
+    set; then nothing of its old content survives. If creating fails, a new object is removed again.
+
+    Raises:
+        StorageExistsError: the target exists.
+        OptionError: an option is unknown (the message lists the known ones), or its value is.
+    """
+    limits = limits or DEFAULT_LIMITS
+    driver_class = registry().driver(format)
+    options = checked_options(
+        format_options, driver_class.create_options, what=f"creating {format}"
+    )
+    if size is None:
+        raise OptionError("A size is needed to create an image", option="size")
+    mode = PreallocateMode.parse(options.pop("preallocation", PreallocateMode.OFF))
+    virtual_size = parse_size(size)
+    limits.check("virtual_size", virtual_size, what="The virtual size")
+    wanted = FormatCreateOptions(
+        storage=None, size=virtual_size, preallocation=mode, limits=limits, options=options
+    )
+    driver_class.check_create(wanted)
+    storage = await create_storage(
+        target, overwrite=overwrite, lock=lock, storage_options=storage_options
+    )
+    try:
+        await driver_class.create(attrs.evolve(wanted, storage=storage))
+        opening = _Opening(
+            writable=True,
+            gate=gate or DenyImplicitOpenGate(),
+            limits=limits,
+            lock=lock,
+            storage_options=storage_options or {},
+        )
+        opening.resources.handles.append(storage)
+        return await opening._open(storage, format, {})
+    except BaseException:
+        await storage.abandon()
+        raise
+
+
+def checked_options(
+    given: Mapping[str, Any], known: Mapping[str, OptionSpec], *, what: str
+) -> dict[str, object]:
+    """The options, each made the type that its ``OptionSpec`` says.
+
+    Raises:
+        OptionError: one is unknown or of the wrong type.
+    """
+    checked: dict[str, object] = {}
+    for name, value in given.items():
+        spec = known.get(name)
+        if spec is None:
+            listed = ", ".join(known) or "none"
+            raise OptionError(f"Unknown option '{name}' for {what}; known: {listed}", option=name)
+        if value is not None:
+            checked[name] = _typed(name, value, spec)
+    return checked
+
+
+def _typed(name: str, value: object, spec: OptionSpec) -> object:
+    if spec.type == "size" and isinstance(value, int | str):
+        return parse_size(value, option=name)
+    if spec.type == "int" and not isinstance(value, bool):
+        if isinstance(value, int):
+            return value
+        if isinstance(value, str) and value.isdecimal():
+            return int(value)
+    if spec.type == "bool":
+        if isinstance(value, bool):
+            return value
+        if value in ("on", "yes", "true", "y"):
+            return True
+        if value in ("off", "no", "false", "n"):
+            return False
+    if spec.type == "str":
+        return value
+    raise OptionError(f"'{value}' is no {spec.type} for the option '{name}'", option=name)

@@ -1,0 +1,103 @@
+"""Finding an object's format by asking every driver for its verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from underlay.errors import AmbiguousFormatError, PluginError
+from underlay.handle import StorageHandle
+from underlay.plugins import registry
+from underlay.probing import VIEW_BYTES, Match, ProbeFailure, ProbeResult, ProbeView
+
+__all__ = ["RAW", "Recognition", "matching_formats", "read_view", "recognise"]
+
+#: What an object is when no format claims it.
+RAW = "raw"
+
+
+@attrs.frozen
+class Recognition:
+    """The verdicts of all drivers on one object."""
+
+    result: ProbeResult
+
+    def require_format(self, name: str) -> str:
+        """The format to open it as.
+
+        Raises:
+            AmbiguousFormatError: more than one matches.
+            PluginConflictError: the one that matches is claimed by two distributions.
+        """
+        formats = sorted(self.result.matches)
+        if len(formats) > 1:
+            raise AmbiguousFormatError(
+                f"'{name}' looks like {' and like '.join(formats)}; say which with format=",
+                formats=formats,
+            )
+        format_name = formats[0] if formats else RAW
+        registry().driver(format_name)  # a contested or broken one is an error here
+        return format_name
+
+    def refuse_writing(self, name: str) -> None:
+        """Refuse to open a guess for writing while not every format could be asked.
+
+        Raises:
+            PluginError: a plug-in gave no verdict.
+        """
+        if self.result.guessed and self.result.failures:
+            failure = self.result.failures[0]
+            raise PluginError(
+                f"'{name}' matches no format, but '{failure.format}' could not be asked "
+                f"({failure.reason}), so it is opened read-only or with format='raw'"
+            )
+
+
+async def read_view(storage: StorageHandle) -> ProbeView:
+    """The two ends of an object."""
+    size = storage.size()
+    window = min(size, VIEW_BYTES)
+    head = bytes(await storage.read_bytes(0, window))
+    if size <= VIEW_BYTES:
+        return ProbeView(head, head, size)
+    return ProbeView(head, bytes(await storage.read_bytes(size - window, window)), size)
+
+
+async def recognise(storage: StorageHandle) -> Recognition:
+    """Ask every driver about an open object."""
+    return _verdicts(await read_view(storage))
+
+
+def matching_formats(view: ProbeView) -> Sequence[str]:
+    """The formats that claim a view."""
+    return sorted(_verdicts(view).result.matches)
+
+
+def _verdicts(view: ProbeView) -> Recognition:
+    plugins = registry()
+    matches: dict[str, str] = {}
+    failures = [ProbeFailure(record.name, record.error or "") for record in plugins.failures()]
+    failures += [
+        ProbeFailure(name, f"claimed by {' and by '.join(who)}")
+        for name, who in plugins.conflicts().items()
+        if not name.endswith(":")
+    ]
+    for name, driver in plugins.candidates():
+        try:
+            verdict = driver.probe(view)
+        except Exception as error:  # a stranger's probe may do anything
+            failures.append(ProbeFailure(name, f"{type(error).__name__}: {error}"))
+            continue
+        if isinstance(verdict, Match):
+            matches.setdefault(name, verdict.reason)
+    format_name = RAW if not matches else next(iter(matches)) if len(matches) == 1 else None
+    return Recognition(
+        ProbeResult(
+            format=format_name,
+            guessed=not matches,
+            matches=matches,
+            failures=tuple(failures),
+            size=view.size,
+        )
+    )

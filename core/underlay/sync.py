@@ -1,0 +1,315 @@
+"""``SyncFormatAccess``: an open disk on the blocking face.
+
+It drives the coroutines of ``FormatAccess`` without a loop or a thread, so it works anywhere: in plain
+programs, in threads, inside a running event loop. Reading and rewriting plain data skip even those.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+from underlay.access import FormatAccess
+from underlay.buffers import AnyBuffer
+from underlay.driver import FormatDriverInstance
+from underlay.face import run_blocking
+from underlay.fileobj import DiskFile
+from underlay.handle import StorageStats
+from underlay.info import ImageInfo
+from underlay.mapping import Backing, Data, DiskExtent, Mapping
+from underlay.storage import AnyStorage, PreallocateMode
+
+__all__ = ["SyncFormatAccess"]
+
+T = TypeVar("T")
+
+
+class SyncFormatAccess:
+    """An open disk. All offsets and lengths are guest bytes; every method is ``FormatAccess``'s."""
+
+    __slots__ = ("_calls", "_core", "_leases", "_life", "_locate", "_write_fast")
+
+    def __init__(self, core: FormatAccess) -> None:
+        self._core = core
+        self._life = core._life
+        self._calls = core._life.calls
+        self._locate = core._driver.locate
+        self._leases = core._driver.leases()
+        self._write_fast = core._guard is None and self._leases is None
+
+    # -- reading
+
+    def read(self, buf: AnyBuffer, offset: int) -> None:
+        """Fill ``buf`` with the bytes at ``offset``; with zeroes past the end. Never short.
+
+        Raises:
+            CorruptImageError: the image is damaged here; the rest of it stays readable.
+            StorageError: a storage failed.
+        """
+        calls = self._calls
+        calls.append(None)
+        try:
+            if self._life.reason is not None:
+                self._life.check()
+            if type(buf) is bytearray and self._leases is None:
+                location = self._locate(offset)
+                if location is not None:
+                    handle, host, run, _ = location
+                    inline = handle.inline_readv
+                    if inline is not None and 0 < len(buf) <= run:
+                        handle.stats.read_requests += 1
+                        inline((buf,), host)
+                        return
+            run_blocking(self._core.readv((buf,), offset))
+        finally:
+            calls.pop()
+
+    def readv(self, bufv: Iterable[AnyBuffer], offset: int) -> None:
+        """Fill several buffers one after the other; see ``read``."""
+        run_blocking(self._core.readv(bufv, offset))
+
+    def read_bytes(self, offset: int, length: int) -> bytes:
+        """The ``length`` bytes at ``offset``; see ``read``."""
+        return run_blocking(self._core.read_bytes(offset, length))
+
+    # -- writing
+
+    def write(self, data: AnyBuffer, offset: int) -> None:
+        """Write all of ``data`` at ``offset``.
+
+        Raises:
+            OutOfRangeError: it crosses the end of the disk; nothing was written.
+            ReadOnlyError: the disk is read-only, or guarded against what this would make of it.
+        """
+        calls = self._calls
+        calls.append(None)
+        try:
+            if self._life.reason is not None:
+                self._life.check()
+            if self._write_fast and (type(data) is bytes or type(data) is bytearray):
+                location = self._locate(offset)
+                if location is not None:
+                    handle, host, run, writable = location
+                    inline = handle.inline_writev
+                    if writable and inline is not None and 0 < len(data) <= run:
+                        handle.stats.write_requests += 1
+                        inline((data,), host)
+                        return
+            run_blocking(self._core.writev((data,), offset))
+        finally:
+            calls.pop()
+
+    def writev(self, bufv: Iterable[AnyBuffer], offset: int) -> None:
+        """Write several buffers one after the other; see ``write``."""
+        run_blocking(self._core.writev(bufv, offset))
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """See ``FormatAccess.write_zeroes``."""
+        run_blocking(self._core.write_zeroes(offset, length))
+
+    def discard_to_zero(self, offset: int, length: int) -> None:
+        """See ``FormatAccess.discard_to_zero``."""
+        run_blocking(self._core.discard_to_zero(offset, length))
+
+    def discard_to_any(self, offset: int, length: int) -> None:
+        """See ``FormatAccess.discard_to_any``."""
+        run_blocking(self._core.discard_to_any(offset, length))
+
+    def discard_to_backing(self, offset: int, length: int) -> None:
+        """See ``FormatAccess.discard_to_backing``."""
+        run_blocking(self._core.discard_to_backing(offset, length))
+
+    def ensure_data_mapping(
+        self, offset: int, length: int, *, overwrite: bool = False
+    ) -> Data[AnyStorage]:
+        """See ``FormatAccess.ensure_data_mapping``."""
+        return run_blocking(self._core.ensure_data_mapping(offset, length, overwrite=overwrite))
+
+    # -- mapping
+
+    def get_mapping(self, offset: int, max_length: int | None = None) -> Mapping:
+        """See ``FormatAccess.get_mapping``."""
+        return run_blocking(self._core.get_mapping(offset, max_length))
+
+    def get_shallow_mapping(self, offset: int, max_length: int | None = None) -> Mapping | Backing:
+        """See ``FormatAccess.get_shallow_mapping``."""
+        return run_blocking(self._core.get_shallow_mapping(offset, max_length))
+
+    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[DiskExtent]:
+        """See ``FormatAccess.extents``."""
+        extents = self._core.extents(offset, length)
+
+        async def following() -> DiskExtent | None:
+            return await anext(extents, None)
+
+        try:
+            while (extent := run_blocking(following())) is not None:
+                yield extent
+        finally:
+            run_blocking(cast("Any", extents).aclose())
+
+    def lease(self) -> AbstractContextManager[None]:
+        """See ``FormatAccess.lease``."""
+        return self._core.lease()
+
+    # -- size and buffers
+
+    def resize(
+        self, size: int | str, preallocation: PreallocateMode | str = PreallocateMode.OFF
+    ) -> None:
+        """See ``FormatAccess.resize``."""
+        run_blocking(self._core.resize(size, preallocation))
+
+    def resize_grow(
+        self, size: int | str, preallocation: PreallocateMode | str = PreallocateMode.OFF
+    ) -> None:
+        """See ``FormatAccess.resize_grow``."""
+        run_blocking(self._core.resize_grow(size, preallocation))
+
+    def resize_shrink(self, size: int | str) -> None:
+        """See ``FormatAccess.resize_shrink``."""
+        run_blocking(self._core.resize_shrink(size))
+
+    def flush(self) -> None:
+        """See ``FormatAccess.flush``."""
+        run_blocking(self._core.flush())
+
+    def sync(self) -> None:
+        """See ``FormatAccess.sync``."""
+        run_blocking(self._core.sync())
+
+    def invalidate_cache(self) -> None:
+        """See ``FormatAccess.invalidate_cache``."""
+        run_blocking(self._core.invalidate_cache())
+
+    # -- facts
+
+    @property
+    def inner(self) -> FormatDriverInstance:
+        """The driver."""
+        return self._core.inner
+
+    @property
+    def size(self) -> int:
+        """The virtual size in bytes."""
+        return self._core.size
+
+    @property
+    def format_name(self) -> str:
+        """The name of the disk's format."""
+        return self._core.format_name
+
+    @property
+    def writable(self) -> bool:
+        """Whether the disk was opened for writing."""
+        return self._core.writable
+
+    @property
+    def closed(self) -> bool:
+        """Whether the disk can no longer be used."""
+        return self._core.closed
+
+    @property
+    def backing(self) -> SyncFormatAccess | None:
+        """The backing image as a disk, or None. It closes with this one."""
+        core = self._core.backing
+        return None if core is None else SyncFormatAccess(core)
+
+    def chain(self) -> list[SyncFormatAccess]:
+        """This disk and its backing images, the top first."""
+        return [self, *map(SyncFormatAccess, self._core.chain()[1:])]
+
+    def collect_storage_dependencies(self) -> list[AnyStorage]:
+        """See ``FormatAccess.collect_storage_dependencies``."""
+        return self._core.collect_storage_dependencies()
+
+    def req_align(self) -> int:
+        """See ``FormatAccess.req_align``."""
+        return self._core.req_align()
+
+    def mem_align(self) -> int:
+        """See ``FormatAccess.mem_align``."""
+        return self._core.mem_align()
+
+    def stats(self) -> dict[str, StorageStats]:
+        """See ``FormatAccess.stats``."""
+        return self._core.stats()
+
+    def info(self) -> ImageInfo:
+        """See ``FormatAccess.info``."""
+        return run_blocking(self._core.info())
+
+    def capability(self, kind: type[T]) -> Any:
+        """The driver as a ``kind`` whose methods block and return their results, or None."""
+        found = self._core.capability(kind)
+        return None if found is None else _BlockingCapability(found)
+
+    def set_async_read_parallelization(self, count: int) -> None:
+        """Has no effect on this face; kept for the disk's asynchronous one."""
+        self._core.set_async_read_parallelization(count)
+
+    def set_async_write_parallelization(self, count: int) -> None:
+        """Has no effect on this face; kept for the disk's asynchronous one."""
+        self._core.set_async_write_parallelization(count)
+
+    # -- views and faces
+
+    def slice(self, offset: int, length: int) -> SyncFormatAccess:
+        """See ``FormatAccess.slice``."""
+        return SyncFormatAccess(self._core.slice(offset, length))
+
+    def as_file(self) -> DiskFile:
+        """The disk as a file object (``io.BufferedIOBase``). Closing it leaves the disk open."""
+        self._life.check()
+        return DiskFile(self)
+
+    def blocking(self) -> SyncFormatAccess:
+        """This disk on the blocking face: itself."""
+        return self
+
+    def awaitable(self) -> FormatAccess:
+        """This disk on the asynchronous face. Both faces may be used; closing one closes the disk."""
+        return self._core
+
+    # -- the end
+
+    def close(self) -> None:
+        """See ``FormatAccess.close``."""
+        run_blocking(self._core.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return repr(self._core).replace("FormatAccess", "SyncFormatAccess", 1)
+
+
+class _BlockingCapability:
+    """A capability's methods, driven on the blocking face."""
+
+    __slots__ = ("_target",)
+
+    def __init__(self, target: object) -> None:
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._target, name)
+        if not inspect.iscoroutinefunction(found):
+            return found
+        method: Callable[..., Any] = found
+
+        def blocking(*args: Any, **kwargs: Any) -> Any:
+            return run_blocking(method(*args, **kwargs))
+
+        return blocking

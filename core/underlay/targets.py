@@ -1,0 +1,137 @@
+"""What a caller may name: a path, a URL, or an open storage."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, TypeAlias, cast
+
+from underlay.errors import OptionError, ReadOnlyError, StorageExistsError
+from underlay.face import home_loop, in_loop, in_worker
+from underlay.handle import StorageHandle
+from underlay.plugins import registry
+from underlay.storage import (
+    AnyStorage,
+    BlockingStorage,
+    Storage,
+    StorageCreateOptions,
+    StorageOpenOptions,
+    is_storage,
+)
+
+__all__ = ["Target", "create_storage", "open_storage", "open_with", "scheme_of"]
+
+#: A path, a URL whose scheme a back end registered, or an open storage, which stays the caller's.
+Target: TypeAlias = "str | os.PathLike[str] | BlockingStorage | Storage"
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):")
+
+
+def scheme_of(name: str) -> str | None:
+    """The registered URL scheme that a name starts with, or None."""
+    match = _SCHEME.match(name)
+    return match[1] if match is not None and registry().has_scheme(match[1]) else None
+
+
+async def open_storage(
+    target: Target,
+    *,
+    writable: bool = False,
+    lock: bool = True,
+    storage_options: Mapping[str, object] | None = None,
+) -> StorageHandle:
+    """Open what a caller named.
+
+    Raises:
+        TypeError: the target is none of the three.
+        ReadOnlyError: a given storage is read-only, and ``writable`` was asked for.
+    """
+    if is_storage(target):
+        storage = cast("AnyStorage", target)
+        if storage_options:
+            raise OptionError("storage_options are for names; this target is open already")
+        if writable and not storage.writable():
+            raise ReadOnlyError(f"{storage.name()}: the given storage is read-only")
+        return StorageHandle(storage, owned=False)
+    name, backend = _named(target)
+    options = StorageOpenOptions(
+        name=name, writable=writable, lock=lock, options=dict(storage_options or {})
+    )
+    return await open_with(backend, options)
+
+
+async def create_storage(
+    target: Target,
+    *,
+    size: int = 0,
+    overwrite: bool = False,
+    lock: bool = True,
+    storage_options: Mapping[str, object] | None = None,
+) -> StorageHandle:
+    """Create what a caller named, empty or of ``size`` zero bytes, open for writing.
+
+    A given storage is emptied if ``overwrite`` is set or it is empty already.
+
+    Raises:
+        StorageExistsError: it is there already, and ``overwrite`` is not set.
+    """
+    if is_storage(target):
+        handle = await open_storage(target, writable=True, storage_options=storage_options)
+        if handle.size() and not overwrite:
+            raise StorageExistsError(
+                f"{handle.name()}: the given storage is not empty; say overwrite=True to empty it",
+                filename=handle.name(),
+            )
+        if handle.size():
+            await handle.resize(0)
+        if size:
+            await handle.resize(size)
+        return handle
+    name, backend = _named(target)
+    options = StorageCreateOptions(
+        name=name,
+        size=size,
+        overwrite=overwrite,
+        lock=lock,
+        options=dict(storage_options or {}),
+    )
+    return await _call(backend, "create_open", options)
+
+
+async def open_with(
+    backend: type[BlockingStorage] | type[Storage], options: StorageOpenOptions
+) -> StorageHandle:
+    """Open a storage of a known class."""
+    return await _call(backend, "open", options)
+
+
+async def _call(
+    backend: type[BlockingStorage] | type[Storage], method: str, options: object
+) -> StorageHandle:
+    function: Any = getattr(backend, method)
+    if BlockingStorage not in backend.__mro__:
+        return StorageHandle(await in_loop(home_loop(), function, options), owned=True)
+    opened: list[BlockingStorage] = []
+    try:
+        await in_worker(lambda: opened.append(function(options)))
+    except BaseException:
+        for storage in opened:  # the task was cancelled while it was being opened
+            storage.close()
+        raise
+    return StorageHandle(opened[0], owned=True)
+
+
+def _named(target: object) -> tuple[str, type[BlockingStorage] | type[Storage]]:
+    """The name to open, and the back end for it. A path that exists wins over a URL."""
+    if isinstance(target, str):
+        scheme = None if os.path.lexists(target) else scheme_of(target)
+        if scheme is not None:
+            return target, registry().backend(scheme)
+        return os.path.abspath(target) if scheme_of(target) else target, registry().backend("file")
+    if isinstance(target, os.PathLike):
+        path = os.fsdecode(os.fspath(cast("os.PathLike[str]", target)))
+        return os.path.abspath(path) if scheme_of(path) else path, registry().backend("file")
+    raise TypeError(
+        f"a path, a URL or an open storage was expected, not {type(target).__name__} {target!r}"
+    )

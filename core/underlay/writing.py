@@ -1,0 +1,121 @@
+"""Writing a disk: two phases where room has to be made, and the fallbacks for zeroing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+from underlay.buffers import split_at, total
+from underlay.driver import FormatDriverInstance, WriteTicket
+from underlay.errors import UnsupportedOperationError
+from underlay.face import gather
+from underlay.mapping import Eof, Zero
+from underlay.reading import Reader, resolve
+
+__all__ = ["Writer"]
+
+#: How much of one request a parallel task takes.
+_SLICE = 1 << 20
+
+#: A driver's zero or discard method: offset and length that were asked for, to those that were done.
+_RangeMethod = Callable[[int, int], Awaitable[tuple[int, int]]]
+
+
+class Writer:
+    """Writes through one driver. Ranges were checked, and the disk is writable."""
+
+    __slots__ = ("driver", "reader")
+
+    def __init__(self, driver: FormatDriverInstance, reader: Reader) -> None:
+        self.driver = driver
+        self.reader = reader
+
+    async def writev(self, views: Sequence[memoryview], offset: int, *, parallel: int = 1) -> None:
+        """Write flat views at guest ``offset``."""
+        if parallel <= 1:
+            await self._write(views, offset)
+            return
+        slices = []
+        rest = list(views)
+        while rest:
+            here, rest = split_at(rest, _SLICE)
+            slices.append(partial(self._write, here, offset))
+            offset += total(here)
+        await gather(parallel, slices)
+
+    async def _write(self, views: Sequence[memoryview], offset: int) -> None:
+        rest = list(views)
+        length = total(rest)
+        leases = self.driver.leases()
+        with nullcontext() if leases is None else leases.hold():
+            while length:
+                location = self.driver.locate(offset)
+                if location is not None and location[3]:
+                    storage, host, run, _ = location
+                    here, rest = split_at(rest, min(run, length))
+                    done = total(here)
+                    await storage.writev(here, host)
+                else:
+                    ticket = await self.driver.begin_write(offset, length)
+                    here, rest = split_at(rest, ticket.length)
+                    done = ticket.length
+                    await self._fulfil(ticket, here)
+                offset += done
+                length -= done
+
+    async def _fulfil(self, ticket: WriteTicket, views: list[memoryview]) -> None:
+        """Write a ticket's data with what surrounds it; then show it, or give its room back."""
+        reader = self.reader if ticket.driver is self.driver else Reader(ticket.driver)
+        try:
+            buffers = list(views)
+            if ticket.before:
+                head = memoryview(bytearray(ticket.before))
+                await reader.readv((head,), ticket.guest_offset - ticket.before)
+                buffers.insert(0, head)
+            if ticket.after:
+                tail = memoryview(bytearray(ticket.after))
+                await reader.readv((tail,), ticket.guest_offset + ticket.length)
+                buffers.append(tail)
+            await ticket.storage.writev(buffers, ticket.offset - ticket.before)
+        except BaseException:
+            await self.driver.abort_write(ticket)
+            raise
+        await self.driver.commit_write(ticket)
+
+    async def zero(self, offset: int, length: int, method: _RangeMethod) -> None:
+        """Make exactly the range read as zeroes, by ``method`` as far as that goes."""
+        end = offset + length
+        while offset < end:
+            try:
+                start, done = await method(offset, end - offset)
+            except UnsupportedOperationError:
+                start, done = end, 0
+            if done <= 0:
+                start, done = end, 0
+            start = max(start, offset)
+            await self._write_zeroes(offset, min(start, end) - offset)
+            offset = min(start + done, end)
+
+    async def _write_zeroes(self, offset: int, length: int) -> None:
+        """Write zeroes where the range does not read as zeroes yet."""
+        zeroes = memoryview(bytes(min(length, _SLICE)))
+        while length:
+            mapping, _ = await resolve(self.driver, offset, length)
+            if isinstance(mapping, Eof):
+                return
+            done = mapping.length
+            if not isinstance(mapping, Zero):
+                done = min(done, len(zeroes))
+                await self._write((zeroes[:done],), offset)
+            offset += done
+            length -= done
+
+    async def discard(self, offset: int, length: int, method: _RangeMethod) -> None:
+        """Discard what ``method`` can of the range, and leave the rest as it is."""
+        end = offset + length
+        while offset < end:
+            start, done = await method(offset, end - offset)
+            if done <= 0:
+                return
+            offset = start + done
