@@ -105,7 +105,7 @@ class CorruptImageError(InvalidImageError):
     of the field, ``value`` what was found there.
     """
 
-    details = ("offset", "field", "value")
+    details: ClassVar[tuple[str, ...]] = ("offset", "field", "value")
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class CorruptImageError(InvalidImageError):
 class UnsupportedFeatureError(UnderlayError, NotImplementedError):
     """The image needs a feature that underlay does not have; ``feature`` is its name."""
 
-    details = ("feature",)
+    details: ClassVar[tuple[str, ...]] = ("feature",)
 
     def __init__(self, message: str, *, feature: str) -> None:
         super().__init__(message)
@@ -138,7 +138,7 @@ class UnsupportedOperationError(UnderlayError, io.UnsupportedOperation):
 class ImplicitOpenDeniedError(UnderlayError, PermissionError):
     """A gate refused an object that an image names by itself; ``request`` says which."""
 
-    details = ("request", "reason")
+    details: ClassVar[tuple[str, ...]] = ("request", "reason")
 
     def __init__(self, message: str, *, request: ImplicitOpenRequest, reason: str) -> None:
         super().__init__(message)
@@ -149,7 +149,7 @@ class ImplicitOpenDeniedError(UnderlayError, PermissionError):
 class ReadOnlyError(UnderlayError, OSError):
     """A write to something that was opened read-only, or that is guarded against this write."""
 
-    details = ("errno",)
+    details: ClassVar[tuple[str, ...]] = ("errno",)
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -163,7 +163,7 @@ class OutOfRangeError(UnderlayError, ValueError):
 class ImageInUseError(UnderlayError, OSError):
     """Somebody else (a running virtual machine, another program) holds the image's lock."""
 
-    details = ("errno", "filename")
+    details: ClassVar[tuple[str, ...]] = ("errno", "filename")
 
     def __init__(self, message: str, *, filename: str | None = None) -> None:
         super().__init__(message)
@@ -182,7 +182,7 @@ class ConflictError(UnderlayError):
 class PluginConflictError(ConflictError):
     """Two distributions claim one format name or URL scheme; ``claimants`` names them."""
 
-    details = ("claimants",)
+    details: ClassVar[tuple[str, ...]] = ("claimants",)
 
     def __init__(self, message: str, *, claimants: Sequence[str]) -> None:
         super().__init__(message)
@@ -192,7 +192,7 @@ class PluginConflictError(ConflictError):
 class AmbiguousFormatError(ConflictError):
     """More than one format's signature matches; ``formats`` names them."""
 
-    details = ("formats",)
+    details: ClassVar[tuple[str, ...]] = ("formats",)
 
     def __init__(self, message: str, *, formats: Sequence[str]) -> None:
         super().__init__(message)
@@ -202,7 +202,7 @@ class AmbiguousFormatError(ConflictError):
 class StorageExistsError(ConflictError, FileExistsError):
     """The target of a create exists, and overwriting it was not asked for."""
 
-    details = ("errno", "filename")
+    details: ClassVar[tuple[str, ...]] = ("errno", "filename")
 
     def __init__(self, message: str, *, filename: str | None = None) -> None:
         super().__init__(message)
@@ -220,7 +220,7 @@ class LimitExceededError(UnderlayError, ValueError):
     ``limit`` is the attribute of ``Limits``, ``value`` what the image asks for, ``allowed`` the limit.
     """
 
-    details = ("limit", "value", "allowed")
+    details: ClassVar[tuple[str, ...]] = ("limit", "value", "allowed")
 
     def __init__(self, message: str, *, limit: str, value: int, allowed: int) -> None:
         super().__init__(message)
@@ -232,7 +232,7 @@ class LimitExceededError(UnderlayError, ValueError):
 class OptionError(UnderlayError, ValueError):
     """An option is unknown or has a value that it cannot have; ``option`` is its name."""
 
-    details = ("option",)
+    details: ClassVar[tuple[str, ...]] = ("option",)
 
     def __init__(self, message: str, *, option: str | None = None) -> None:
         super().__init__(message)
@@ -246,7 +246,7 @@ class PluginError(UnderlayError, LookupError):
 class StorageError(UnderlayError, OSError):
     """The system or the server failed a request; ``errno`` and ``filename`` as for OSError."""
 
-    details = ("errno", "filename")
+    details: ClassVar[tuple[str, ...]] = ("errno", "filename")
 
     def __init__(
         self, message: str, *, errno: int | None = None, filename: str | None = None
