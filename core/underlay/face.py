@@ -48,7 +48,7 @@ class _Shared:
         self.reset()
 
     def reset(self) -> None:
-        """Forget it all: a forked child has neither the threads nor a lock that one of them held."""
+        """Forget it all: a forked child has neither the threads nor the locks that they held."""
         self.start_lock = threading.Lock()
         self.pool: ThreadPoolExecutor | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
