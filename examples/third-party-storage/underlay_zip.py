@@ -13,7 +13,13 @@ import zlib
 from collections.abc import Iterable
 from typing import ClassVar, Self
 
-from underlay.errors import OptionError, StorageError, StorageNotFoundError, storage_error
+from underlay.errors import (
+    OptionError,
+    StorageAccessError,
+    StorageError,
+    StorageNotFoundError,
+    storage_error,
+)
 from underlay.hookspecs import hookimpl
 from underlay.storage import BlockingStorage, ReadBuffers, Storage, StorageOpenOptions
 
@@ -48,7 +54,7 @@ class ZipMember(BlockingStorage):
         if options.options:
             raise OptionError(f"zip: has no storage options, but got {', '.join(options.options)}")
         if options.writable:
-            raise StorageError(f"'{options.name}' cannot be written: open it read-only")
+            raise StorageAccessError(f"'{options.name}' cannot be written: open it read-only")
         try:
             archive = zipfile.ZipFile(path)
         except OSError as error:
