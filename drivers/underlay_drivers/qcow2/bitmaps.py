@@ -1,0 +1,133 @@
+"""The bitmap directory: which dirty bitmaps there are. Pure, but for ``read_bitmaps``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from underlay.capabilities import Bitmap
+from underlay.errors import CorruptImageError
+from underlay.limits import Limits
+from underlay_drivers.qcow2 import layout
+from underlay_drivers.qcow2.header import BitmapsExtension, Header, text
+
+if TYPE_CHECKING:
+    from underlay.handle import StorageHandle
+
+__all__ = ["BitmapEntry", "read_bitmaps"]
+
+
+@attrs.frozen(kw_only=True)
+class BitmapEntry:
+    """One entry of the directory, under the specification's names; ``name`` as stored."""
+
+    bitmap_table_offset: int
+    bitmap_table_size: int
+    flags: int
+    type: int
+    granularity_bits: int
+    extra: bytes
+    name: bytes
+
+    @classmethod
+    def unpack(cls, data: bytes, at: int) -> tuple[BitmapEntry, int]:
+        """The entry at ``at``, and where the next one starts.
+
+        Raises:
+            ValueError: it is cut, or its fields make no sense.
+        """
+        start = at + layout.BITMAP.size
+        if start > len(data):
+            raise ValueError("is cut")
+        offset, size, flags, kind, bits, name_size, extra_size = layout.BITMAP.unpack_from(data, at)
+        names = start + extra_size
+        end = names + name_size
+        if end > len(data):
+            raise ValueError("is cut")
+        entry = cls(
+            bitmap_table_offset=offset,
+            bitmap_table_size=size,
+            flags=flags,
+            type=kind,
+            granularity_bits=bits,
+            extra=data[start:names],
+            name=data[names:end],
+        )
+        entry._check()
+        return entry, end + -(end - at) % 8
+
+    def _check(self) -> None:
+        if self.type != layout.DIRTY_TRACKING:
+            raise ValueError(f"is of the unknown type {self.type}")
+        if self.granularity_bits not in layout.GRANULARITY_BITS:
+            raise ValueError(f"has the impossible granularity 2^{self.granularity_bits}")
+        if not 0 < len(self.name) <= layout.BITMAP_NAME_MAX:
+            raise ValueError(f"has a name of {len(self.name)} bytes")
+        if self.flags & ~layout.BITMAP_FLAGS:
+            raise ValueError(f"has unknown flags ({self.flags:#x})")
+        if self.bitmap_table_size > layout.L1_BYTES_MAX // 8:
+            raise ValueError(f"has a table of {self.bitmap_table_size} entries")
+
+    def public(self) -> Bitmap:
+        """The bitmap for people."""
+        return Bitmap(
+            name=text(self.name),
+            granularity=1 << self.granularity_bits,
+            in_use=bool(self.flags & layout.BITMAP_IN_USE),
+            auto=bool(self.flags & layout.BITMAP_AUTO),
+        )
+
+
+async def read_bitmaps(
+    image: StorageHandle, header: Header, limits: Limits
+) -> tuple[BitmapEntry, ...]:
+    """The whole directory; empty where its autoclear bit says that it is out of date.
+
+    Raises:
+        CorruptImageError: the extension or the directory makes no sense.
+        LimitExceededError: it is larger than ``limits.metadata``.
+    """
+    raw = header.extension(layout.EXTENSION_BITMAPS)
+    if raw is None or not header.autoclear_features & layout.BITMAPS_CONSISTENT:
+        return ()
+    name = image.name()
+    extension = BitmapsExtension.unpack(raw)
+    if extension is None or extension.reserved:
+        raise _damage(name, "the bitmaps extension makes no sense", header.header_length)
+    offset, size = extension.directory_offset, extension.directory_size
+    if not 0 < extension.nb_bitmaps <= layout.BITMAPS_MAX:
+        raise _damage(name, f"there are {extension.nb_bitmaps} bitmaps", header.header_length)
+    if (
+        offset % header.cluster_size
+        or not offset
+        or size > layout.BITMAP_DIRECTORY_BYTES_MAX
+        or offset + size > image.size()
+    ):
+        raise _damage(name, f"the bitmap directory ({size} bytes) is not inside the file", offset)
+    limits.check("metadata", size, what=f"'{name}': the size of the bitmap directory")
+    data = bytes(await image.read_bytes(offset, size))
+    entries: list[BitmapEntry] = []
+    seen: set[bytes] = set()
+    at = 0
+    for number in range(extension.nb_bitmaps):
+        try:
+            entry, after = BitmapEntry.unpack(data, at)
+            if entry.name in seen:
+                raise ValueError("has the name of another one")  # noqa: TRY301
+        except ValueError as error:
+            raise _damage(name, f"bitmap {number} {error}", offset + at) from None
+        seen.add(entry.name)
+        entries.append(entry)
+        at = after
+    if at != size:
+        raise _damage(name, f"the bitmap directory has {size} bytes, and its entries {at}", offset)
+    return tuple(entries)
+
+
+def _damage(name: str, what: str, offset: int) -> CorruptImageError:
+    return CorruptImageError(
+        f"'{name}': {what}; the bitmaps are lost, the disk is not",
+        offset=offset,
+        field="bitmap directory",
+    )

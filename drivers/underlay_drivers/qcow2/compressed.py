@@ -1,0 +1,99 @@
+"""Decoding compressed clusters, whatever their streams claim. Pure and thread-safe.
+
+Nothing is allocated by a size that a stream declares: output is bounded by the cluster, and zstd's
+window by what every decoder has to offer.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from underlay.errors import CorruptImageError
+
+if TYPE_CHECKING:
+    from zstandard import ZstdDecompressor
+
+__all__ = ["decompress"]
+
+#: RFC 8878, 3.1.1.1.2: what a decoder should support, and more than a cluster.
+_WINDOW_MAX: Final = 8 << 20
+#: Raw deflate. QEMU writes with a 4 KiB window; reading takes any.
+_RAW_DEFLATE: Final = -15
+
+
+def decompress(compression_type: int, raw: memoryview, out: memoryview, *, name: str) -> None:
+    """Fill ``out`` with what ``raw`` decodes to; bytes that follow the stream are ignored.
+
+    Raises:
+        CorruptImageError: it decodes to something shorter, or not at all.
+    """
+    reason = _inflate(raw, out) if compression_type == 0 else _decompress_zstd(raw, out)
+    if reason is not None:
+        raise CorruptImageError(
+            f"'{name}': a compressed cluster cannot be read: {reason}; restore it from a backup",
+            field="compressed cluster",
+        )
+
+
+def _inflate(raw: memoryview, out: memoryview) -> str | None:
+    module = _deflate_module()
+    try:
+        data = module.decompressobj(_RAW_DEFLATE).decompress(raw, len(out))
+    except module.error as error:
+        return f"bad deflate stream ({error})"
+    if len(data) != len(out):
+        return f"its deflate stream ends after {len(data)} of {len(out)} bytes"
+    out[:] = data
+    return None
+
+
+def _decompress_zstd(raw: memoryview, out: memoryview) -> str | None:
+    import zstandard
+
+    done = 0
+    try:
+        # One frame; stops at its end, and never gives more than what is asked for.
+        with _zstd_decompressor().stream_reader(raw) as reader:
+            while done < len(out):
+                # Any writable buffer; the library's stub leaves its type open.
+                count = reader.readinto(out[done:])  # pyright: ignore[reportUnknownMemberType]
+                if not count:
+                    return f"its zstd frame ends after {done} of {len(out)} bytes"
+                done += count
+            if reader.read(1):
+                return f"its zstd frame holds more than {len(out)} bytes"
+    except zstandard.ZstdError as error:
+        return f"bad zstd frame ({error})"
+    return None
+
+
+@functools.cache
+def _deflate_module() -> Any:
+    """One of two modules with the same interface."""
+    try:
+        from isal import isal_zlib
+    except ImportError:  # no wheel for this machine
+        import zlib
+
+        return zlib
+    return isal_zlib
+
+
+class _PerThread(threading.local):
+    zstd: ZstdDecompressor | None = None
+
+
+_per_thread = _PerThread()
+
+
+def _zstd_decompressor() -> ZstdDecompressor:
+    """One a thread: they are dear to make, and must not be shared."""
+    decompressor = _per_thread.zstd
+    if decompressor is None:
+        import zstandard
+
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
+        _per_thread.zstd = decompressor
+    return decompressor

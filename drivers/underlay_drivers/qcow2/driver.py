@@ -1,0 +1,242 @@
+"""The qcow2 driver: what the core sees. The work is in the modules around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
+
+from underlay.capabilities import (
+    Bitmap,
+    BitmapStore,
+    Describable,
+    ImageDescription,
+    Inspectable,
+    Inspection,
+    Snapshot,
+    Snapshottable,
+)
+from underlay.driver import FormatDriverInstance, FormatOpenOptions, OptionSpec
+from underlay.errors import (
+    CorruptImageError,
+    OptionError,
+    ReadOnlyError,
+    StorageChangedError,
+    UnsupportedOperationError,
+)
+from underlay.gate import Reference, ReferenceKind
+from underlay.handle import StorageHandle
+from underlay.limits import Limits
+from underlay.probing import Match, NoMatch, ProbeVerdict, ProbeView
+from underlay_drivers.qcow2 import layout
+from underlay_drivers.qcow2.bitmaps import read_bitmaps
+from underlay_drivers.qcow2.builder import PublicInterface
+from underlay_drivers.qcow2.compressed import decompress
+from underlay_drivers.qcow2.description import bitmap_warnings, describe, flagged_damage
+from underlay_drivers.qcow2.header import Header
+from underlay_drivers.qcow2.inspection import inspect_image, references
+from underlay_drivers.qcow2.loading import load_header, load_l1
+from underlay_drivers.qcow2.mappings import ClusterMap
+from underlay_drivers.qcow2.refcounts import looks_preallocated
+from underlay_drivers.qcow2.snapshots import find_snapshot, read_snapshots, snapshot_view
+from underlay_drivers.qcow2.validation import write_obstacles
+
+__all__ = ["Qcow2"]
+
+_DEFAULT_CACHE_SIZE = 32 << 20
+
+
+class Qcow2(ClusterMap, PublicInterface, Describable, Snapshottable, BitmapStore, Inspectable):
+    """An open qcow2 image."""
+
+    __slots__ = ("_limits", "_snapshot", "_sparse", "header")
+
+    format_name: ClassVar[str] = "qcow2"
+    open_options: ClassVar[Mapping[str, OptionSpec]] = {
+        "cache_size": OptionSpec(
+            help="Bytes of L2 tables to keep in memory", type="size", default="32M"
+        ),
+    }
+
+    def __init__(self, options: FormatOpenOptions, header: Header) -> None:
+        super().__init__(options.storage, header, cache_size=_cache_size(options))
+        self._limits = options.limits
+        self._snapshot = options.snapshot
+        #: Whether data may lie in holes; None until somebody wants to know.
+        self._sparse: bool | None = None
+        #: What is on disk.
+        self.header = header
+
+    # -- coming to be
+
+    @classmethod
+    def probe(cls, view: ProbeView) -> ProbeVerdict:
+        """See ``FormatDriverInstance.probe``. Of an unknown version it is qcow2 all the same."""
+        version = int.from_bytes(view.head[4:8], "big")
+        if view.head[:4] != layout.MAGIC or version < layout.VERSIONS[0]:
+            return NoMatch()
+        return Match(f"magic 'QFI\\xfb', version {version}")
+
+    @classmethod
+    async def open(cls, options: FormatOpenOptions) -> Self:
+        """See ``FormatDriverInstance.open``."""
+        header = await load_header(options.storage)
+        disk = cls(options, header)
+        await disk._load(header)
+        if options.writable:
+            disk._refuse_writing()
+        return disk
+
+    async def _load(self, header: Header) -> None:
+        """Find the L1 table that is asked for, and read it."""
+        name = self.image.name()
+        offset, entries, size = header.l1_table_offset, header.l1_size, header.size
+        if self._snapshot is not None:
+            table = await read_snapshots(self.image, header, self._limits)
+            entry = find_snapshot(table, self._snapshot, image=name)
+            offset, entries, size = snapshot_view(
+                entry, header, file_size=self.image.size(), image=name
+            )
+        self._limits.check("virtual_size", size, what=f"'{name}': the virtual size")
+        self._limits.check("metadata", entries * 8, what=f"'{name}': the size of the L1 table")
+        l1 = await load_l1(self.image, offset, entries)
+        self.header = header
+        self._sparse = None
+        self.show(header, l1, l1_offset=offset, size=size)
+
+    def _refuse_writing(self) -> None:
+        name = self.image.name()
+        if self._snapshot is not None:
+            raise ReadOnlyError(
+                f"'{name}': the snapshot '{self._snapshot}' can only be opened read-only; "
+                "apply it to go on from there"
+            )
+        for obstacle in write_obstacles(self.header, file_size=self.image.size(), name=name):
+            raise obstacle
+        raise UnsupportedOperationError(
+            f"'{name}': this version of underlay only reads qcow2 images; open it read-only"
+        )
+
+    @classmethod
+    async def inspect(cls, storage: StorageHandle, limits: Limits) -> Inspection:
+        """See ``Inspectable.inspect``."""
+        return await inspect_image(storage, limits)
+
+    # -- other objects
+
+    def references(self) -> Sequence[Reference]:
+        """See ``FormatDriverInstance.references``."""
+        pending: list[Reference] = []
+        for reference in references(self.header, writable=self.writable()):
+            backing = reference.kind is ReferenceKind.BACKING
+            if self._backing_pending is not None if backing else self._data is None:
+                pending.append(reference)
+        return pending
+
+    def attach(
+        self, reference: Reference, opened: StorageHandle | FormatDriverInstance | None
+    ) -> None:
+        """See ``FormatDriverInstance.attach``."""
+        if reference.kind is ReferenceKind.BACKING:
+            if isinstance(opened, StorageHandle):
+                raise TypeError("a backing image must be a driver")
+            self._backing = opened
+            self._backing_pending = None
+            return
+        if opened is not None and not isinstance(opened, StorageHandle):
+            raise TypeError("a data file must be a storage")
+        if opened is not None and not self.header.external_data_file:
+            raise OptionError(
+                f"'{self.image.name()}' keeps its data in itself and takes no data file",
+                option="data_file",
+            )
+        if self.header.external_data_file:
+            self._data = opened
+
+    def backing(self) -> FormatDriverInstance | None:
+        """See ``FormatDriverInstance.backing``."""
+        return self._backing
+
+    # -- reading
+
+    async def sparse_data(self) -> bool:
+        """Whether holes lie under data: by QEMU's own rule, so that ``map`` agrees with it."""
+        if self._sparse is None:
+            self._sparse = await looks_preallocated(self.image, self.header)
+        return self._sparse
+
+    def decode(self, host_length: int, raw: memoryview, out: memoryview) -> None:
+        """See ``FormatDriverInstance.decode``."""
+        self._limits.check(
+            "decoded_unit", len(out), what=f"'{self.image.name()}': a compressed cluster's size"
+        )
+        decompress(self.header.compression_type, raw[:host_length], out, name=self.image.name())
+
+    async def invalidate_cache(self) -> None:
+        """See ``FormatDriverInstance.invalidate_cache``.
+
+        Raises:
+            StorageChangedError: it is another image now, not the same one changed.
+        """
+        for storage in self.collect_storage_dependencies():
+            await storage.invalidate_cache()
+        header = await load_header(self.image)
+        if _essence(header) != _essence(self.header):
+            raise StorageChangedError(
+                f"'{self.image.name()}' has become another image; close it and open it anew"
+            )
+        await self._load(header)
+
+    async def close(self) -> None:
+        """See ``FormatDriverInstance.close``."""
+        self._cache.clear()
+
+    # -- what it tells of itself
+
+    async def describe(self) -> ImageDescription:
+        """See ``Describable.describe``. Damage to what is listed becomes a warning."""
+        warnings = flagged_damage(self.header) + bitmap_warnings(self.header)
+        snapshots: Sequence[Snapshot] = ()
+        bitmaps: Sequence[Bitmap] = ()
+        try:
+            snapshots = await self.snapshots()
+        except CorruptImageError as error:
+            warnings.append(str(error))
+        try:
+            bitmaps = await self.bitmaps()
+        except CorruptImageError as error:
+            warnings.append(str(error))
+        return describe(self.header, snapshots=snapshots, bitmaps=bitmaps, warnings=warnings)
+
+    async def snapshots(self) -> Sequence[Snapshot]:
+        """See ``Snapshottable.snapshots``."""
+        entries = await read_snapshots(self.image, self.header, self._limits)
+        return [entry.public(disk_size=self.header.size) for entry in entries]
+
+    async def bitmaps(self) -> Sequence[Bitmap]:
+        """See ``BitmapStore.bitmaps``."""
+        entries = await read_bitmaps(self.image, self.header, self._limits)
+        return [entry.public() for entry in entries]
+
+
+def _cache_size(options: FormatOpenOptions) -> int:
+    size = options.options.get("cache_size", _DEFAULT_CACHE_SIZE)
+    if size is None:
+        return _DEFAULT_CACHE_SIZE
+    if not isinstance(size, int) or size < 0:
+        raise OptionError(
+            f"cache_size is {size!r}, and must be a number of bytes", option="cache_size"
+        )
+    return size
+
+
+def _essence(header: Header) -> tuple[object, ...]:
+    """What must not change under an open image."""
+    return (
+        header.version,
+        header.cluster_bits,
+        header.incompatible_features & ~(layout.DIRTY | layout.CORRUPT),
+        header.compression_type,
+        header.backing_file,
+        header.backing_format,
+        header.data_file,
+    )

@@ -1,0 +1,116 @@
+"""Looking at an untrusted image that might not even open: what it asks for, what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from underlay.capabilities import Inspection
+from underlay.errors import UnderlayError, UnsupportedFeatureError
+from underlay.gate import Reference, ReferenceKind
+from underlay.limits import Limits
+from underlay_drivers.qcow2 import layout
+from underlay_drivers.qcow2.bitmaps import read_bitmaps
+from underlay_drivers.qcow2.description import features, flagged_damage
+from underlay_drivers.qcow2.header import Header
+from underlay_drivers.qcow2.loading import examine, load_l1
+from underlay_drivers.qcow2.snapshots import read_snapshots
+from underlay_drivers.qcow2.tables import Geometry
+from underlay_drivers.qcow2.validation import metadata_regions, write_obstacles
+
+if TYPE_CHECKING:
+    from underlay.handle import StorageHandle
+
+__all__ = ["inspect_image", "references"]
+
+
+def references(header: Header, *, writable: bool = False) -> Iterator[Reference]:
+    """Every other object that the image names; a data file that it does not name has no name."""
+    if header.external_data_file:
+        yield Reference(
+            kind=ReferenceKind.DATA_FILE,
+            name=header.data_file or "",
+            format="raw",
+            writable=writable,
+        )
+    if header.backing_file is not None:
+        yield Reference(
+            kind=ReferenceKind.BACKING, name=header.backing_file, format=header.backing_format
+        )
+
+
+async def inspect_image(image: StorageHandle, limits: Limits) -> Inspection:
+    """See ``Inspectable.inspect``.
+
+    Reads the header, the L1 table, and the lists of snapshots and bitmaps.
+    """
+    damage: list[str] = []
+    try:
+        header, problems = await examine(image)
+    except UnderlayError as error:
+        return Inspection(damage=(str(error),))
+    unsupported = [problem for problem in problems if isinstance(problem, UnsupportedFeatureError)]
+    damage += [str(problem) for problem in problems if problem not in unsupported]
+    if not damage:
+        damage += await _deeper(image, header, limits)
+    if not header.crypt_method and header.extension(layout.EXTENSION_ENCRYPTION) is not None:
+        damage.append("There is an encryption header, and the image is not encrypted")
+    return Inspection(
+        virtual_size=header.size,
+        encrypted=bool(header.crypt_method),
+        features=features(header),
+        references=tuple(references(header)),
+        damage=tuple(damage),
+    )
+
+
+async def _deeper(image: StorageHandle, header: Header, limits: Limits) -> list[str]:
+    """What is wrong with an image whose header makes sense."""
+    name = image.name()
+    damage = flagged_damage(header)
+    marked = header.incompatible_features & layout.CORRUPT
+    damage += [
+        str(obstacle)
+        for obstacle in write_obstacles(header, file_size=image.size(), name=name)
+        if not (marked and obstacle.field == "incompatible_features")
+    ]
+    for read in (read_snapshots, read_bitmaps):
+        try:
+            await read(image, header, limits)
+        except UnderlayError as error:
+            damage.append(str(error))
+    try:
+        limits.check("virtual_size", header.size, what=f"'{name}': the virtual size")
+        damage += await _l1_damage(image, header, limits)
+    except UnderlayError as error:
+        damage.append(str(error))
+    return damage
+
+
+async def _l1_damage(image: StorageHandle, header: Header, limits: Limits) -> list[str]:
+    limits.check("metadata", header.l1_size * 8, what=f"'{image.name()}': the L1 table's size")
+    geometry = Geometry.of(header)
+    metadata = frozenset(
+        offset
+        for region in metadata_regions(header)
+        for offset in range(
+            region.offset,
+            min(region.offset + region.length, image.size()),
+            geometry.cluster_size,
+        )
+    )
+    damage: list[str] = []
+    table = await load_l1(image, header.l1_table_offset, header.l1_size)
+    faulty = 0
+    for number, entry in enumerate(table):
+        if not entry:
+            continue
+        fault = geometry.l1_fault(entry, file_size=image.size(), metadata=metadata)
+        if fault is not None:
+            faulty += 1
+            if faulty == 1:
+                guest = number << geometry.l1_shift
+                damage.append(f"The L1 entry {entry:#x} of guest offset {guest:#x} {fault}")
+    if faulty > 1:
+        damage[0] += f"; and so do {faulty - 1} other L1 entries"
+    return damage

@@ -1,0 +1,72 @@
+"""Reading a header and an L1 table: in few requests, and never more than the file holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from underlay.errors import UnderlayError, UnsupportedFeatureError
+from underlay_drivers.qcow2.header import Header, IncompleteHeaderError
+from underlay_drivers.qcow2.tables import Table, empty_table, swap
+from underlay_drivers.qcow2.validation import fatal_problems, problems
+
+if TYPE_CHECKING:
+    from underlay.handle import StorageHandle
+
+__all__ = ["examine", "load_header", "load_l1"]
+
+#: What is read of an image first: in nearly all of them the whole header area.
+_HEAD: Final = 64 << 10
+
+
+async def examine(image: StorageHandle) -> tuple[Header, list[UnderlayError]]:
+    """The header as far as it can be read, and all that is wrong with it, the weightiest first.
+
+    Raises:
+        InvalidImageError, UnsupportedFeatureError: there is no header of a known version.
+    """
+    name = image.name()
+    file_size = image.size()
+    head = bytes(await image.read_bytes(0, _HEAD))
+    header = Header.unpack(head[:file_size], name=name)
+    fatal = list(fatal_problems(header, name))
+    if fatal:
+        return header, fatal
+    try:
+        return _complete(header, head, file_size=file_size, name=name)
+    except IncompleteHeaderError as more:
+        head = bytes(await image.read_bytes(0, more.needed))
+        return _complete(header, head, file_size=file_size, name=name)
+
+
+def _complete(
+    header: Header, head: bytes, *, file_size: int, name: str
+) -> tuple[Header, list[UnderlayError]]:
+    header, extension_problem = header.with_extensions(head, name=name)
+    header = header.with_backing_name(head)
+    found = list(problems(header, file_size=file_size, name=name))
+    if extension_problem is not None:
+        found.insert(0, extension_problem)
+    # A feature that is not known may change what all the rest means.
+    found.sort(key=lambda problem: not isinstance(problem, UnsupportedFeatureError))
+    return header, found
+
+
+async def load_header(image: StorageHandle) -> Header:
+    """The header of an image that can be used.
+
+    Raises:
+        InvalidImageError, UnsupportedFeatureError: it cannot be.
+    """
+    header, found = await examine(image)
+    if found:
+        raise found[0]
+    return header
+
+
+async def load_l1(image: StorageHandle, offset: int, entries: int) -> Table:
+    """An L1 table that lies inside the file."""
+    table = empty_table(entries)
+    if entries:
+        await image.readv((memoryview(table).cast("B"),), offset)
+        swap(table)
+    return table

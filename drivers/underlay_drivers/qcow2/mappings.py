@@ -1,0 +1,419 @@
+"""The mapping of a disk: from guest offsets to what lies there, one run at a time.
+
+``locate`` is the hot path of every read. It knows plain data only: an entry with any bit set that
+must not be, and an offset that is not surely inside the file, is left to ``get_mapping``, which
+finds out. Bulk work is in ``bulk``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from underlay.driver import FormatDriverInstance, Location
+from underlay.errors import CorruptImageError, OutOfRangeError, UnsupportedOperationError
+from underlay.mapping import Backing, Data, Eof, ShallowMapping, Special, Zero
+from underlay_drivers.qcow2 import layout
+from underlay_drivers.qcow2.cache import TableCache
+from underlay_drivers.qcow2.header import Header
+from underlay_drivers.qcow2.tables import (
+    COMPRESSED,
+    DATA,
+    MIXED,
+    NOWHERE,
+    UNALLOCATED,
+    ZERO,
+    Geometry,
+    Table,
+    empty_table,
+    swap,
+)
+from underlay_drivers.qcow2.validation import Region, metadata_regions
+
+if TYPE_CHECKING:
+    from underlay.handle import StorageHandle
+
+__all__ = ["ClusterMap", "Run"]
+
+#: What a range is, its host offset (or ``NOWHERE``; the L2 entry of compressed data), its bytes.
+Run = tuple[int, int, int]
+
+#: Ranges of so many clusters are walked table by table with numpy, which takes a while to import.
+_BULK_CLUSTERS = 4096
+#: Further than any file: the data file's "end", since past its end there are zeroes.
+_NO_END = 1 << 64
+
+
+class ClusterMap(FormatDriverInstance):
+    """One L1 table and what it leads to: the state that mapping needs, and mapping itself.
+
+    The driver inherits it, so that the hot path has nothing to pass on.
+    """
+
+    __slots__ = (
+        "_backing",
+        "_backing_pending",
+        "_cache",
+        "_cluster_bits",
+        "_cluster_mask",
+        "_cluster_size",
+        "_data",
+        "_l1_offset",
+        "_l1_shift",
+        "_l2_mask",
+        "_metadata",
+        "_plain_bad",
+        "_size",
+        "_table",
+        "_whole_end",
+        "file_end",
+        "geometry",
+        "image",
+        "l1",
+        "regions",
+    )
+
+    def __init__(self, image: StorageHandle, header: Header, *, cache_size: int) -> None:
+        self.image = image
+        #: Where guest data lies; None until an external data file is attached.
+        self._data: StorageHandle | None = None if header.external_data_file else image
+        self._backing: FormatDriverInstance | None = None
+        #: The name of a backing image that nobody has attached or declined yet.
+        self._backing_pending = header.backing_file
+        geometry = Geometry.of(header)
+        self.geometry = geometry
+        self._cluster_bits = geometry.cluster_bits
+        self._cluster_size = geometry.cluster_size
+        self._cluster_mask = geometry.cluster_size - 1
+        self._l1_shift = geometry.l1_shift
+        self._l2_mask = geometry.l2_entries - 1
+        self._plain_bad = geometry.plain_bad
+        self._cache = TableCache(size=cache_size, table_bytes=geometry.cluster_size)
+        self._table = self._cache.hit
+
+    def show(self, header: Header, l1: Table, *, l1_offset: int, size: int) -> None:
+        """Map ``size`` bytes through this L1 table from now on."""
+        regions = metadata_regions(header)
+        if all(region.offset != l1_offset for region in regions):
+            regions += (Region("snapshot's L1 table", l1_offset, len(l1) * 8),)
+        file_size = self.image.size()
+        self.regions: tuple[Region, ...] = tuple(
+            region for region in regions if region.offset < file_size
+        )
+        self._metadata = frozenset(
+            offset
+            for region in self.regions
+            for offset in range(
+                region.offset,
+                min(region.offset + region.length, file_size),
+                self.geometry.cluster_size,
+            )
+        )
+        self.file_end = _NO_END if self.geometry.external else file_size
+        self.l1 = l1
+        self._l1_offset = l1_offset
+        self._size = size
+        plain = not (self.geometry.extended or self.geometry.external)
+        #: Where ``locate`` needs more thought: from the last cluster on, if it is not whole.
+        self._whole_end = size & ~self._cluster_mask if plain else 0
+        self._cache.clear()
+
+    # -- one cluster, at once
+
+    def locate(self, offset: int) -> Location | None:
+        """See ``FormatDriverInstance.locate``."""
+        if offset >= self._whole_end:
+            return self._locate_otherwise(offset)
+        table = self._table(offset >> self._l1_shift)
+        if table is None:
+            return None
+        entry = table[offset >> self._cluster_bits & self._l2_mask]
+        if entry & self._plain_bad:
+            return None
+        host = entry & 0x00FF_FFFF_FFFF_FE00
+        # Host offset 0, which says "nothing here", is the header's and so metadata.
+        if host >= self.file_end or host in self._metadata:
+            return None
+        within = offset & self._cluster_mask
+        return self.image, host + within, self._cluster_size - within, False
+
+    def _locate_otherwise(self, offset: int) -> Location | None:
+        """The rarer cases: the disk's last cluster, subclusters, an external data file."""
+        data = self._data
+        table = self._table(offset >> self._l1_shift)
+        if table is None or data is None or offset >= self._size or offset < 0:
+            return None
+        try:
+            kind, host, length = self.run(table, offset, 1)
+        except CorruptImageError:
+            return None
+        if kind != DATA:
+            return None
+        return data, host, min(length, self._size - offset), False
+
+    # -- a run
+
+    async def get_mapping(self, offset: int, max_length: int) -> ShallowMapping:
+        """See ``FormatDriverInstance.get_mapping``.
+
+        Raises:
+            CorruptImageError: the tables make no sense there.
+        """
+        if offset < 0:
+            raise OutOfRangeError(f"There is no guest offset {offset}")
+        left = self._size - offset
+        if left <= 0:
+            return Eof()
+        wanted = max(1, min(max_length, left))
+        kind, host, length = await self._run_at(offset, wanted)
+        table_mask = (1 << self._l1_shift) - 1
+        # A run ends inside a table because something else follows, unless subclusters are involved.
+        while length < wanted and (self.geometry.extended or not (offset + length) & table_mask):
+            further = self._run_at_hand(offset + length, wanted - length)
+            if further is None or not _continues((kind, host, length), further):
+                break
+            length += further[2]
+        return self._mapping(offset, (kind, host, min(length, left)))
+
+    async def iter_mappings(self, offset: int, length: int) -> AsyncIterator[ShallowMapping]:
+        """See ``FormatDriverInstance.iter_mappings``. What continues is not split."""
+        end = min(offset + length, self._size)
+        pending: Run | None = None
+        if end - offset >> self._cluster_bits < _BULK_CLUSTERS:
+            source = self._runs(offset, end)
+        else:
+            from underlay_drivers.qcow2.bulk import table_runs
+
+            source = table_runs(self, offset, end)
+        try:
+            async for runs in source:
+                for run in runs:
+                    if pending is None:
+                        pending = run
+                    elif _continues(pending, run):
+                        pending = (pending[0], pending[1], pending[2] + run[2])
+                    else:
+                        yield self._mapping(offset, pending)
+                        offset += pending[2]
+                        pending = run
+        except CorruptImageError:
+            # What lies before the damage is good.
+            if pending is not None:
+                yield self._mapping(offset, pending)
+            raise
+        if pending is not None:
+            yield self._mapping(offset, pending)
+
+    async def _runs(self, offset: int, end: int) -> AsyncIterator[Iterable[Run]]:
+        while offset < end:
+            kind, host, length = await self._run_at(offset, end - offset)
+            length = min(length, end - offset)
+            yield ((kind, host, length),)
+            offset += length
+
+    async def _run_at(self, offset: int, wanted: int) -> Run:
+        """The run at a guest offset; reads its L2 table if need be."""
+        table = await self._l2_table(offset >> self._l1_shift)
+        if table is None:
+            return UNALLOCATED, NOWHERE, self._unallocated_length(offset, wanted)
+        return self.run(table, offset, wanted)
+
+    def _run_at_hand(self, offset: int, wanted: int) -> Run | None:
+        """The same without any I/O, and None for damage too: that is for whoever asks for it."""
+        number = offset >> self._l1_shift
+        table = self._cache.get(number)
+        if table is None:
+            if self._l1_entry(number):
+                return None
+            return UNALLOCATED, NOWHERE, self._unallocated_length(offset, wanted)
+        try:
+            return self.run(table, offset, wanted)
+        except CorruptImageError:
+            return None
+
+    def _unallocated_length(self, offset: int, wanted: int) -> int:
+        """Bytes from ``offset`` to the end of the last of the L1 entries that lead nowhere."""
+        number = (offset >> self._l1_shift) + 1
+        last = min((offset + wanted - 1) >> self._l1_shift, len(self.l1))
+        while number <= last and not self._l1_entry(number):
+            number += 1
+        return (number << self._l1_shift) - offset
+
+    def run(self, table: Table, offset: int, wanted: int) -> Run:
+        """The run at ``offset``, inside its L2 table.
+
+        Raises:
+            CorruptImageError: the entry makes no sense.
+        """
+        geometry = self.geometry
+        words = geometry.words
+        within = offset & self._cluster_mask
+        index = offset >> self._cluster_bits & self._l2_mask
+        entry = table[index * words]
+        bitmap = table[index * words + 1] if words > 1 else 0
+        self._check(entry, bitmap, offset - within, index)
+        kind, host = geometry.decode(entry, bitmap)
+        size = geometry.cluster_size
+        if kind == COMPRESSED:
+            return kind, host, size - within
+        if kind == MIXED:
+            return self._subcluster_run(host, bitmap, within)
+        most = min(
+            geometry.l2_entries - index,
+            (within + wanted + size - 1) >> self._cluster_bits,
+            self._clusters_before_damage(kind, host),
+        )
+        count = 1
+        if most > 1:
+            # With a host offset, the bit that tells about its refcount makes no difference.
+            step, mask = (0, -1) if host == NOWHERE else (size, ~layout.COPIED)
+            expected = entry & mask
+            for further in table[(index + 1) * words : (index + most) * words : words]:
+                expected += step
+                if further & mask != expected:
+                    break
+                count += 1
+            if words > 1:
+                bitmaps = table[(index + 1) * words + 1 : (index + count) * words : words]
+                for number, further in enumerate(bitmaps, 1):
+                    if further != bitmap:
+                        count = number
+                        break
+        return kind, host if host == NOWHERE else host + within, count * size - within
+
+    def _subcluster_run(self, host: int, bitmap: int, within: int) -> Run:
+        size = self.geometry.subcluster_size
+        first = within // size
+        kind, count = self.geometry.subcluster_run(bitmap, first)
+        return kind, host if host == NOWHERE else host + within, (first + count) * size - within
+
+    def _clusters_before_damage(self, kind: int, host: int) -> int:
+        """How many clusters from ``host`` on may follow each other before one would be at fault."""
+        if kind != DATA or self.geometry.external:
+            return 1 << 62
+        end = min(
+            (region.offset for region in self.regions if region.offset > host),
+            default=self.file_end,
+        )
+        return -(-(min(end, self.file_end) - host) >> self._cluster_bits)
+
+    def _check(self, entry: int, bitmap: int, guest: int, index: int) -> None:
+        """Raise what is wrong with an L2 entry."""
+        fault = self._fault(entry, bitmap, guest)
+        if fault is not None and not self.geometry.external:
+            # The file may have grown since it was looked at.
+            self.file_end = self.image.size()
+            fault = self._fault(entry, bitmap, guest)
+        if fault is None:
+            return
+        table_offset = self._l1_entry(guest >> self._l1_shift) & layout.HOST_OFFSET
+        raise CorruptImageError(
+            f"'{self.image.name()}': the L2 entry {entry:#x} of guest offset {guest:#x} {fault}; "
+            "check the image",
+            offset=table_offset + index * self.geometry.words * 8,
+            field="L2 entry",
+            value=entry,
+        )
+
+    def _fault(self, entry: int, bitmap: int, guest: int) -> str | None:
+        return self.geometry.fault(
+            entry, bitmap, guest, file_end=self.file_end, metadata=self._metadata
+        )
+
+    # -- tables
+
+    def _l1_entry(self, number: int) -> int:
+        # A snapshot of a smaller disk has fewer entries than the disk now needs.
+        return self.l1[number] if number < len(self.l1) else 0
+
+    async def _l2_table(self, number: int) -> Table | None:
+        """The L2 table behind an L1 entry, or None where there is none."""
+        table = self._cache.get(number)
+        if table is not None:
+            return table
+        epoch = self._cache.epoch
+        if not self._l1_entry(number):
+            return None
+        offset = self.l2_offset(number)
+        table = empty_table(self.geometry.cluster_size // 8)
+        await self.image.readv((memoryview(table).cast("B"),), offset)
+        swap(table)
+        self._cache.put(number, table, epoch)
+        return table
+
+    def cached_table(self, number: int) -> Table | None:
+        """The L2 table behind an L1 entry, if it is at hand."""
+        return self._cache.get(number)
+
+    def l2_offset(self, number: int) -> int:
+        """The host offset that a non-zero L1 entry leads to.
+
+        Raises:
+            CorruptImageError: the entry makes no sense.
+        """
+        entry = self._l1_entry(number)
+        fault = self.geometry.l1_fault(entry, file_size=self.image.size(), metadata=self._metadata)
+        if fault is not None:
+            raise CorruptImageError(
+                f"'{self.image.name()}': the L1 entry {entry:#x} of guest offset "
+                f"{number << self._l1_shift:#x} {fault}; check the image",
+                offset=self._l1_offset + number * 8,
+                field="L1 entry",
+                value=entry,
+            )
+        return entry & layout.HOST_OFFSET
+
+    # -- values
+
+    def _mapping(self, guest: int, run: Run) -> ShallowMapping:
+        """A run for the core."""
+        kind, host, length = run
+        if kind == DATA:
+            return Data(self._data_file(), host, length, writable=False)
+        if kind == ZERO:
+            return Zero(length, explicit=True, offset=None if host == NOWHERE else host)
+        if kind == UNALLOCATED:
+            if self._backing is not None:
+                return Backing(self._backing, guest, length)
+            if self._backing_pending is not None:
+                raise UnsupportedOperationError(
+                    f"'{self.image.name()}': its backing image '{self._backing_pending}' is not "
+                    "attached; attach it, or None to read zeroes instead"
+                )
+            return Zero(length, explicit=False, offset=None if host == NOWHERE else host)
+        offset, host_length = self.geometry.compressed(host)
+        return Special(
+            self,
+            self._data_file(),
+            offset,
+            min(host_length, self.file_end - offset),
+            length,
+            guest & self._cluster_mask,
+            self.geometry.cluster_size,
+        )
+
+    def _data_file(self) -> StorageHandle:
+        if self._data is None:
+            raise UnsupportedOperationError(
+                f"'{self.image.name()}': its data file is not attached; give the image its "
+                "data_file"
+            )
+        return self._data
+
+    def size(self) -> int:
+        """See ``FormatDriverInstance.size``."""
+        return self._size
+
+    def collect_storage_dependencies(self) -> Sequence[StorageHandle]:
+        """See ``FormatDriverInstance.collect_storage_dependencies``."""
+        if self._data is None or self._data is self.image:
+            return (self.image,)
+        return (self.image, self._data)
+
+
+def _continues(run: Run, further: Run) -> bool:
+    """Whether ``further``, which follows ``run``, is more of the same."""
+    kind, host, length = run
+    if kind != further[0] or kind == COMPRESSED:
+        return False
+    return further[1] == (host if host == NOWHERE else host + length)
