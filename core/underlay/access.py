@@ -7,8 +7,8 @@ without a loop. The work itself is in ``reading`` and ``writing``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -18,7 +18,8 @@ from underlay.buffers import AnyBuffer, flat, flat_writable, total
 from underlay.capabilities import offers
 from underlay.driver import FormatDriverInstance
 from underlay.errors import OutOfRangeError, ReadOnlyError
-from underlay.handle import StorageHandle, StorageStats
+from underlay.face import to_the_end
+from underlay.handle import INLINE_MOST, StorageHandle, StorageStats
 from underlay.info import ImageInfo, describe_image
 from underlay.lifecycle import Lifecycle
 from underlay.mapping import Backing, Data, DiskExtent, Eof, Mapping
@@ -43,18 +44,20 @@ class Resources:
 
     drivers: list[FormatDriverInstance] = attrs.field(factory=list[FormatDriverInstance])
     handles: list[StorageHandle] = attrs.field(factory=list[StorageHandle])
+    #: Disks of the caller that this one reads through; it does not close them.
+    lent: list[FormatAccess] = attrs.field(factory=list["FormatAccess"])
 
     async def close(self) -> None:
         """Close everything, however many of them fail; the first error is raised at the end."""
-        first: Exception | None = None
+        first: BaseException | None = None
         closers = [driver.close for driver in self.drivers] + [h.close for h in self.handles]
-        for close in closers:
-            try:
-                await close()
-            except Exception as error:
-                first = first or error
         self.drivers.clear()
         self.handles.clear()
+        for close in closers:
+            try:
+                await to_the_end(close())
+            except BaseException as error:  # noqa: BLE001 - raised when all is closed
+                first = first or error
         if first is not None:
             raise first
 
@@ -76,8 +79,10 @@ class FormatAccess:
         self._driver = driver
         self._resources = resources
         self._guard = guard
-        self._life = Lifecycle() if view_of is None else view_of._life
+        self._life: Lifecycle = Lifecycle() if view_of is None else view_of._life
         self._is_view = view_of is not None
+        for disk in resources.lent if resources is not None else ():
+            disk._life.serve(self._life)
         self._reader = Reader(driver)
         self._writer = Writer(driver, self._reader)
         self._read_parallel = 1
@@ -185,9 +190,13 @@ class FormatAccess:
                 handle, host, run, _ = location
                 try_readv = handle.try_readv
                 length = len(buf)
-                if try_readv is not None and 0 < length <= run and self._driver.leases() is None:
-                    if try_readv((buf,), host) == length:
-                        return
+                if (
+                    try_readv is not None
+                    and 0 < length <= min(run, INLINE_MOST)
+                    and self._driver.leases() is None
+                    and try_readv((buf,), host) == length
+                ):
+                    return
         finally:
             life.calls.pop()
         await self.readv((buf,), offset)
@@ -233,15 +242,22 @@ class FormatAccess:
                 mapping = attrs.evolve(mapping, length=length)
             return mapping if isinstance(mapping, Backing) else bare(mapping)
 
-    async def extents(
+    def extents(
         self, offset: int = 0, length: int | None = None
-    ) -> AsyncIterator[DiskExtent]:
+    ) -> AsyncGenerator[DiskExtent, None]:
         """The disk run by run, in order and without gaps, through all backing images."""
-        if offset < 0:
-            raise OutOfRangeError(f"The offset {offset} is negative")
-        with self._life.call():
-            wanted = self._mapping_length(offset, length)
-            async for extent in self._reader.extents(offset, wanted):
+        self._life.check()
+        return self._extents(offset, self._mapping_length(offset, length))
+
+    async def _extents(self, offset: int, length: int) -> AsyncGenerator[DiskExtent, None]:
+        extents = self._reader.extents(offset, length)
+        async with aclosing(extents):
+            while True:
+                # Between two of them no call is in flight: whoever iterates may close the disk.
+                with self._life.call():
+                    extent = await anext(extents, None)
+                if extent is None:
+                    return
                 yield extent
 
     def lease(self) -> AbstractContextManager[None]:
@@ -353,10 +369,11 @@ class FormatAccess:
         self, size: int | str, preallocation: PreallocateMode | str = PreallocateMode.OFF
     ) -> None:
         """Make the disk ``size`` bytes long; new bytes read as zeroes, cut bytes never come back."""
+        mode = PreallocateMode.parse(preallocation)
         if parse_size(size) < self.size:
             await self.resize_shrink(size)
         else:
-            await self.resize_grow(size, preallocation)
+            await self.resize_grow(size, mode)
 
     async def resize_grow(
         self, size: int | str, preallocation: PreallocateMode | str = PreallocateMode.OFF
@@ -440,8 +457,10 @@ class FormatAccess:
         A storage that the caller gave stays open. Closing twice is allowed; closing a view (a slice,
         a backing image) does nothing, since it closes with its disk.
         """
-        if self._is_view or not await self._life.end():
-            return
+        if not self._is_view and await self._life.end():
+            await to_the_end(self._close())
+
+    async def _close(self) -> None:
         resources, self._resources = self._resources, None
         try:
             if self._driver.writable():
@@ -464,7 +483,7 @@ class FormatAccess:
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         life = getattr(self, "_life", None)
-        if life is not None and not self._is_view and life.reason is None and self._resources:
+        if self._resources and life is not None and not life.ended and not life.forked:
             _warn(f"unclosed disk {self!r}", ResourceWarning, source=self)
 
     def __repr__(self) -> str:

@@ -12,11 +12,14 @@ import attrs
 from underlay.access import FormatAccess, Resources
 from underlay.driver import FormatDriverInstance, FormatOpenOptions
 from underlay.errors import (
+    ImageInUseError,
     ImplicitOpenDeniedError,
     InvalidImageError,
+    ReadOnlyError,
     StorageError,
     UnderlayError,
     UnsupportedOperationError,
+    printable,
 )
 from underlay.gate import (
     Allow,
@@ -26,6 +29,7 @@ from underlay.gate import (
     OpenedObject,
     Reference,
     ReferenceKind,
+    Substitute,
 )
 from underlay.handle import StorageHandle
 from underlay.limits import Limits
@@ -72,7 +76,8 @@ class Resolver:
     lock: bool
     storage_options: Mapping[str, object]
     resources: Resources
-    _identities: dict[Hashable, str] = attrs.field(factory=dict[Hashable, str], init=False)
+    _identities: set[Hashable] = attrs.field(factory=set[Hashable], init=False)
+    _top: str = attrs.field(default="?", init=False)
 
     async def resolve(
         self,
@@ -87,6 +92,7 @@ class Resolver:
         The caller's own ``backing`` and ``data_file`` are for the top image, and pass no gate.
         """
         self._remember(storage)
+        self._top = storage.name()
         await self._attach_given(driver, backing, data_file)
         layer: _Layer | None = _Layer(driver, storage, 1)
         while layer is not None:
@@ -103,17 +109,23 @@ class Resolver:
     ) -> None:
         for reference in driver_references(driver):
             if reference.kind is ReferenceKind.BACKING and backing is not FROM_IMAGE:
-                driver.attach(reference, as_driver(backing))
+                driver.attach(reference, self._given_disk(backing))
                 backing = FROM_IMAGE
             elif reference.kind is ReferenceKind.DATA_FILE and data_file is not FROM_IMAGE:
                 driver.attach(reference, await self._given_file(reference, data_file))
                 data_file = FROM_IMAGE
         if backing is not FROM_IMAGE and backing is not None:
             # The image names none; a disk that the caller gives shows through all the same.
-            driver.attach(Reference(kind=ReferenceKind.BACKING, name=""), as_driver(backing))
+            driver.attach(Reference(kind=ReferenceKind.BACKING, name=""), self._given_disk(backing))
         if data_file is not FROM_IMAGE and data_file is not None:
             reference = Reference(kind=ReferenceKind.DATA_FILE, name="", writable=driver.writable())
             driver.attach(reference, await self._given_file(reference, data_file))
+
+    def _given_disk(self, disk: object) -> FormatDriverInstance | None:
+        """The driver of a disk that somebody else opened, and closes."""
+        if isinstance(disk, FormatAccess | SyncFormatAccess):
+            self.resources.lent.append(disk.awaitable())
+        return as_driver(disk)
 
     async def _given_file(
         self, reference: Reference, target: Target | None
@@ -131,17 +143,11 @@ class Resolver:
         )
         found = await self._ask(layer, reference)
         if not isinstance(found, _Opened):
-            layer.driver.attach(reference, as_driver(found))
+            layer.driver.attach(reference, self._given_disk(found))
             return None
         self._remember(found.handle)
         format_name = reference.format
         if format_name is None:
-            if not found.allow.probe:
-                raise InvalidImageError(
-                    f"'{layer.storage.name()}' records no format for its backing file "
-                    f"'{printable(reference.name)}'; record one (qemu-img rebase -u -F), or pass a "
-                    f"gate made with probe=True"
-                )
             format_name = (await recognise(found.handle)).require_format(found.handle.name())
         driver = (
             await registry()
@@ -149,28 +155,44 @@ class Resolver:
             .open(FormatOpenOptions(storage=found.handle, limits=self.limits))
         )
         self.resources.drivers.append(driver)
+        self.limits.check(
+            "virtual_size", driver.size(), what=f"The virtual size of '{found.handle.name()}'"
+        )
         layer.driver.attach(reference, driver)
         return _Layer(driver, found.handle, layer.depth + 1)
 
     async def _object(self, layer: _Layer, reference: Reference) -> StorageHandle:
         """Open a data file or an extent."""
         found = await self._ask(layer, reference)
-        if isinstance(found, _Opened):
-            return found.handle
-        if not is_storage(found):
-            raise TypeError(f"a gate must substitute a storage for a {reference.kind.value}")
-        handle = StorageHandle(cast("AnyStorage", found), owned=False)
-        self.resources.handles.append(handle)
-        return handle
+        if not isinstance(found, _Opened):
+            raise TypeError(f"A gate must substitute a storage for a {reference.kind.value}")
+        identity = found.handle.identity()
+        if identity is not None and identity == layer.storage.identity():
+            raise InvalidImageError(
+                f"'{layer.storage.name()}' names itself as its {reference.kind.value}"
+            )
+        if reference.writable and not found.handle.writable():
+            raise ReadOnlyError(
+                f"{found.handle.name()}: the given {reference.kind.value} is read-only"
+            )
+        return found.handle
 
-    async def _ask(self, layer: _Layer, reference: Reference) -> _Opened | object:
-        """Ask the gate, and open what it allows; or the replacement that it gave."""
+    async def _ask(self, layer: _Layer, reference: Reference) -> object:
+        """Ask the gate, and open what it allows; or the disk that it gave in place of that."""
         request = self._request(layer, reference)
         decision = self.gate.decide(request)
         if isinstance(decision, Deny):
             raise denied(request, decision.reason)
+        if isinstance(decision, Substitute):
+            if not is_storage(decision.replacement):
+                return decision.replacement
+            _check_format(request, Allow())
+            handle = StorageHandle(cast("AnyStorage", decision.replacement), owned=False)
+            self.resources.handles.append(handle)
+            return _Opened(handle)
         if not isinstance(decision, Allow):
-            return decision.replacement
+            raise TypeError(f"A gate answers with Allow, Deny or Substitute, not {decision!r}")
+        _check_format(request, decision)
         handle = await self._open(layer, request, decision)
         self.resources.handles.append(handle)
         verdict = self.gate.confirm(
@@ -178,7 +200,9 @@ class Resolver:
         )
         if isinstance(verdict, Deny):
             raise denied(request, verdict.reason)
-        return _Opened(handle, decision)
+        if not isinstance(verdict, Allow):
+            raise TypeError(f"A gate confirms with Allow or Deny, not {verdict!r}")
+        return _Opened(handle)
 
     def _request(self, layer: _Layer, reference: Reference) -> ImplicitOpenRequest:
         try:
@@ -206,7 +230,7 @@ class Resolver:
         else:
             raise UnsupportedOperationError(
                 f"'{request.image}' names the {reference.kind.value} "
-                f"'{printable(reference.name)}', which leads nowhere from there"
+                f"'{quotable(reference.name)}', which leads nowhere from there"
             )
         same = backend is type(layer.storage.storage)
         try:
@@ -219,16 +243,12 @@ class Resolver:
                     options=self.storage_options if same else {},
                 ),
             )
-        except StorageError as error:
+        except (ImageInUseError, StorageError) as error:
             error.args = (
-                f"{error} (the {reference.kind.value} '{printable(reference.name)}' "
+                f"{error} (the {reference.kind.value} '{quotable(reference.name)}' "
                 f"of '{request.image}')",
             )
             raise
-
-    @property
-    def _top(self) -> str:
-        return next(iter(self._identities.values()), "?")
 
     def _remember(self, handle: StorageHandle) -> None:
         identity: Hashable = handle.identity()
@@ -238,13 +258,26 @@ class Resolver:
             raise InvalidImageError(
                 f"The chain of '{self._top}' loops: '{handle.name()}' is in it already"
             )
-        self._identities[identity] = handle.name()
+        self._identities.add(identity)
 
 
 @attrs.frozen
 class _Opened:
     handle: StorageHandle
-    allow: Allow
+
+
+def _check_format(request: ImplicitOpenRequest, allow: Allow) -> None:
+    """Refuse what could not be used once it was open, before it is opened."""
+    reference = request.reference
+    if reference.kind is not ReferenceKind.BACKING:
+        return
+    if reference.format is not None:
+        registry().driver(reference.format)
+    elif not allow.probe:
+        raise InvalidImageError(
+            f"'{request.image}' records no format for its backing file '{quotable(reference.name)}'; "
+            f"record one (qemu-img rebase -u -F), or pass a gate made with probe=True"
+        )
 
 
 def driver_references(driver: FormatDriverInstance) -> list[Reference]:
@@ -275,23 +308,16 @@ def real_path(handle: StorageHandle) -> str | None:
         return None
 
 
-def printable(name: str) -> str:
-    """A stored name with control characters, quotes and broken bytes escaped, for messages."""
-    return "".join(
-        char
-        if char.isprintable() and char != "'"
-        else char.encode("unicode_escape").decode()
-        if char != "'"
-        else "\\'"
-        for char in name
-    )
+def quotable(name: str) -> str:
+    """A stored name for use between quotes in a message."""
+    return printable(name).replace("'", "\\'")
 
 
 def denied(request: ImplicitOpenRequest, reason: str) -> ImplicitOpenDeniedError:
     """The error for a gate's no; it says how to say yes."""
     reference = request.reference
     return ImplicitOpenDeniedError(
-        f"'{request.image}' names the {reference.kind.value} '{printable(reference.name)}', which was "
+        f"'{request.image}' names the {reference.kind.value} '{quotable(reference.name)}', which was "
         f"not opened: {reason}. To allow it pass gate=DirectoryGate() (files in or below the image's "
         f"folder) or gate=PermissiveImplicitOpenGate() (anything)",
         request=request,

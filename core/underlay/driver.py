@@ -19,7 +19,7 @@ import attrs
 
 from underlay.errors import ReadOnlyError, UnsupportedOperationError
 from underlay.limits import DEFAULT_LIMITS, Limits
-from underlay.mapping import Eof, ShallowMapping
+from underlay.mapping import Data, Eof, ShallowMapping
 from underlay.probing import NoMatch, ProbeVerdict, ProbeView
 from underlay.storage import PreallocateMode
 
@@ -150,6 +150,7 @@ class FormatDriverInstance(Protocol):
         Raises:
             OptionError: an option's value, or their combination, is impossible.
         """
+        return
 
     def references(self) -> Sequence[Reference]:
         """Every object that this image names and that has not been attached; the core resolves them."""
@@ -240,17 +241,27 @@ class FormatDriverInstance(Protocol):
         """Make room for guest bytes from ``offset`` on; the ticket may cover fewer than ``length``.
 
         Waits while another ticket covers any of the same clusters. Every ticket ends in exactly one
-        of ``commit_write`` and ``abort_write``.
+        of ``commit_write`` and ``abort_write``, which cancelling a task does not interrupt. What is
+        mapped to writable data already needs no room: the default serves a format where all is.
         """
-        raise ReadOnlyError(f"this {self.format_name} image is open read-only")
+        mapping = await self.get_mapping(offset, length)
+        if not isinstance(mapping, Data) or not mapping.writable:
+            raise ReadOnlyError(f"This {self.format_name} image cannot be written at {offset}")
+        return WriteTicket(
+            driver=self,
+            storage=mapping.storage,
+            guest_offset=offset,
+            offset=mapping.offset,
+            length=min(mapping.length, length),
+        )
 
     async def commit_write(self, ticket: WriteTicket) -> None:
         """The data is written: show it. It becomes durable with the next ``flush`` and ``sync``."""
-        raise UnsupportedOperationError(f"{self.format_name} gives out no tickets")
+        return
 
     async def abort_write(self, ticket: WriteTicket) -> None:
         """The data was not written: give the room back. The disk reads as before."""
-        raise UnsupportedOperationError(f"{self.format_name} gives out no tickets")
+        return
 
     async def ensure_data_mapping(
         self, offset: int, length: int, overwrite: bool
@@ -295,6 +306,7 @@ class FormatDriverInstance(Protocol):
 
     async def flush(self) -> None:
         """Write the driver's own buffers to its storages."""
+        return
 
     async def sync(self) -> None:
         """Sync this image's storages. Its backing image is the core's to sync."""
@@ -304,6 +316,8 @@ class FormatDriverInstance(Protocol):
 
     async def invalidate_cache(self) -> None:
         """Drop buffers without writing them, and read the image anew."""
+        return
 
     async def close(self) -> None:
         """Release what is the driver's own (not its storages). Called once, after ``flush``."""
+        return

@@ -61,6 +61,7 @@ __all__ = [
     "UnderlayError",
     "UnsupportedFeatureError",
     "UnsupportedOperationError",
+    "printable",
     "storage_error",
 ]
 
@@ -76,7 +77,7 @@ def _rebuild(cls: type[UnderlayError], message: str, details: dict[str, object])
 class UnderlayError(Exception):
     """Base of all errors of underlay; never raised itself.
 
-    ``str(error)`` is one sentence: what went wrong, where, and what to do next.
+    ``str(error)`` is one line: what went wrong, where, and what to do next.
     """
 
     #: The attributes that travel with the error, besides its message.
@@ -86,8 +87,9 @@ class UnderlayError(Exception):
         super().__init__(message)
 
     def __str__(self) -> str:
-        # OSError would format itself from errno; our message is whole already.
-        return str(self.args[0]) if self.args else type(self).__name__
+        # OSError would format itself from errno; our message is whole already. What it quotes may
+        # come from an image: it must not move a terminal's cursor, or forge a second line.
+        return printable(str(self.args[0])) if self.args else type(self).__name__
 
     def __reduce__(self) -> tuple[object, ...]:
         details = {name: getattr(self, name, None) for name in self.details}
@@ -262,6 +264,15 @@ class StorageNotFoundError(StorageError, FileNotFoundError):
 
 class StorageAccessError(StorageError, PermissionError):
     """The system does not let this process open the object so."""
+
+
+def printable(text: str) -> str:
+    """Text on one line and without control characters: those are escaped, as broken bytes are."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def storage_error(error: OSError, *, doing: str, name: str) -> StorageError:

@@ -27,6 +27,7 @@ __all__ = [
     "in_worker",
     "is_blocking",
     "run_blocking",
+    "to_the_end",
 ]
 
 T = TypeVar("T")
@@ -229,6 +230,20 @@ async def gather(limit: int, calls: Sequence[Callable[[], Coroutine[Any, Any, No
             task.cancel()
         for task in tasks:
             await _settled(task)
+        raise
+
+
+async def to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Await what must not be left half done: cancelling waits for its end, and then goes on."""
+    if _driving.blocking:
+        return await coroutine
+    import asyncio
+
+    task = asyncio.ensure_future(coroutine)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await _settled(task)
         raise
 
 

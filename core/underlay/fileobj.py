@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 import os
 import threading
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ class DiskFile(io.BufferedIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         self._check()
+        offset = operator.index(offset)
         with self._lock:
             if whence == os.SEEK_SET:
                 position = offset
@@ -113,15 +115,10 @@ class DiskFile(io.BufferedIOBase):
         return wanted
 
     def flush(self) -> None:
+        """Flush the disk; nothing is left to flush once that is closed."""
         self._check()
-        if self._disk.writable:
+        if self._disk.writable and not self._disk.closed:
             self._disk.flush()
-
-    def close(self) -> None:
-        if not self.closed and (self._disk.closed or not self._disk.writable):
-            # There is nothing to flush; the base class would ask the disk all the same.
-            self.flush = lambda: None  # type: ignore[method-assign]
-        super().close()
 
     def _check(self) -> None:
         if self.closed:

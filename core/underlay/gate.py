@@ -164,9 +164,14 @@ class DirectoryGate(ImplicitOpenGate):
         self._probe = probe
 
     def decide(self, request: ImplicitOpenRequest) -> GateDecision:
-        if request.resolved is None:
+        # Names on other storages ("s3://…", "memory:…") are no paths.
+        if request.resolved is None or not os.path.isabs(request.resolved):
             return Deny("its name leads to no file")
-        if not self._contains(request, os.path.realpath(request.resolved)):
+        try:
+            real_path = os.path.realpath(request.resolved)
+        except ValueError:
+            return Deny("its name cannot be a path")
+        if not self._contains(request, real_path):
             return Deny(f"it lies outside {self._where(request)}")
         return Allow(probe=self._probe)
 
@@ -181,7 +186,8 @@ class DirectoryGate(ImplicitOpenGate):
         return () if request.image_folder is None else (request.image_folder,)
 
     def _contains(self, request: ImplicitOpenRequest, real_path: str) -> bool:
-        return any(
+        # What has no path ("pipe:[1234]") lies in no folder.
+        return os.path.isabs(real_path) and any(
             os.path.commonpath((folder, real_path)) == folder for folder in self._folders(request)
         )
 
@@ -191,4 +197,4 @@ class DirectoryGate(ImplicitOpenGate):
         )
 
     def __repr__(self) -> str:
-        return f"DirectoryGate({', '.join(map(repr, self._roots))})"
+        return f"DirectoryGate({', '.join([*map(repr, self._roots), f'probe={self._probe}'])})"

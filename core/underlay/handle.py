@@ -25,7 +25,7 @@ from underlay.buffers import (
     split_at,
     total,
 )
-from underlay.errors import UnsupportedOperationError
+from underlay.errors import ClosedError, UnsupportedOperationError
 from underlay.face import home_loop, in_loop, in_worker, is_blocking, run_blocking
 from underlay.locks import RangeLocks
 from underlay.storage import (
@@ -42,12 +42,12 @@ from underlay.storage import (
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["StorageHandle", "StorageStats"]
+__all__ = ["INLINE_MOST", "StorageHandle", "StorageStats"]
 
 #: How many buffers one call may carry (IOV_MAX on Linux).
 _MOST_BUFFERS = 1024
 #: Reads of up to this many bytes are tried without a worker thread, which costs more than copying.
-_INLINE_MOST = 256 << 10
+INLINE_MOST = 256 << 10
 #: Memory for one piece of a misaligned request, and for one piece of written zeroes.
 _BOUNCE_MOST = 1 << 20
 #: Past the end of every object.
@@ -191,6 +191,7 @@ class StorageHandle:
             at += taken
 
     async def _readv(self, buffers: ReadBuffers, offset: int, length: int) -> None:
+        self._check()
         self.stats.read_requests += 1
         self.stats.read_bytes += length
         blocking = self._blocking
@@ -199,7 +200,7 @@ class StorageHandle:
         elif is_blocking():
             blocking.readv(buffers, offset)
         else:
-            if length <= _INLINE_MOST:
+            if length <= INLINE_MOST:
                 done = blocking.try_readv(buffers, offset) or 0
                 if done >= length:
                     return
@@ -339,13 +340,13 @@ class StorageHandle:
         if self.closed:
             return
         self.closed = True
-        self.inline_readv = None
-        self.try_readv = None
+        self.inline_readv = self.inline_writev = self.try_readv = None
         if self.owned:
             if self._blocking is not None:
                 await in_worker(self._blocking.close, cancellable=False)
-            else:
-                await self._call("close")
+            elif self._coroutine is not None:
+                storage, loop = self._coroutine
+                await in_loop(loop, storage.close)
 
     async def abandon(self) -> None:
         """Undo the creation of what the handle owns, and close it."""
@@ -358,10 +359,15 @@ class StorageHandle:
 
     async def _call(self, method: str, *args: object) -> object:
         """Call a method of the storage, waiting as its rung and the driving face want."""
+        self._check()
         if self._coroutine is None:
             return await in_worker(getattr(self._blocking, method), *args)
         storage, loop = self._coroutine
         return await in_loop(loop, getattr(storage, method), *args)
+
+    def _check(self) -> None:
+        if self.closed:
+            raise ClosedError(f"'{self.name()}' is closed")
 
     async def _locked(
         self, start: int, end: int, method: str, *args: object, exclusive: bool = False

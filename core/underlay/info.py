@@ -9,7 +9,7 @@ import attrs
 
 from underlay.capabilities import Describable, ImageDescription, offers
 from underlay.driver import FormatDriverInstance
-from underlay.errors import UnderlayError
+from underlay.errors import UnderlayError, UnsupportedOperationError
 from underlay.handle import StorageHandle
 
 __all__ = ["ImageInfo", "describe_image", "host_bytes"]
@@ -42,7 +42,10 @@ def host_bytes(storage: StorageHandle) -> int | None:
 
 async def describe_image(driver: FormatDriverInstance) -> ImageInfo:
     """Gather it; opens nothing."""
-    storage = driver.collect_storage_dependencies()[0]
+    storages = driver.collect_storage_dependencies()
+    if not storages:
+        raise UnsupportedOperationError(f"This {driver.format_name} disk lies on no storage")
+    storage = storages[0]
     description = ImageDescription()
     if offers(driver, Describable):
         description = await driver.describe()
@@ -62,5 +65,5 @@ def _full_name(storage: StorageHandle, name: str | None) -> str | None:
         return None
     try:
         return storage.resolve_relative(name)
-    except UnderlayError:
+    except (UnderlayError, ValueError):
         return name

@@ -12,7 +12,13 @@ import attrs
 
 from underlay.capabilities import Feature, Inspectable, Inspection, offers
 from underlay.driver import FormatOpenOptions
-from underlay.errors import UnderlayError
+from underlay.errors import (
+    PluginConflictError,
+    PluginError,
+    StorageError,
+    UnderlayError,
+    UnsupportedFeatureError,
+)
 from underlay.gate import Reference
 from underlay.handle import StorageHandle
 from underlay.limits import DEFAULT_LIMITS, Limits
@@ -153,9 +159,17 @@ async def _look(
                 )
         finally:
             await driver.close()
+    except StorageError:
+        raise
+    except (PluginError, PluginConflictError) as error:
+        unknown.append(f"the format could not be asked: {error}")
+    except UnsupportedFeatureError as error:
+        # That an encrypted image cannot be judged is said already.
+        if not inspection.encrypted:
+            unsafe.append(f"it does not open: {error}")
     except UnderlayError as error:
         unsafe.append(f"it does not open: {error}")
-    except Exception as error:  # a stranger's driver may do anything
+    except Exception as error:  # noqa: BLE001 - a stranger's driver may do anything
         unknown.append(f"the driver failed: {type(error).__name__}: {error}")
     return inspection
 

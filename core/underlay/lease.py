@@ -41,8 +41,7 @@ class Leases:
         with self._lock:
             del self._held[number]
             ready = self._take_ready()
-        for action in ready:
-            action()
+        _run(ready)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -58,8 +57,7 @@ class Leases:
         with self._lock:
             self._deferred.append((self._next, action))
             ready = self._take_ready()
-        for run in ready:
-            run()
+        _run(ready)
 
     def _take_ready(self) -> list[Callable[[], None]]:
         oldest = next(iter(self._held), self._next)
@@ -67,3 +65,15 @@ class Leases:
         while self._deferred and self._deferred[0][0] <= oldest:
             ready.append(self._deferred.popleft()[1])
         return ready
+
+
+def _run(actions: list[Callable[[], None]]) -> None:
+    """Run all of them, even if one fails: what it guards would wait for ever."""
+    first: Exception | None = None
+    for action in actions:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - raised when all have run
+            first = first or error
+    if first is not None:
+        raise first

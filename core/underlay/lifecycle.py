@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Lifecycle"]
 
+_CLOSED = "it is closed"
+_BACKING_CLOSED = "the disk that it has as backing image was closed"
 _FORKED = "it was opened before this process was forked; open it anew in the child"
 
 
 class Lifecycle:
     """Shared by all faces and views of one open disk. Thread-safe."""
 
-    __slots__ = ("__weakref__", "calls", "reason", "tasks")
+    __slots__ = ("__weakref__", "_users", "calls", "ended", "reason", "tasks")
 
     def __init__(self) -> None:
         #: Why the disk cannot be used; None while it can.
@@ -37,12 +39,26 @@ class Lifecycle:
         self.calls: deque[None] = deque()
         #: Asynchronous calls in flight, each with its loop.
         self.tasks: dict[object, asyncio.AbstractEventLoop | None] = {}
+        #: Whether it was closed, or is being closed.
+        self.ended = False
+        #: Disks that read through this one, as their backing image.
+        self._users: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
         _all.add(self)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a copy in a forked child."""
+        return self.reason == _FORKED
 
     def check(self) -> None:
         """Raise ClosedError unless the disk can be used."""
         if self.reason is not None:
             raise ClosedError(f"The disk cannot be used: {self.reason}")
+
+    def serve(self, user: Lifecycle) -> None:
+        """Let another disk read through this one: when this one ends, that one can do no more."""
+        self.check()
+        self._users.add(user)
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -64,16 +80,34 @@ class Lifecycle:
                 del self.tasks[token]
 
     async def end(self) -> bool:
-        """Refuse new calls and wait for those in flight; False if the disk was closed before."""
-        if self.reason is not None:
+        """Refuse new calls and wait for those in flight; False if the disk was closed before.
+
+        Cancelled while it waits, the disk stays open.
+        """
+        if self.ended or self.forked:
             return False
-        self.reason = "it is closed"
+        self.ended = True
+        refused = [(life, life.reason) for life in self._with_users()]
+        for life, _ in refused:
+            life.reason = life.reason or _BACKING_CLOSED
+        self.reason = _CLOSED
+        try:
+            for life, _ in refused:
+                await life._idle()
+        except BaseException:
+            self.ended = False
+            for life, reason in refused:
+                life.reason = _CLOSED if life.ended else reason
+            raise
+        return True
+
+    async def _idle(self) -> None:
+        """Wait until no call is in flight."""
         pause = 0.0001
         while self.calls or self.tasks:
             if is_blocking():
                 here = current_loop()
-                if here is not None and here in self.tasks.values():
-                    self.reason = None
+                if here is not None and here in tuple(self.tasks.values()):
                     raise RuntimeError(
                         "a blocking close waits for a task of the event loop that it stops: "
                         "await the disk's close() instead"
@@ -84,7 +118,12 @@ class Lifecycle:
 
                 await asyncio.sleep(pause)
             pause = min(pause * 2, 0.01)
-        return True
+
+    def _with_users(self) -> list[Lifecycle]:
+        found = [self]
+        for life in found:  # grows while it is walked
+            found += [user for user in life._users if user not in found]
+        return found
 
 
 _all: weakref.WeakSet[Lifecycle] = weakref.WeakSet()

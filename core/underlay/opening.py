@@ -14,6 +14,7 @@ from underlay.access import FormatAccess, Resources
 from underlay.chain import FROM_IMAGE, BackingChoice, DataFileChoice, Resolver
 from underlay.driver import FormatCreateOptions, FormatDriverInstance, FormatOpenOptions, OptionSpec
 from underlay.errors import OptionError
+from underlay.face import to_the_end
 from underlay.gate import DenyImplicitOpenGate, ImplicitOpenGate
 from underlay.guard import RawGuard
 from underlay.handle import StorageHandle
@@ -95,6 +96,8 @@ async def open_image(
     ``backing`` and ``data_file`` replace what the image names: a disk, or a target; None suppresses it.
     ``snapshot`` (an ID or a name) opens an internal snapshot, read-only. Raises as ``open_any`` does.
     """
+    if not isinstance(format, str):
+        raise TypeError(f"A format's name was expected, not {format!r}; open_any() finds it out")
     opening = _Opening(
         writable=writable,
         gate=gate or DenyImplicitOpenGate(),
@@ -143,20 +146,18 @@ class _Opening:
         self, target: Target, format_name: str | None, options: Mapping[str, Any]
     ) -> FormatAccess:
         if format_name is not None:
-            registry().driver(
-                format_name
-            )  # an unknown format is an error before anything is opened
+            registry().driver(format_name)  # an unknown one is an error before anything is opened
         storage = await open_storage(
             target, writable=self.writable, lock=self.lock, storage_options=self.storage_options
         )
         self.resources.handles.append(storage)
         try:
-            return await self._open(storage, format_name, dict(options))
+            return await self.open_storage(storage, format_name, dict(options))
         except BaseException:
             await self.resources.close()
             raise
 
-    async def _open(
+    async def open_storage(
         self, storage: StorageHandle, format_name: str | None, options: dict[str, Any]
     ) -> FormatAccess:
         guessed = False
@@ -248,19 +249,20 @@ async def create(
     storage = await create_storage(
         target, overwrite=overwrite, lock=lock, storage_options=storage_options
     )
+    opening = _Opening(
+        writable=True,
+        gate=gate or DenyImplicitOpenGate(),
+        limits=limits,
+        lock=lock,
+        storage_options=storage_options or {},
+    )
+    opening.resources.handles.append(storage)
     try:
         await driver_class.create(attrs.evolve(wanted, storage=storage))
-        opening = _Opening(
-            writable=True,
-            gate=gate or DenyImplicitOpenGate(),
-            limits=limits,
-            lock=lock,
-            storage_options=storage_options or {},
-        )
-        opening.resources.handles.append(storage)
-        return await opening._open(storage, format, {})
+        return await opening.open_storage(storage, format, {})
     except BaseException:
-        await storage.abandon()
+        await to_the_end(storage.abandon())
+        await opening.resources.close()
         raise
 
 

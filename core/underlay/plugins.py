@@ -85,8 +85,8 @@ class Registry:
         )
 
     def has_scheme(self, scheme: str) -> bool:
-        """Whether any plug-in claims this URL scheme."""
-        return scheme in self._schemes
+        """Whether any plug-in claims this URL scheme, or failed to load under its name."""
+        return scheme in self._schemes or any(rec.name == scheme for rec in self.failures())
 
     def format_names(self) -> list[str]:
         """The names of all formats, sorted."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,10 @@ from underlay.face import gather, in_worker
 from underlay.handle import StorageHandle
 from underlay.mapping import Backing, Data, DiskExtent, Eof, ShallowMapping, Special, Zero
 
-__all__ = ["Reader", "bare", "resolve"]
+__all__ = ["PART", "Reader", "bare", "resolve"]
+
+#: How many bytes of one request a parallel task takes.
+PART = 1 << 20
 
 
 async def resolve(
@@ -27,6 +31,7 @@ async def resolve(
     depth = 0
     while True:
         mapping = await driver.get_mapping(offset, length)
+        _check_length(mapping, driver)
         if not isinstance(mapping, Backing):
             if mapping.length > length:
                 mapping = attrs.evolve(mapping, length=length)
@@ -76,12 +81,26 @@ class Reader:
             if isinstance(mapping, Zero):
                 fill_zero(here)
             elif parallel > 1:
-                chunks.append(partial(self._fetch, mapping, here))
+                chunks += self._parts(mapping, here)
             else:
                 await self._fetch(mapping, here)
             offset += mapping.length
             length -= mapping.length
         await gather(parallel, chunks)
+
+    def _parts(
+        self, mapping: Data[StorageHandle] | Special[StorageHandle], views: list[memoryview]
+    ) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """What one task fetches at a time: plain data in pieces, for it may be long."""
+        if isinstance(mapping, Special):
+            return [partial(self._fetch, mapping, views)]
+        parts: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        at = mapping.offset
+        while views:
+            here, views = split_at(views, PART)
+            parts.append(partial(mapping.storage.readv, here, at))
+            at += total(here)
+        return parts
 
     async def _fetch(
         self, mapping: Data[StorageHandle] | Special[StorageHandle], views: list[memoryview]
@@ -111,75 +130,94 @@ class Reader:
         """Drop what is remembered of the image."""
         self._decoded = None
 
-    async def extents(self, offset: int, length: int) -> AsyncIterator[DiskExtent]:
+    async def extents(self, offset: int, length: int) -> AsyncGenerator[DiskExtent, None]:
         """The range, run by run, through the whole chain; stops at the end of the disk."""
-        async for start, mapping, depth, driver, past in self._walk(offset, length):
-            if isinstance(mapping, Data) and await driver.sparse_data():
-                async for extent in self._split_holes(start, mapping, depth):
-                    yield extent
-            else:
-                yield DiskExtent(
-                    start=start,
-                    length=mapping.length,
-                    depth=depth,
-                    mapping=bare(mapping),
-                    past_backing=past,
-                )
+        runs = self._walk(offset, length)
+        async with aclosing(runs):
+            async for run in runs:
+                mapping = run.mapping
+                if isinstance(mapping, Data) and await run.driver.sparse_data():
+                    async for extent in _split_holes(run.start, mapping, run.depth):
+                        yield extent
+                else:
+                    yield DiskExtent(
+                        start=run.start,
+                        length=mapping.length,
+                        depth=run.depth,
+                        mapping=bare(mapping),
+                        past_backing=run.past_backing,
+                    )
 
-    async def _walk(
-        self, offset: int, length: int
-    ) -> AsyncIterator[
-        tuple[
-            int,
-            Data[StorageHandle] | Zero | Special[StorageHandle],
-            int,
-            FormatDriverInstance,
-            bool,
-        ]
-    ]:
-        """Guest offset, mapping, depth, driver, and whether its backing image ended before."""
+    async def _walk(self, offset: int, length: int) -> AsyncGenerator[_Run, None]:
         end = min(offset + length, self.driver.size())
         # One entry for each image that is being walked, the deepest last: its mappings, and the
         # offset at which the image above takes over again.
         stack: list[tuple[FormatDriverInstance, AsyncIterator[ShallowMapping], int]] = []
         if offset < end:
             stack.append((self.driver, self.driver.iter_mappings(offset, end - offset), end))
-        while stack:
-            driver, mappings, until = stack[-1]
-            mapping = await anext(mappings, None)
-            if mapping is None or isinstance(mapping, Eof):
-                stack.pop()
-                if offset < until:  # the image ended before the one above it
-                    yield offset, Zero(until - offset, explicit=False), len(stack), driver, True
-                    offset = until
-            elif isinstance(mapping, Backing):
-                layer = mapping.layer
-                stack.append(
-                    (
-                        layer,
-                        layer.iter_mappings(mapping.offset, mapping.length),
-                        offset + mapping.length,
-                    )
-                )
-            else:
-                yield offset, mapping, len(stack) - 1, driver, False
-                offset += mapping.length
+        try:
+            while stack:
+                driver, mappings, until = stack[-1]
+                mapping = await anext(mappings, None) if offset < until else None
+                if mapping is None or isinstance(mapping, Eof):
+                    stack.pop()
+                    await _close(mappings)
+                    if offset < until and stack:  # the image ended before the one above it
+                        zero = Zero(until - offset, explicit=False)
+                        yield _Run(offset, zero, len(stack), driver, past_backing=True)
+                        offset = until
+                    continue
+                _check_length(mapping, driver)
+                if mapping.length > until - offset:
+                    mapping = attrs.evolve(mapping, length=until - offset)
+                if isinstance(mapping, Backing):
+                    below = mapping.layer.iter_mappings(mapping.offset, mapping.length)
+                    stack.append((mapping.layer, below, offset + mapping.length))
+                else:
+                    yield _Run(offset, mapping, len(stack) - 1, driver)
+                    offset += mapping.length
+        finally:
+            for _, mappings, _ in stack:
+                await _close(mappings)
 
-    @staticmethod
-    async def _split_holes(
-        start: int, mapping: Data[StorageHandle], depth: int
-    ) -> AsyncIterator[DiskExtent]:
-        done = 0
-        while done < mapping.length:
-            extent = await mapping.storage.extent_at(mapping.offset + done)
-            length = min(extent.length, mapping.length - done) or mapping.length - done
-            yield DiskExtent(
-                start=start + done,
-                length=length,
-                depth=depth,
-                mapping=Data(
-                    mapping.storage.storage, mapping.offset + done, length, mapping.writable
-                ),
-                hole=not extent.is_data,
-            )
-            done += length
+
+@attrs.frozen
+class _Run:
+    """A mapping with the guest offset, the depth and the image that it was found at."""
+
+    start: int
+    mapping: Data[StorageHandle] | Zero | Special[StorageHandle]
+    depth: int
+    driver: FormatDriverInstance
+    past_backing: bool = attrs.field(default=False, kw_only=True)
+
+
+async def _split_holes(
+    start: int, mapping: Data[StorageHandle], depth: int
+) -> AsyncIterator[DiskExtent]:
+    """Plain data cut where holes of its storage begin and end; past its end all is a hole."""
+    storage = mapping.storage
+    done = 0
+    while done < mapping.length:
+        length, hole = mapping.length - done, True
+        if mapping.offset + done < storage.size():
+            extent = await storage.extent_at(mapping.offset + done)
+            length, hole = min(extent.length or length, length), not extent.is_data
+        yield DiskExtent(
+            start=start + done,
+            length=length,
+            depth=depth,
+            mapping=Data(storage.storage, mapping.offset + done, length, mapping.writable),
+            hole=hole,
+        )
+        done += length
+
+
+async def _close(mappings: AsyncIterator[ShallowMapping]) -> None:
+    if isinstance(mappings, AsyncGenerator):
+        await mappings.aclose()
+
+
+def _check_length(mapping: ShallowMapping, driver: FormatDriverInstance) -> None:
+    if mapping.length <= 0 and not isinstance(mapping, Eof):
+        raise RuntimeError(f"the {driver.format_name} driver answered with an empty mapping")

@@ -9,7 +9,14 @@ import attrs
 from underlay.errors import AmbiguousFormatError, PluginError
 from underlay.handle import StorageHandle
 from underlay.plugins import registry
-from underlay.probing import VIEW_BYTES, Match, ProbeFailure, ProbeResult, ProbeView
+from underlay.probing import (
+    VIEW_BYTES,
+    Match,
+    NoMatch,
+    ProbeFailure,
+    ProbeResult,
+    ProbeView,
+)
 
 __all__ = ["RAW", "Recognition", "matching_formats", "read_view", "recognise"]
 
@@ -85,12 +92,14 @@ def _verdicts(view: ProbeView) -> Recognition:
     ]
     for name, driver in plugins.candidates():
         try:
-            verdict = driver.probe(view)
-        except Exception as error:  # a stranger's probe may do anything
+            verdict: object = driver.probe(view)
+        except Exception as error:  # noqa: BLE001 - a stranger's probe may do anything
             failures.append(ProbeFailure(name, f"{type(error).__name__}: {error}"))
             continue
         if isinstance(verdict, Match):
             matches.setdefault(name, verdict.reason)
+        elif not isinstance(verdict, NoMatch):
+            failures.append(ProbeFailure(name, f"its verdict was {verdict!r}"))
     format_name = RAW if not matches else next(iter(matches)) if len(matches) == 1 else None
     return Recognition(
         ProbeResult(

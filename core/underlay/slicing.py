@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import ClassVar, Self
 
 import attrs
@@ -47,7 +47,13 @@ class SliceDriver(FormatDriverInstance):
         return self._whole.zero_granularity()
 
     def collect_storage_dependencies(self) -> Sequence[StorageHandle]:
-        return self._whole.collect_storage_dependencies()
+        # What the whole disk lies on has no place below a slice, so its storages count as ours.
+        found: list[StorageHandle] = []
+        layer: FormatDriverInstance | None = self._whole
+        while layer is not None:
+            found += layer.collect_storage_dependencies()
+            layer = layer.backing()
+        return found
 
     def leases(self) -> Leases | None:
         return self._whole.leases()
@@ -70,6 +76,12 @@ class SliceDriver(FormatDriverInstance):
             return Eof()
         mapping = await self._whole.get_mapping(self._offset + offset, min(max_length, left))
         return mapping if mapping.length <= left else attrs.evolve(mapping, length=left)
+
+    async def iter_mappings(self, offset: int, length: int) -> AsyncIterator[ShallowMapping]:
+        length = min(length, self.size() - offset)
+        if length > 0:
+            async for mapping in self._whole.iter_mappings(self._offset + offset, length):
+                yield mapping
 
     def backing(self) -> FormatDriverInstance | None:
         # Mappings of the backing image come back with offsets of the whole disk, which are right as

@@ -7,10 +7,10 @@ programs, in threads, inside a running event loop. Reading and rewriting plain d
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 from underlay.access import FormatAccess
 from underlay.buffers import AnyBuffer
@@ -19,6 +19,7 @@ from underlay.face import run_blocking
 from underlay.fileobj import DiskFile
 from underlay.handle import StorageStats
 from underlay.info import ImageInfo
+from underlay.lifecycle import Lifecycle
 from underlay.mapping import Backing, Data, DiskExtent, Mapping
 from underlay.storage import AnyStorage, PreallocateMode
 
@@ -140,8 +141,9 @@ class SyncFormatAccess:
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[DiskExtent]:
         """See ``FormatAccess.extents``."""
-        extents = self._core.extents(offset, length)
+        return self._each(self._core.extents(offset, length))
 
+    def _each(self, extents: AsyncGenerator[DiskExtent, None]) -> Iterator[DiskExtent]:
         async def following() -> DiskExtent | None:
             return await anext(extents, None)
 
@@ -149,7 +151,7 @@ class SyncFormatAccess:
             while (extent := run_blocking(following())) is not None:
                 yield extent
         finally:
-            run_blocking(cast("Any", extents).aclose())
+            run_blocking(extents.aclose())
 
     def lease(self) -> AbstractContextManager[None]:
         """See ``FormatAccess.lease``."""
@@ -245,7 +247,7 @@ class SyncFormatAccess:
     def capability(self, kind: type[T]) -> Any:
         """The driver as a ``kind`` whose methods block and return their results, or None."""
         found = self._core.capability(kind)
-        return None if found is None else _BlockingCapability(found)
+        return None if found is None else _BlockingCapability(found, self._life)
 
     def set_async_read_parallelization(self, count: int) -> None:
         """Has no effect on this face; kept for the disk's asynchronous one."""
@@ -298,18 +300,24 @@ class SyncFormatAccess:
 class _BlockingCapability:
     """A capability's methods, driven on the blocking face."""
 
-    __slots__ = ("_target",)
+    __slots__ = ("_life", "_target")
 
-    def __init__(self, target: object) -> None:
+    def __init__(self, target: object, life: Lifecycle) -> None:
         self._target = target
+        self._life = life
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._target, name)
-        if not inspect.iscoroutinefunction(found):
+        if not callable(found):
             return found
         method: Callable[..., Any] = found
 
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            with self._life.call():
+                result = method(*args, **kwargs)
+                return await result if inspect.iscoroutine(result) else result
+
         def blocking(*args: Any, **kwargs: Any) -> Any:
-            return run_blocking(method(*args, **kwargs))
+            return run_blocking(call(*args, **kwargs))
 
         return blocking

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from fractions import Fraction
 
@@ -10,7 +11,9 @@ from underlay.errors import OptionError
 __all__ = ["parse_size"]
 
 _SUFFIXES = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
-_SIZE = re.compile(r"(0x[0-9a-f]+|\d+)(\.\d+)?([bkmgtpe]?)", re.IGNORECASE)
+_SIZE = re.compile(r"(?:(0x[0-9a-f]+)|(\d+(?:\.\d+)?))([bkmgtpe]?)", re.ASCII | re.IGNORECASE)
+#: No size that can be is written with more characters.
+_LONGEST = 100
 
 
 def parse_size(size: int | str, *, option: str = "size") -> int:
@@ -22,21 +25,37 @@ def parse_size(size: int | str, *, option: str = "size") -> int:
         OptionError: it is no size, negative, or 2^63 or more.
     """
     if isinstance(size, str):
-        match = _SIZE.fullmatch(size.strip())
-        if match is None or (match[2] and (not match[3] or match[1].lower().startswith("0x"))):
+        number = _parsed(size.strip())
+        if number is None:
             raise OptionError(
-                f"'{size}' is no size for '{option}': a number with an optional suffix k, M, G, T, P "
-                f"or E was expected",
+                f"'{size[:_LONGEST]}' is no size for '{option}': a number with an optional suffix "
+                f"k, M, G, T, P or E was expected",
                 option=option,
             )
-        number = (
-            Fraction(int(match[1], 0))
-            if match[1].lower().startswith("0x")
-            else Fraction(match[1] + (match[2] or ""))
+    else:
+        try:
+            number = operator.index(size)
+        except TypeError:
+            number = None
+        if number is None or isinstance(size, bool):
+            raise OptionError(f"{size!r} is no size for '{option}'", option=option)
+    if not 0 <= number < 1 << 63:
+        shown = str(number) if abs(number) < 1 << 128 else f"of {number.bit_length()} bits"
+        raise OptionError(
+            f"The size {shown} for '{option}' must be from 0 to 2^63-1", option=option
         )
-        size = int(number * 1024 ** _SUFFIXES[match[3].lower()])
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise OptionError(f"'{size}' is no size for '{option}'", option=option)
-    if not 0 <= size < 1 << 63:
-        raise OptionError(f"The size {size} for '{option}' must be from 0 to 2^63-1", option=option)
-    return size
+    return number
+
+
+def _parsed(text: str) -> int | None:
+    match = _SIZE.fullmatch(text) if len(text) <= _LONGEST else None
+    if match is None:
+        return None
+    hexadecimal, decimal, suffix = match.groups()
+    if hexadecimal is not None:
+        number = Fraction(int(hexadecimal, 16))
+    elif "." in decimal and not suffix:
+        return None
+    else:
+        number = Fraction(decimal)
+    return int(number * 1024 ** _SUFFIXES[suffix.lower()])

@@ -9,16 +9,13 @@ from functools import partial
 from underlay.buffers import split_at, total
 from underlay.driver import FormatDriverInstance, WriteTicket
 from underlay.errors import UnsupportedOperationError
-from underlay.face import gather
+from underlay.face import gather, to_the_end
 from underlay.mapping import Eof, Zero
-from underlay.reading import Reader, resolve
+from underlay.reading import PART, Reader, resolve
 
 __all__ = ["Writer"]
 
-#: How much of one request a parallel task takes.
-_SLICE = 1 << 20
-
-#: A driver's zero or discard method: offset and length that were asked for, to those that were done.
+#: A driver's zero or discard method: from offset and length asked for to those that were done.
 _RangeMethod = Callable[[int, int], Awaitable[tuple[int, int]]]
 
 
@@ -39,7 +36,7 @@ class Writer:
         slices = []
         rest = list(views)
         while rest:
-            here, rest = split_at(rest, _SLICE)
+            here, rest = split_at(rest, PART)
             slices.append(partial(self._write, here, offset))
             offset += total(here)
         await gather(parallel, slices)
@@ -58,8 +55,12 @@ class Writer:
                     await storage.writev(here, host)
                 else:
                     ticket = await self.driver.begin_write(offset, length)
-                    here, rest = split_at(rest, ticket.length)
                     done = ticket.length
+                    if not 0 < done <= length:
+                        await to_the_end(self.driver.abort_write(ticket))
+                        name = self.driver.format_name
+                        raise RuntimeError(f"the {name} driver's ticket is for {done} bytes")
+                    here, rest = split_at(rest, done)
                     await self._fulfil(ticket, here)
                 offset += done
                 length -= done
@@ -79,9 +80,9 @@ class Writer:
                 buffers.append(tail)
             await ticket.storage.writev(buffers, ticket.offset - ticket.before)
         except BaseException:
-            await self.driver.abort_write(ticket)
+            await to_the_end(self.driver.abort_write(ticket))
             raise
-        await self.driver.commit_write(ticket)
+        await to_the_end(self.driver.commit_write(ticket))
 
     async def zero(self, offset: int, length: int, method: _RangeMethod) -> None:
         """Make exactly the range read as zeroes, by ``method`` as far as that goes."""
@@ -99,7 +100,7 @@ class Writer:
 
     async def _write_zeroes(self, offset: int, length: int) -> None:
         """Write zeroes where the range does not read as zeroes yet."""
-        zeroes = memoryview(bytes(min(length, _SLICE)))
+        zeroes = memoryview(bytes(min(length, PART)))
         while length:
             mapping, _ = await resolve(self.driver, offset, length)
             if isinstance(mapping, Eof):
@@ -116,6 +117,6 @@ class Writer:
         end = offset + length
         while offset < end:
             start, done = await method(offset, end - offset)
-            if done <= 0:
+            if done <= 0 or start + done <= offset:
                 return
             offset = start + done

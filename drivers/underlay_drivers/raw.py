@@ -13,7 +13,7 @@ from underlay.driver import (
     OptionSpec,
 )
 from underlay.errors import (
-    InvalidImageError,
+    OptionError,
     ReadOnlyError,
     UnsupportedFeatureError,
     UnsupportedOperationError,
@@ -65,9 +65,10 @@ class Raw(FormatDriverInstance):
         assert isinstance(offset, int)
         present = storage.size()
         if offset > present or (isinstance(size, int) and offset + size > present):
-            raise InvalidImageError(
-                f"'{storage.name()}' has {present} bytes, too few for offset={offset}"
-                + (f", size={size}" if size is not None else "")
+            wanted = f"offset={offset}" + (f", size={size}" if size is not None else "")
+            raise OptionError(
+                f"'{storage.name()}' has {present} bytes, too few for {wanted}",
+                option="offset" if size is None else "size",
             )
         return cls(
             storage,
@@ -80,8 +81,9 @@ class Raw(FormatDriverInstance):
     @classmethod
     def check_create(cls, options: FormatCreateOptions) -> None:
         if options.preallocation is PreallocateMode.METADATA:
-            raise UnsupportedOperationError(
-                "raw images have no metadata to preallocate; use off, falloc or full"
+            raise OptionError(
+                "raw images have no metadata to preallocate; use off, falloc or full",
+                option="preallocation",
             )
 
     @classmethod
