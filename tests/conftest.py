@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+# The contract suites of underlay.testing are tests too: their failures show what was compared.
+pytest.register_assert_rewrite("underlay.testing")
+
 #: Runs one of QEMU's tools: ``tool("info", path)`` returns its stdout, a failure raises.
 Tool = Callable[..., str]
 
@@ -70,3 +73,9 @@ def qemu_img() -> Tool:
 def qemu_io() -> Tool:
     """Run the real ``qemu-io`` with these arguments and return its stdout."""
     return _runner(_oracle("qemu-io"))
+
+
+@pytest.fixture(scope="session")
+def qemu() -> Callable[[str], str]:
+    """Where a tool of QEMU's is, for what runs beside a test: ``qemu("qemu-nbd")``."""
+    return _oracle

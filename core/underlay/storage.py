@@ -185,6 +185,8 @@ class BlockingStorage(StorageFacts, Protocol):
 
     __slots__ = ()
 
+    # The bare returns: a method of nothing but its docstring counts as abstract in a protocol.
+
     @classmethod
     def open(cls, options: StorageOpenOptions) -> Self:
         """Open what ``options.name`` names. Opening never changes the object.
@@ -250,6 +252,7 @@ class BlockingStorage(StorageFacts, Protocol):
 
         Never changes the object's length. The default does nothing, which is allowed.
         """
+        return
 
     def extent_at(self, offset: int) -> Extent:
         """Whether data or a hole lies at ``offset`` (inside the object), and how far it reaches.
@@ -260,9 +263,11 @@ class BlockingStorage(StorageFacts, Protocol):
 
     def flush(self) -> None:
         """Push buffers of this object down to the system. Need not reach the hardware."""
+        return
 
     def sync(self) -> None:
         """Make what was written durable. Only this orders writes against a power loss."""
+        return
 
     def resize(self, size: int, preallocation: PreallocateMode = PreallocateMode.OFF) -> None:
         """Set the length; new bytes read as zeroes.
@@ -274,6 +279,7 @@ class BlockingStorage(StorageFacts, Protocol):
 
     def invalidate_cache(self) -> None:
         """Drop buffers without writing them."""
+        return
 
     def abandon(self) -> None:
         """Called before ``close`` when creating an image in it failed: undo ``create_open``.
@@ -281,9 +287,11 @@ class BlockingStorage(StorageFacts, Protocol):
         An object that ``create_open`` made is removed; one that was there before stays. The default
         leaves it.
         """
+        return
 
     def close(self) -> None:
         """Release everything. Called once, and does not sync."""
+        return
 
 
 class Storage(StorageFacts, Protocol):
@@ -292,8 +300,6 @@ class Storage(StorageFacts, Protocol):
     The core awaits every call in the loop in which the storage was opened. Semantics are those of
     ``BlockingStorage``, name by name.
     """
-
-    # The bare returns: a coroutine of nothing but its docstring counts as abstract in a protocol.
 
     __slots__ = ()
 
