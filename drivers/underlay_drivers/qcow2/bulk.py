@@ -22,12 +22,13 @@ from underlay_drivers.qcow2.tables import (
     UNALLOCATED,
     ZERO,
     Geometry,
+    Run,
 )
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from underlay_drivers.qcow2.mappings import ClusterMap, Run
+    from underlay_drivers.qcow2.mappings import ClusterMap
     from underlay_drivers.qcow2.validation import Region
 
 __all__ = ["Classifier", "Words", "table_runs"]

@@ -52,20 +52,18 @@ def _inflate(raw: memoryview, out: memoryview) -> str | None:
 def _decompress_zstd(raw: memoryview, out: memoryview) -> str | None:
     import zstandard
 
-    done = 0
     try:
-        # One frame; stops at its end, and never gives more than what is asked for.
-        with _zstd_decompressor().stream_reader(raw) as reader:
-            while done < len(out):
-                # Any writable buffer; the library's stub leaves its type open.
-                count = reader.readinto(out[done:])  # pyright: ignore[reportUnknownMemberType]
-                if not count:
-                    return f"its zstd frame ends after {done} of {len(out)} bytes"
-                done += count
-            if reader.read(1):
-                return f"its zstd frame holds more than {len(out)} bytes"
+        declared = zstandard.get_frame_parameters(raw).content_size
+        # What a frame declares is allocated for it, so that has to be looked at first.
+        if declared not in (len(out), zstandard.CONTENTSIZE_UNKNOWN):
+            return f"its zstd frame holds {declared} bytes, not {len(out)}"
+        # One whole frame, and an error if it holds more; what follows it belongs to other clusters.
+        data = _zstd_decompressor().decompress(raw, max_output_size=len(out))
     except zstandard.ZstdError as error:
         return f"bad zstd frame ({error})"
+    if len(data) != len(out):
+        return f"its zstd frame ends after {len(data)} of {len(out)} bytes"
+    out[:] = data
     return None
 
 

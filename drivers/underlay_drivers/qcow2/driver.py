@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Self
+from typing import ClassVar, NoReturn, Self
 
 from underlay.capabilities import (
     Bitmap,
@@ -15,7 +16,7 @@ from underlay.capabilities import (
     Snapshot,
     Snapshottable,
 )
-from underlay.driver import FormatDriverInstance, FormatOpenOptions, OptionSpec
+from underlay.driver import FormatOpenOptions, OptionSpec
 from underlay.errors import (
     CorruptImageError,
     OptionError,
@@ -23,19 +24,20 @@ from underlay.errors import (
     StorageChangedError,
     UnsupportedOperationError,
 )
-from underlay.gate import Reference, ReferenceKind
+from underlay.face import run_blocking
 from underlay.handle import StorageHandle
 from underlay.limits import Limits
 from underlay.probing import Match, NoMatch, ProbeVerdict, ProbeView
+from underlay.storage import AnyStorage
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.bitmaps import read_bitmaps
-from underlay_drivers.qcow2.builder import PublicInterface
+from underlay_drivers.qcow2.builder import Qcow2OpenBuilder
 from underlay_drivers.qcow2.compressed import decompress
+from underlay_drivers.qcow2.dependencies import Dependencies
 from underlay_drivers.qcow2.description import bitmap_warnings, describe, flagged_damage
 from underlay_drivers.qcow2.header import Header
-from underlay_drivers.qcow2.inspection import inspect_image, references
+from underlay_drivers.qcow2.inspection import inspect_image
 from underlay_drivers.qcow2.loading import load_header, load_l1
-from underlay_drivers.qcow2.mappings import ClusterMap
 from underlay_drivers.qcow2.refcounts import looks_preallocated
 from underlay_drivers.qcow2.snapshots import find_snapshot, read_snapshots, snapshot_view
 from underlay_drivers.qcow2.validation import write_obstacles
@@ -45,10 +47,14 @@ __all__ = ["Qcow2"]
 _DEFAULT_CACHE_SIZE = 32 << 20
 
 
-class Qcow2(ClusterMap, PublicInterface, Describable, Snapshottable, BitmapStore, Inspectable):
-    """An open qcow2 image."""
+class Qcow2(Dependencies, Describable, Snapshottable, BitmapStore, Inspectable):
+    """An open qcow2 image: the driver, and the public class for programs that need no more.
 
-    __slots__ = ("_limits", "_snapshot", "_sparse", "header")
+    ``open_image`` and ``open_path`` open the image alone; ``builder`` and ``builder_path`` also
+    what it needs. Offsets and lengths are guest bytes.
+    """
+
+    __slots__ = ("_snapshot", "_sparse")
 
     format_name: ClassVar[str] = "qcow2"
     open_options: ClassVar[Mapping[str, OptionSpec]] = {
@@ -58,13 +64,12 @@ class Qcow2(ClusterMap, PublicInterface, Describable, Snapshottable, BitmapStore
     }
 
     def __init__(self, options: FormatOpenOptions, header: Header) -> None:
-        super().__init__(options.storage, header, cache_size=_cache_size(options))
-        self._limits = options.limits
+        super().__init__(
+            options.storage, header, limits=options.limits, cache_size=_cache_size(options)
+        )
         self._snapshot = options.snapshot
         #: Whether data may lie in holes; None until somebody wants to know.
         self._sparse: bool | None = None
-        #: What is on disk.
-        self.header = header
 
     # -- coming to be
 
@@ -85,6 +90,61 @@ class Qcow2(ClusterMap, PublicInterface, Describable, Snapshottable, BitmapStore
         if options.writable:
             disk._refuse_writing()
         return disk
+
+    @classmethod
+    def builder(cls, image: AnyStorage | StorageHandle) -> Qcow2OpenBuilder:
+        """Open the image in this storage, which stays the caller's, step by step."""
+        return Qcow2OpenBuilder(cls, image)
+
+    @classmethod
+    def builder_path(cls, image_path: str | os.PathLike[str]) -> Qcow2OpenBuilder:
+        """Open the image at this path step by step."""
+        return Qcow2OpenBuilder(cls, image_path)
+
+    @classmethod
+    def create_builder(cls, image: AnyStorage | StorageHandle) -> NoReturn:
+        """Format a storage; not in this version.
+
+        Raises:
+            UnsupportedOperationError: always.
+        """
+        raise UnsupportedOperationError(
+            "this version of underlay only reads qcow2 images; create one with qemu-img"
+        )
+
+    @classmethod
+    async def open_image(cls, metadata: AnyStorage | StorageHandle, writable: bool = False) -> Self:
+        """Open the image in this storage, which stays the caller's, and nothing that it names."""
+        image = metadata
+        if not isinstance(image, StorageHandle):
+            image = StorageHandle(image, owned=False)
+        return await cls.open(FormatOpenOptions(storage=image, writable=writable))
+
+    @classmethod
+    async def open_path(cls, path: str | os.PathLike[str], writable: bool = False) -> Self:
+        """Open the image at this path, and nothing that it names. Close it with ``close``."""
+        from underlay.access import Resources
+        from underlay.targets import open_storage
+
+        image = await open_storage(path, writable=writable)
+        resources = Resources(handles=[image])
+        try:
+            disk = await cls.open(FormatOpenOptions(storage=image, writable=writable))
+        except BaseException:
+            await resources.close()
+            raise
+        disk.adopt(resources)
+        return disk
+
+    @classmethod
+    def open_image_sync(cls, metadata: AnyStorage | StorageHandle, writable: bool = False) -> Self:
+        """``open_image`` on the blocking face."""
+        return run_blocking(cls.open_image(metadata, writable))
+
+    @classmethod
+    def open_path_sync(cls, path: str | os.PathLike[str], writable: bool = False) -> Self:
+        """``open_path`` on the blocking face."""
+        return run_blocking(cls.open_path(path, writable))
 
     async def _load(self, header: Header) -> None:
         """Find the L1 table that is asked for, and read it."""
@@ -121,41 +181,6 @@ class Qcow2(ClusterMap, PublicInterface, Describable, Snapshottable, BitmapStore
         """See ``Inspectable.inspect``."""
         return await inspect_image(storage, limits)
 
-    # -- other objects
-
-    def references(self) -> Sequence[Reference]:
-        """See ``FormatDriverInstance.references``."""
-        pending: list[Reference] = []
-        for reference in references(self.header, writable=self.writable()):
-            backing = reference.kind is ReferenceKind.BACKING
-            if self._backing_pending is not None if backing else self._data is None:
-                pending.append(reference)
-        return pending
-
-    def attach(
-        self, reference: Reference, opened: StorageHandle | FormatDriverInstance | None
-    ) -> None:
-        """See ``FormatDriverInstance.attach``."""
-        if reference.kind is ReferenceKind.BACKING:
-            if isinstance(opened, StorageHandle):
-                raise TypeError("a backing image must be a driver")
-            self._backing = opened
-            self._backing_pending = None
-            return
-        if opened is not None and not isinstance(opened, StorageHandle):
-            raise TypeError("a data file must be a storage")
-        if opened is not None and not self.header.external_data_file:
-            raise OptionError(
-                f"'{self.image.name()}' keeps its data in itself and takes no data file",
-                option="data_file",
-            )
-        if self.header.external_data_file:
-            self._data = opened
-
-    def backing(self) -> FormatDriverInstance | None:
-        """See ``FormatDriverInstance.backing``."""
-        return self._backing
-
     # -- reading
 
     async def sparse_data(self) -> bool:
@@ -185,10 +210,6 @@ class Qcow2(ClusterMap, PublicInterface, Describable, Snapshottable, BitmapStore
                 f"'{self.image.name()}' has become another image; close it and open it anew"
             )
         await self._load(header)
-
-    async def close(self) -> None:
-        """See ``FormatDriverInstance.close``."""
-        self._cache.clear()
 
     # -- what it tells of itself
 

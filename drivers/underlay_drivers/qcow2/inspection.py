@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from underlay.capabilities import Inspection
 from underlay.errors import UnderlayError, UnsupportedFeatureError
-from underlay.gate import Reference, ReferenceKind
 from underlay.limits import Limits
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.bitmaps import read_bitmaps
+from underlay_drivers.qcow2.dependencies import named_objects
 from underlay_drivers.qcow2.description import features, flagged_damage
 from underlay_drivers.qcow2.header import Header
 from underlay_drivers.qcow2.loading import examine, load_l1
@@ -21,22 +20,7 @@ from underlay_drivers.qcow2.validation import metadata_regions, write_obstacles
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
 
-__all__ = ["inspect_image", "references"]
-
-
-def references(header: Header, *, writable: bool = False) -> Iterator[Reference]:
-    """Every other object that the image names; a data file that it does not name has no name."""
-    if header.external_data_file:
-        yield Reference(
-            kind=ReferenceKind.DATA_FILE,
-            name=header.data_file or "",
-            format="raw",
-            writable=writable,
-        )
-    if header.backing_file is not None:
-        yield Reference(
-            kind=ReferenceKind.BACKING, name=header.backing_file, format=header.backing_format
-        )
+__all__ = ["inspect_image"]
 
 
 async def inspect_image(image: StorageHandle, limits: Limits) -> Inspection:
@@ -59,7 +43,7 @@ async def inspect_image(image: StorageHandle, limits: Limits) -> Inspection:
         virtual_size=header.size,
         encrypted=bool(header.crypt_method),
         features=features(header),
-        references=tuple(references(header)),
+        references=tuple(named_objects(header)),
         damage=tuple(damage),
     )
 

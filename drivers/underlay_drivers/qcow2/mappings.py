@@ -24,7 +24,9 @@ from underlay_drivers.qcow2.tables import (
     UNALLOCATED,
     ZERO,
     Geometry,
+    Run,
     Table,
+    continues,
     empty_table,
     swap,
 )
@@ -33,10 +35,7 @@ from underlay_drivers.qcow2.validation import Region, metadata_regions
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
 
-__all__ = ["ClusterMap", "Run"]
-
-#: What a range is, its host offset (or ``NOWHERE``; the L2 entry of compressed data), its bytes.
-Run = tuple[int, int, int]
+__all__ = ["ClusterMap"]
 
 #: Ranges of so many clusters are walked table by table with numpy, which takes a while to import.
 _BULK_CLUSTERS = 4096
@@ -58,6 +57,7 @@ class ClusterMap(FormatDriverInstance):
         "_cluster_mask",
         "_cluster_size",
         "_data",
+        "_data_pending",
         "_l1_offset",
         "_l1_shift",
         "_l2_mask",
@@ -77,6 +77,8 @@ class ClusterMap(FormatDriverInstance):
         self.image = image
         #: Where guest data lies; None until an external data file is attached.
         self._data: StorageHandle | None = None if header.external_data_file else image
+        #: Whether nobody has attached or declined it yet.
+        self._data_pending = header.external_data_file
         self._backing: FormatDriverInstance | None = None
         #: The name of a backing image that nobody has attached or declined yet.
         self._backing_pending = header.backing_file
@@ -170,7 +172,7 @@ class ClusterMap(FormatDriverInstance):
         # A run ends inside a table because something else follows, unless subclusters are involved.
         while length < wanted and (self.geometry.extended or not (offset + length) & table_mask):
             further = self._run_at_hand(offset + length, wanted - length)
-            if further is None or not _continues((kind, host, length), further):
+            if further is None or not continues((kind, host, length), further):
                 break
             length += further[2]
         return self._mapping(offset, (kind, host, min(length, left)))
@@ -190,7 +192,7 @@ class ClusterMap(FormatDriverInstance):
                 for run in runs:
                     if pending is None:
                         pending = run
-                    elif _continues(pending, run):
+                    elif continues(pending, run):
                         pending = (pending[0], pending[1], pending[2] + run[2])
                     else:
                         yield self._mapping(offset, pending)
@@ -409,11 +411,3 @@ class ClusterMap(FormatDriverInstance):
         if self._data is None or self._data is self.image:
             return (self.image,)
         return (self.image, self._data)
-
-
-def _continues(run: Run, further: Run) -> bool:
-    """Whether ``further``, which follows ``run``, is more of the same."""
-    kind, host, length = run
-    if kind != further[0] or kind == COMPRESSED:
-        return False
-    return further[1] == (host if host == NOWHERE else host + length)

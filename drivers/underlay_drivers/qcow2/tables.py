@@ -20,7 +20,9 @@ __all__ = [
     "UNALLOCATED",
     "ZERO",
     "Geometry",
+    "Run",
     "Table",
+    "continues",
     "empty_table",
     "swap",
 ]
@@ -38,6 +40,10 @@ MIXED: Final = 4
 
 #: Where an entry that has no host offset points.
 NOWHERE: Final = -1
+
+
+#: What a range is, its host offset (or ``NOWHERE``; the L2 entry of compressed data), its bytes.
+Run: TypeAlias = tuple[int, int, int]
 
 
 def empty_table(words: int) -> Table:
@@ -219,3 +225,11 @@ class Geometry:
 
 def _trailing_ones(value: int) -> int:
     return (value ^ (value + 1)).bit_length() - 1
+
+
+def continues(run: Run, further: Run) -> bool:
+    """Whether ``further``, which follows ``run``, is more of the same."""
+    kind, host, length = run
+    if kind != further[0] or kind == COMPRESSED:
+        return False
+    return further[1] == (host if host == NOWHERE else host + length)
