@@ -1,0 +1,132 @@
+"""``underlay info``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Unpack, cast
+
+import click
+
+from underlay.capabilities import Snapshot
+from underlay.cli import options
+from underlay.cli.output import echo, harmless, human_size, json_text, warn
+from underlay.info import ImageInfo
+from underlay.jobs.info import image_info_json, info
+
+__all__ = ["command"]
+
+_NANOSECONDS = 1_000_000_000
+
+
+@click.command("info", context_settings=options.CONTEXT)
+@options.format_option("-f", "--format", help="The image's format; without it, it is found out.")
+@options.output_option
+@click.option("--backing-chain", is_flag=True, help="Tell of all images below it, too.")
+@options.force_share
+@options.access_options
+@options.names
+def command(
+    names: tuple[str, ...],
+    *,
+    format: str | None,
+    output: str,
+    backing_chain: bool,
+    force_share: bool,
+    **access: Unpack[options.Access],
+) -> int:
+    """Tell what an image says of itself.
+
+    Without --backing-chain nothing that the image names is opened.
+    """
+    chain = info(
+        options.one_name(names),
+        format=format,
+        backing_chain=backing_chain,
+        lock=not force_share,
+        **access,
+    )
+    for image in chain:
+        for warning in _warnings(image, locked=not force_share):
+            warn(warning)
+    if output == "json":
+        fields = [image_info_json(image) for image in chain]
+        echo(json_text(fields if backing_chain else fields[0]))
+    else:
+        echo("\n".join("".join(f"{line}\n" for line in _human(image)) for image in chain), end="")
+    return 0
+
+
+def _warnings(image: ImageInfo, *, locked: bool) -> Iterator[str]:
+    for warning in image.description.warnings:
+        yield f"'{image.filename}': {warning}"
+    if locked and image.storage.get("locked") is False:
+        yield (
+            f"'{image.filename}': its filesystem has no locks, so that nothing keeps "
+            f"two programs from changing it at once"
+        )
+
+
+def _human(image: ImageInfo) -> Iterator[str]:
+    """The lines of qemu-img; what comes from the image cannot break out of its line."""
+    about = image.description
+    yield f"image: {harmless(image.filename)}"
+    yield f"file format: {image.format}"
+    yield f"virtual size: {human_size(image.virtual_size)} ({image.virtual_size} bytes)"
+    size = image.actual_size
+    yield f"disk size: {'unavailable' if size is None else human_size(size)}"
+    if about.encrypted:
+        yield "encrypted: yes"
+    if about.cluster_size is not None:
+        yield f"cluster_size: {about.cluster_size}"
+    if about.dirty:
+        yield "cleanly shut down: no"
+    if about.backing_name is not None:
+        full = image.full_backing_name
+        where = "" if full in {None, about.backing_name} else f" (actual path: {full})"
+        yield harmless(f"backing file: {about.backing_name}{where}")
+    if about.backing_format is not None:
+        yield f"backing file format: {harmless(about.backing_format)}"
+    if about.snapshots:
+        yield "Snapshot list:"
+        yield from _snapshot_table(about.snapshots)
+    if about.details:
+        yield "Format specific information:"
+        yield from _tree(about.details, 1)
+
+
+def _snapshot_table(snapshots: Sequence[Snapshot]) -> Iterator[str]:
+    yield _row("ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT")
+    for snapshot in snapshots:
+        seconds, nanoseconds = divmod(snapshot.vm_clock_nsec, _NANOSECONDS)
+        yield _row(
+            harmless(snapshot.id),
+            harmless(snapshot.name),
+            human_size(snapshot.vm_state_size),
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(snapshot.date_sec)),
+            f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+            f".{nanoseconds // 1_000_000:03}",
+            "" if snapshot.icount is None else str(snapshot.icount),
+        )
+
+
+def _row(number: str, tag: str, state: str, date: str, clock: str, icount: str) -> str:
+    return f"{number:<9} {tag:<16} {state:>8}{date:>20}{clock:>13}{icount:>11}"
+
+
+def _tree(value: object, depth: int) -> Iterator[str]:
+    """A format's own facts: a line each, what is inside of another one indented below it."""
+    if isinstance(value, Mapping):
+        facts = cast("Mapping[str, object]", value)
+        items = [(name.replace("-", " "), item) for name, item in facts.items()]
+    else:
+        items = [(f"[{at}]", item) for at, item in enumerate(cast("Sequence[object]", value))]
+    for name, item in items:
+        start = f"{'    ' * depth}{harmless(name)}:"
+        if isinstance(item, Mapping | list | tuple):
+            yield start
+            yield from _tree(cast("object", item), depth + 1)
+        elif isinstance(item, bool):
+            yield f"{start} {'true' if item else 'false'}"
+        else:
+            yield f"{start} {harmless(str(item))}"

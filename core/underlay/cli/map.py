@@ -1,0 +1,89 @@
+"""``underlay map``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Unpack
+
+import click
+
+from underlay.cli import options
+from underlay.cli.output import echo, harmless
+from underlay.cli.problems import Failure
+from underlay.jobs.map import MapEntry, map_image
+
+__all__ = ["command"]
+
+
+@click.command("map", context_settings=options.CONTEXT)
+@options.format_option("-f", "--format", help="The image's format; without it, it is found out.")
+@options.output_option
+@click.option("-s", "--start-offset", metavar="OFFSET", help="Begin there.")
+@click.option("-l", "--max-length", metavar="LENGTH", help="Go on for no more than that.")
+@options.force_share
+@options.access_options
+@options.names
+def command(
+    names: tuple[str, ...],
+    *,
+    format: str | None,
+    output: str,
+    start_offset: str | None,
+    max_length: str | None,
+    force_share: bool,
+    **access: Unpack[options.Access],
+) -> int:
+    """List where the bytes of a disk are, through its whole chain.
+
+    For people only what is allocated is listed; JSON has all of the disk.
+    """
+    start = 0 if start_offset is None else options.given_size(start_offset, what="start offset")
+    length = None if max_length is None else options.given_size(max_length, what="max length")
+    name = options.one_name(names)
+    with options.open_disk(name, format=format, force_share=force_share, access=access) as disk:
+        entries = map_image(disk, start=start, length=length)
+        if output == "json":
+            _print_json(entries, start)
+        else:
+            _print_table(entries)
+    return 0
+
+
+def _print_table(entries: Iterable[MapEntry]) -> None:
+    echo(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File")
+    for entry in entries:
+        if entry.data and entry.offset is None:
+            raise Failure("File contains external, encrypted or compressed clusters.")
+        if entry.data and not entry.zero:
+            name = harmless(entry.filename or "")
+            numbers = (entry.start, entry.length, entry.offset or 0)
+            echo("".join(f"{_hex(number):<16}" for number in numbers) + name)
+
+
+def _hex(number: int) -> str:
+    return f"{number:#x}" if number else "0"
+
+
+def _print_json(entries: Iterable[MapEntry], start: int) -> None:
+    """A run a line, each written as soon as it is known."""
+    line = None
+    for entry in entries:
+        echo("[" if line is None else f"{line},\n", end="")
+        line = _json_line(entry)
+    if line is None:
+        # An empty range is one empty run, as qemu-img has it.
+        empty = MapEntry(start, 0, 0, present=False, zero=False, data=False)
+        line = f"[{_json_line(empty)}"
+    echo(f"{line}]")
+
+
+_WORDS = {True: "true", False: "false"}
+
+
+def _json_line(entry: MapEntry) -> str:
+    offset = "" if entry.offset is None else f', "offset": {entry.offset}'
+    return (
+        f'{{ "start": {entry.start}, "length": {entry.length}, "depth": {entry.depth}, '
+        f'"present": {_WORDS[entry.present]}, "zero": {_WORDS[entry.zero]}, '
+        f'"data": {_WORDS[entry.data]}{offset}}}'
+    )

@@ -1,0 +1,195 @@
+"""Options that several subcommands share, and how their values are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict, TypeVar
+
+import attrs
+import click
+
+from underlay.blocking import open_any, open_image
+from underlay.cli.problems import Failure
+from underlay.errors import OptionError
+from underlay.gate import (
+    DenyImplicitOpenGate,
+    DirectoryGate,
+    ImplicitOpenGate,
+    PermissiveImplicitOpenGate,
+)
+from underlay.limits import DEFAULT_LIMITS, Limits
+from underlay.sync import SyncFormatAccess
+from underlay.units import parse_size
+
+__all__ = [
+    "CONTEXT",
+    "Access",
+    "access_options",
+    "force_share",
+    "format_option",
+    "given_size",
+    "names",
+    "one_name",
+    "open_disk",
+    "output_option",
+    "pair",
+]
+
+F = TypeVar("F", bound=Callable[..., object])
+
+#: Settings of every command.
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+# -- how images are opened
+
+
+class Access(TypedDict):
+    """What ``access_options`` give a command, ready for ``open_any`` and the jobs."""
+
+    gate: ImplicitOpenGate
+    limits: Limits
+    storage_options: dict[str, object]
+
+
+def access_options(function: F) -> F:
+    """``--gate``, ``--limit`` and ``--storage-option``."""
+    for option in (_storage_option, _limit, _gate):
+        function = option(function)
+    return function
+
+
+def open_disk(
+    filename: str, *, format: str | None, force_share: bool, access: Access
+) -> SyncFormatAccess:
+    """Open an image to be read, its chain included, in the format that was given or found."""
+    if format is None:
+        return open_any(filename, lock=not force_share, **access)
+    return open_image(filename, format=format, lock=not force_share, **access)
+
+
+def _read_gate(_context: object, _parameter: object, value: str | None) -> ImplicitOpenGate:
+    where = "--gate"
+    if value is None:
+        where, value = "UNDERLAY_GATE", os.environ.get("UNDERLAY_GATE") or "deny"
+    kind, colon, folders = value.partition(":")
+    roots = folders.split(":") if colon else []
+    if kind == "directory" and all(roots):
+        return DirectoryGate(*roots)
+    if value == "deny":
+        return DenyImplicitOpenGate()
+    if value == "permissive":
+        return PermissiveImplicitOpenGate()
+    raise Failure(f"{where}: unknown gate '{value}'; say deny, directory[:DIR...] or permissive")
+
+
+def _read_limits(_context: object, _parameter: object, given: Sequence[str]) -> Limits:
+    known = [field.name for field in attrs.fields(Limits)]
+    limits = DEFAULT_LIMITS
+    for text in given:
+        name, value = pair("--limit", text)
+        if name not in known:
+            raise Failure(f"--limit: unknown limit '{name}'; known: {', '.join(known)}")
+        limits = attrs.evolve(limits, **{name: parse_size(value, option=name)})
+    return limits
+
+
+def _read_pairs(
+    _context: object, parameter: click.Parameter, given: Sequence[str]
+) -> dict[str, object]:
+    return dict(pair(parameter.opts[0], text) for text in given)
+
+
+def pair(option: str, text: str) -> tuple[str, str]:
+    """The name and the value of ``NAME=VALUE``.
+
+    Raises:
+        Failure: it is none.
+    """
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise Failure(f"{option}: '{text}' is no NAME=VALUE")
+    return name, value
+
+
+_gate = click.option(
+    "--gate",
+    metavar="GATE",
+    callback=_read_gate,
+    help="What may be opened because an image names it: deny (nothing, the default), directory "
+    "(files in the image's folder and below), directory:DIR[:DIR...] (files in these), permissive "
+    "(anything). Beats the variable UNDERLAY_GATE.",
+)
+_limit = click.option(
+    "--limit",
+    "limits",
+    metavar="NAME=N",
+    multiple=True,
+    callback=_read_limits,
+    help="How much an image may ask for: chain_depth, virtual_size, metadata or decoded_unit.",
+)
+_storage_option = click.option(
+    "--storage-option",
+    "storage_options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_read_pairs,
+    help="An option of the storage that images are on, as direct=on.",
+)
+
+force_share = click.option(
+    "-U", "--force-share", is_flag=True, help="Open an image that is in use; take no lock."
+)
+
+
+def format_option(*flags: str, help: str) -> Callable[[F], F]:
+    """An option that names a format."""
+    return click.option(*flags, metavar="FMT", help=help)
+
+
+# -- names, sizes, output
+
+
+names = click.argument("names", nargs=-1, metavar="FILENAME")
+
+
+def one_name(given: Sequence[str]) -> str:
+    """The one file name that a command wants."""
+    if len(given) != 1:
+        raise click.UsageError("Expecting one image file name")
+    return given[0]
+
+
+def given_size(text: str, *, what: str) -> int:
+    """Bytes from the command line.
+
+    Raises:
+        Failure: it is no size; in qemu-img's words.
+    """
+    try:
+        return parse_size(text)
+    except OptionError as error:
+        if "must be from" in str(error):
+            raise Failure(
+                f"Invalid {what} specified. Must be between 0 and {(1 << 63) - 1}."
+            ) from None
+        raise Failure(
+            f"Invalid {what} specified. You may use k, M, G, T, P or E suffixes for",
+            "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.",
+        ) from None
+
+
+def _read_output(_context: object, _parameter: object, value: str) -> str:
+    if value not in {"human", "json"}:
+        raise Failure("--output must be used with human or json as argument.")
+    return value
+
+
+output_option = click.option(
+    "--output",
+    metavar="human|json",
+    default="human",
+    callback=_read_output,
+    help="For people (the default), or for programs.",
+)

@@ -1,0 +1,115 @@
+"""Writing for people and for programs: lines, JSON, sizes, and names from images made harmless."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from math import frexp
+from typing import TextIO, cast
+
+__all__ = ["complain", "echo", "harmless", "human_size", "json_text", "printable", "warn"]
+
+
+def echo(text: str, *, end: str = "\n") -> None:
+    """Write to stdout, whatever characters it can show."""
+    _write(sys.stdout, text + end)
+
+
+def complain(*lines: str) -> None:
+    """Write each line to stderr, after the command's name."""
+    for line in lines:
+        _write(sys.stderr, f"underlay: {harmless(line)}\n")
+
+
+def warn(text: str) -> None:
+    """Say something on stderr that is no failure."""
+    complain(f"warning: {text}")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def harmless(text: str) -> str:
+    """A text on one line, with nothing in it that moves a terminal's cursor or changes its colours."""
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def printable(name: str) -> str:
+    """A name from an image as it is shown between quotes."""
+    return "".join("\\'" if char == "'" else _escaped(char) for char in name)
+
+
+def _escaped(char: str) -> str:
+    if char.isprintable():
+        return char
+    if "\udc80" <= char <= "\udcff":  # a byte that is no UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
+
+
+def human_size(size: int) -> str:
+    """Bytes with three digits and a binary unit, as qemu-img rounds them: "1.5 GiB"."""
+    # The next unit begins at 1,000 of the one before, so that three digits suffice.
+    exponent = frexp(size / (1000 / 1024))[1]
+    unit = max(exponent - 1, 0) // 10
+    return f"{size / (1 << unit * 10):.3g} {('', 'Ki', 'Mi', 'Gi', 'Ti', 'Pi', 'Ei')[unit]}B"
+
+
+def json_text(value: object, indent: int = 0) -> str:
+    """JSON laid out as qemu-img lays it out: four spaces a level, ASCII only."""
+    return "".join(_json(value, indent))
+
+
+def _json(value: object, indent: int) -> Iterator[str]:
+    inner, outer = "\n" + "    " * (indent + 1), "\n" + "    " * indent
+    if isinstance(value, str):
+        yield f'"{"".join(map(_json_char, value))}"'
+    elif isinstance(value, Mapping):
+        yield "{"
+        comma = ""
+        for name, item in cast("Mapping[str, object]", value).items():
+            yield f"{comma}{inner}{json_text(name)}: "
+            yield from _json(item, indent + 1)
+            comma = ","
+        yield outer + "}"
+    elif isinstance(value, Sequence):
+        yield "["
+        comma = ""
+        for item in cast("Sequence[object]", value):
+            yield comma + inner
+            yield from _json(item, indent + 1)
+            comma = ","
+        yield outer + "]"
+    elif value is None:
+        yield "null"
+    elif isinstance(value, bool):
+        yield "true" if value else "false"
+    else:
+        yield str(value)
+
+
+_JSON_ESCAPES = {
+    '"': '\\"',
+    "\\": "\\\\",
+    "\b": "\\b",
+    "\f": "\\f",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+}
+
+
+def _json_char(char: str) -> str:
+    if " " <= char <= "~":
+        return _JSON_ESCAPES.get(char, char)
+    if char in _JSON_ESCAPES:
+        return _JSON_ESCAPES[char]
+    if "\ud800" <= char <= "\udfff":  # no character: a byte that is no UTF-8
+        return "\\uFFFD"
+    units = char.encode("utf-16-be")
+    return "".join(f"\\u{units[at] << 8 | units[at + 1]:04X}" for at in range(0, len(units), 2))

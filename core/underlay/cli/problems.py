@@ -1,0 +1,129 @@
+"""From an exception to one line on stderr and an exit status; never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from underlay.cli.output import complain, printable
+from underlay.errors import (
+    AmbiguousFormatError,
+    ImplicitOpenDeniedError,
+    LimitExceededError,
+    UnderlayError,
+)
+from underlay.gate import Allow, DirectoryGate, ImplicitOpenRequest
+
+__all__ = ["Failure", "exit_status", "explain"]
+
+FAILED = 1
+#: What a shell reports of a program that the signal of this number ended.
+_SIGNAL = 128
+_SIGINT = _SIGNAL + 2
+_SIGPIPE = _SIGNAL + 13
+
+_TRY = "Try 'underlay --help' for more information"
+
+
+class Failure(Exception):
+    """A failure with an exit status of its own. Each line of the message is a line on stderr."""
+
+    def __init__(self, *lines: str, status: int = FAILED) -> None:
+        super().__init__(*lines)
+        self.lines = lines
+        self.status = status
+
+
+def exit_status(argv: Sequence[str]) -> int:
+    """Run a command line, and say on stderr what went wrong."""
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+        return _SIGPIPE
+    except KeyboardInterrupt:
+        return _SIGINT
+    except Failure as failure:
+        complain(*failure.lines)
+        return failure.status
+    except click.ClickException as error:
+        complain(*_usage(error))
+        return FAILED
+    except (UnderlayError, OSError) as error:
+        complain(explain(error))
+        return FAILED
+    except Exception as error:  # a mistake of ours, or of a plug-in
+        if os.environ.get("UNDERLAY_DEBUG"):
+            raise
+        complain(
+            f"internal error: {type(error).__name__}: {error}; this is a mistake in underlay or in "
+            f"a plug-in: UNDERLAY_DEBUG=1 shows where, please report it"
+        )
+        return FAILED
+    return status
+
+
+def _run(argv: Sequence[str]) -> int:
+    from underlay.cli.commands import underlay
+
+    try:
+        with underlay.make_context("underlay", list(argv)) as context:
+            status: object = underlay.invoke(context)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    return status if isinstance(status, int) else 0
+
+
+def _forget_stdout() -> None:
+    """Whoever read our output has gone: let what is still buffered go nowhere, without a word."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):
+        pass  # stdout is no file
+
+
+def explain(error: BaseException) -> str:
+    """One sentence: what, where, what to do; in terms of the command line."""
+    if isinstance(error, ImplicitOpenDeniedError):
+        return _denied(error.request, error.reason)
+    text = str(error) or type(error).__name__
+    if isinstance(error, AmbiguousFormatError):
+        return text.replace("with format=", "with -f")
+    if isinstance(error, LimitExceededError):
+        return text.replace(f"Limits({error.limit}=…)", f"--limit {error.limit}=N")
+    return text
+
+
+def _denied(request: ImplicitOpenRequest, reason: str) -> str:
+    reference = request.reference
+    if isinstance(DirectoryGate().decide(request), Allow):
+        way = "--gate directory allows files in the image's folder and below"
+    elif request.resolved is not None and request.scheme is None:
+        folder = os.path.dirname(os.path.realpath(request.resolved))
+        way = f"--gate 'directory:{printable(folder)}' allows files in that folder and below"
+    else:
+        way = "no folder contains it"
+    return (
+        f"'{request.image}' names the {reference.kind.value} '{printable(reference.name)}', which was "
+        f"not opened: {reason}; {way}, --gate permissive allows anything"
+    )
+
+
+def _usage(error: click.ClickException) -> list[str]:
+    """What qemu-img says of a wrong command line."""
+    if isinstance(error, click.NoSuchOption):
+        return [f"unrecognized option '{error.option_name}'", _TRY]
+    if isinstance(error, click.BadOptionUsage):
+        if "requires an argument" in error.message:
+            return [f"missing argument for option '{error.option_name}'", _TRY]
+        return [f"unrecognized option '{error.option_name}'", _TRY]
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.UsageError):
+        return [message, _TRY]
+    return [message]

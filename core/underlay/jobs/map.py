@@ -1,0 +1,130 @@
+"""Where the bytes of a disk are: runs of one kind, merged as ``qemu-img map`` merges them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+
+from underlay.jobs.naming import shown_name
+from underlay.mapping import Data, DiskExtent, Special, Zero
+from underlay.recognition import RAW
+from underlay.sync import SyncFormatAccess
+
+__all__ = ["MapEntry", "map_image"]
+
+
+@attrs.frozen
+class MapEntry:
+    """One run of guest bytes; the fields are those of ``qemu-img map``."""
+
+    #: Guest bytes.
+    start: int
+    length: int
+    #: The image of the chain that decides: 0 is the opened one, 1 its backing image, …
+    depth: int
+    #: An image of the chain says something about the range; else it is zeroes for want of anything.
+    present: bool
+    #: The bytes read as zeroes.
+    zero: bool
+    #: Space is allocated for the bytes, and they are read from it.
+    data: bool
+    #: Host bytes in ``filename``; None where no byte there is the disk's as it stands.
+    offset: int | None = None
+    filename: str | None = None
+
+    def follows(self, other: MapEntry) -> bool:
+        """Whether this run goes on where ``other`` ends, in every respect."""
+        if (self.depth, self.present, self.zero, self.data, self.filename) != (
+            other.depth,
+            other.present,
+            other.zero,
+            other.data,
+            other.filename,
+        ):
+            return False
+        if self.offset is None or other.offset is None:
+            return self.offset is other.offset
+        return self.offset == other.offset + other.length
+
+
+def map_image(
+    disk: SyncFormatAccess, *, start: int = 0, length: int | None = None
+) -> Iterator[MapEntry]:
+    """The runs of a disk from guest offset ``start`` on, in order and without gaps.
+
+    Holds one run at a time, however large the disk. An empty range has no runs.
+    """
+    names = _Names(disk)
+    pending: MapEntry | None = None
+    for extent in disk.extents(start, length):
+        entry = _entry(extent, names)
+        if pending is None:
+            pending = entry
+        elif entry.follows(pending):
+            pending = attrs.evolve(pending, length=pending.length + entry.length)
+        else:
+            yield pending
+            pending = entry
+    if pending is not None:
+        yield pending
+
+
+def _entry(extent: DiskExtent, names: _Names) -> MapEntry:
+    mapping, depth = extent.mapping, extent.depth
+    if isinstance(mapping, Data):
+        # In raw a hole is nothing. Another format has allocated it, and knows nothing of its zeroes.
+        return MapEntry(
+            extent.start,
+            extent.length,
+            depth,
+            present=True,
+            zero=extent.hole,
+            data=not extent.hole or depth not in names.raw_layers,
+            offset=mapping.offset,
+            filename=names.of(mapping.storage, depth),
+        )
+    if isinstance(mapping, Zero):
+        # Past the end of a short backing image it is the image above that has the last word.
+        return MapEntry(
+            extent.start,
+            extent.length,
+            depth - 1 if extent.past_backing else depth,
+            present=mapping.explicit,
+            zero=True,
+            data=False,
+            offset=mapping.offset,
+        )
+    return MapEntry(
+        extent.start,
+        extent.length,
+        depth,
+        present=True,
+        zero=False,
+        data=isinstance(mapping, Special),
+    )
+
+
+class _Names:
+    """What the storages of a chain are called."""
+
+    def __init__(self, disk: SyncFormatAccess) -> None:
+        self.raw_layers: set[int] = set()
+        self._layers = disk.chain()
+        self._names: dict[int, str] = {}
+        above: tuple[str, str | None] | None = None
+        for depth, layer in enumerate(self._layers):
+            if layer.format_name == RAW:
+                self.raw_layers.add(depth)
+            about = layer.info()
+            name = about.filename if above is None else shown_name(*above, about.filename)
+            above = name, about.description.backing_name
+            handles = layer.inner.collect_storage_dependencies()
+            for handle in handles:
+                stored = about.description.data_file if handle is not handles[0] else None
+                own = name if handle is handles[0] else handle.name()
+                self._names[id(handle.storage)] = shown_name(name, stored, own)
+
+    def of(self, storage: object, depth: int) -> str | None:
+        """The name of one of the storages of the image at ``depth``."""
+        return self._names.get(id(storage))
