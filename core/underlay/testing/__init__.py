@@ -8,13 +8,17 @@ pass the same ones. For readable failures, a ``conftest.py`` says
 from __future__ import annotations
 
 from underlay.testing.awaitable import AwaitableMemoryStorage
+from underlay.testing.driver import DriverContract
 from underlay.testing.storage import StorageContract
 from underlay.testing.wrappers import AlignedStorage, PausedStorage, WrappedStorage
+from underlay.testing.writing import WritableDriverContract
 
 __all__ = [
     "AlignedStorage",
     "AwaitableMemoryStorage",
+    "DriverContract",
     "PausedStorage",
     "StorageContract",
+    "WritableDriverContract",
     "WrappedStorage",
 ]
