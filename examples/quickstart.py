@@ -100,8 +100,8 @@ def draw_map(disk: underlay.SyncFormatAccess) -> None:
 def convert_and_compare(disk: underlay.SyncFormatAccess, folder: Path) -> None:
     """A raw copy of the whole chain, and proof that it is one."""
     raw = folder / "disk.raw"
-    step("Convert to raw", "jobs.convert(disk, 'disk.raw', format='raw')")
-    jobs.convert(disk, raw, format="raw")
+    step("Convert to raw", "jobs.convert(disk, 'disk.raw')")
+    jobs.convert(disk, raw)
     stat = raw.stat()
     say(f"{stat.st_size // MIB} MiB long, {stat.st_blocks // 2} KiB stored: what is zero is a hole")
 

@@ -88,7 +88,7 @@ def test_raw_is_created_written_and_read_back(tmp_path: Path) -> None:
 def test_convert_and_compare(tmp_path: Path) -> None:
     raw = tmp_path / "disk.raw"
     with underlay.open_any(OVERLAY, gate=underlay.DirectoryGate()) as disk:
-        jobs.convert(disk, raw, format="raw")
+        jobs.convert(disk, raw)
         with underlay.open_image(raw, format="raw") as copy:
             assert jobs.compare(disk, copy).identical
     assert raw.stat().st_size == 64 << 20
