@@ -47,10 +47,14 @@ class Resources:
     #: Disks of the caller that this one reads through; it does not close them.
     lent: list[FormatAccess] = attrs.field(factory=list["FormatAccess"])
 
-    async def close(self) -> None:
-        """Close everything, however many of them fail; the first error is raised at the end."""
+    async def close(self, *, abandon: bool = False) -> None:
+        """Close everything, however many of them fail; the first error is raised at the end.
+
+        With ``abandon`` objects that were created for the disk are removed.
+        """
         first: BaseException | None = None
-        closers = [driver.close for driver in self.drivers] + [h.close for h in self.handles]
+        closers = [driver.close for driver in self.drivers]
+        closers += [handle.abandon if abandon else handle.close for handle in self.handles]
         self.drivers.clear()
         self.handles.clear()
         for close in closers:
@@ -265,6 +269,10 @@ class FormatAccess:
         leases = self._driver.leases()
         return nullcontext() if leases is None else leases.hold()
 
+    def in_use(self) -> AbstractContextManager[None]:
+        """While held, closing the disk waits: for those who go to its storages directly."""
+        return self._life.call()
+
     def _mapping_length(self, offset: int, max_length: int | None) -> int:
         if offset < 0 or (max_length is not None and max_length < 0):
             raise OutOfRangeError(f"The range at {offset} of length {max_length} is negative")
@@ -469,6 +477,16 @@ class FormatAccess:
         finally:
             if resources is not None:
                 await resources.close()
+
+    async def abandon(self) -> None:
+        """Close a disk that was created in vain: nothing is flushed, and what is new is removed.
+
+        An object that was there before its creation stays, with whatever it holds by now.
+        """
+        if not self._is_view and await self._life.end():
+            resources, self._resources = self._resources, None
+            if resources is not None:
+                await to_the_end(resources.close(abandon=True))
 
     async def __aenter__(self) -> Self:
         return self

@@ -82,6 +82,8 @@ class UnderlayError(Exception):
 
     #: The attributes that travel with the error, besides its message.
     details: ClassVar[tuple[str, ...]] = ()
+    #: Which step of a job failed, where the job tells: ``"map"`` or ``"read"``.
+    step: str | None = None
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -92,7 +94,7 @@ class UnderlayError(Exception):
         return printable(str(self.args[0])) if self.args else type(self).__name__
 
     def __reduce__(self) -> tuple[object, ...]:
-        details = {name: getattr(self, name, None) for name in self.details}
+        details = {name: getattr(self, name, None) for name in (*self.details, "step")}
         return _rebuild, (type(self), str(self), details)
 
 

@@ -15,7 +15,7 @@ from underlay.face import gather, in_worker
 from underlay.handle import StorageHandle
 from underlay.mapping import Backing, Data, DiskExtent, Eof, ShallowMapping, Special, Zero
 
-__all__ = ["PART", "Reader", "bare", "resolve"]
+__all__ = ["PART", "MappedRun", "Reader", "bare", "resolve"]
 
 #: How many bytes of one request a parallel task takes.
 PART = 1 << 20
@@ -132,7 +132,7 @@ class Reader:
 
     async def extents(self, offset: int, length: int) -> AsyncGenerator[DiskExtent, None]:
         """The range, run by run, through the whole chain; stops at the end of the disk."""
-        runs = self._walk(offset, length)
+        runs = self.walk(offset, length)
         async with aclosing(runs):
             async for run in runs:
                 mapping = run.mapping
@@ -148,7 +148,8 @@ class Reader:
                         past_backing=run.past_backing,
                     )
 
-    async def _walk(self, offset: int, length: int) -> AsyncGenerator[_Run, None]:
+    async def walk(self, offset: int, length: int) -> AsyncGenerator[MappedRun, None]:
+        """As ``extents``, for bulk work: with our handles on the storages, holes not looked for."""
         end = min(offset + length, self.driver.size())
         # One entry for each image that is being walked, the deepest last: its mappings, and the
         # offset at which the image above takes over again.
@@ -164,7 +165,7 @@ class Reader:
                     await _close(mappings)
                     if offset < until and stack:  # the image ended before the one above it
                         zero = Zero(until - offset, explicit=False)
-                        yield _Run(offset, zero, len(stack), driver, past_backing=True)
+                        yield MappedRun(offset, zero, len(stack), driver, past_backing=True)
                         offset = until
                     continue
                 _check_length(mapping, driver)
@@ -174,7 +175,7 @@ class Reader:
                     below = mapping.layer.iter_mappings(mapping.offset, mapping.length)
                     stack.append((mapping.layer, below, offset + mapping.length))
                 else:
-                    yield _Run(offset, mapping, len(stack) - 1, driver)
+                    yield MappedRun(offset, mapping, len(stack) - 1, driver)
                     offset += mapping.length
         finally:
             for _, mappings, _ in stack:
@@ -182,7 +183,7 @@ class Reader:
 
 
 @attrs.frozen
-class _Run:
+class MappedRun:
     """A mapping with the guest offset, the depth and the image that it was found at."""
 
     start: int

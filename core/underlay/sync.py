@@ -157,6 +157,10 @@ class SyncFormatAccess:
         """See ``FormatAccess.lease``."""
         return self._core.lease()
 
+    def in_use(self) -> AbstractContextManager[None]:
+        """See ``FormatAccess.in_use``."""
+        return self._core.in_use()
+
     # -- size and buffers
 
     def resize(
@@ -281,6 +285,10 @@ class SyncFormatAccess:
     def close(self) -> None:
         """See ``FormatAccess.close``."""
         run_blocking(self._core.close())
+
+    def abandon(self) -> None:
+        """See ``FormatAccess.abandon``."""
+        run_blocking(self._core.abandon())
 
     def __enter__(self) -> Self:
         return self
