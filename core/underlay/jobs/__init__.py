@@ -1,0 +1,34 @@
+"""Work on whole images: plain functions that block, each with a progress callback where it may take long.
+
+::
+
+    underlay.jobs.convert("disk.qcow2", "disk.raw")
+
+An asynchronous program calls them with ``asyncio.to_thread``. They work on open disks of the blocking
+face (or on names, where they say so) and know no format.
+"""
+
+# A job's module has the job's own name: all are imported here, so that the name means the function.
+from underlay.jobs.compare import ComparisonResult, Difference, compare
+from underlay.jobs.convert import convert
+from underlay.jobs.copying import Copied
+from underlay.jobs.dd import DdResult, dd
+from underlay.jobs.info import image_info_json, info
+from underlay.jobs.map import MapEntry, map_image
+from underlay.jobs.progress import Progress, ProgressCallback
+
+__all__ = [
+    "ComparisonResult",
+    "Copied",
+    "DdResult",
+    "Difference",
+    "MapEntry",
+    "Progress",
+    "ProgressCallback",
+    "compare",
+    "convert",
+    "dd",
+    "image_info_json",
+    "info",
+    "map_image",
+]

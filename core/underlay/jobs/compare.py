@@ -1,0 +1,337 @@
+"""Whether two disks hold the same."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Generator, Hashable, Iterator
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, NamedTuple
+
+import attrs
+
+from underlay.errors import UnderlayError
+from underlay.handle import StorageHandle
+from underlay.jobs.loading import PIECE, Buffers, load
+from underlay.jobs.map import MapEntry, map_image
+from underlay.jobs.progress import Progress, ProgressCallback
+from underlay.jobs.runs import Run, runs
+from underlay.jobs.workers import in_parallel, worker_count
+from underlay.sync import SyncFormatAccess
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+__all__ = ["ComparisonResult", "Difference", "compare"]
+
+_SECTOR = 512
+#: Bytes to read of each disk for one task.
+_TASK = 4 << 20
+_TASK_PIECES = 256
+
+
+class Difference(enum.Enum):
+    """In which respect two disks differ."""
+
+    CONTENT = "content"
+    #: Only with ``strict``: the sizes differ.
+    SIZE = "size"
+    #: Only with ``strict``: one has allocated what the other has not, or has it in another way.
+    ALLOCATION = "allocation"
+
+
+@attrs.frozen(kw_only=True)
+class ComparisonResult:
+    """The verdict on two disks, and where they first differ."""
+
+    identical: bool
+    #: None if they are identical.
+    difference: Difference | None = None
+    #: The guest offset of the first difference (of the sector of 512 bytes that holds it).
+    offset: int | None = None
+    #: The virtual sizes differ. Unless ``strict``, what the longer disk has more must be zeroes.
+    size_differs: bool = False
+    #: The bytes up to which both disks reach, in whole sectors.
+    common_size: int = 0
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The verdict in qemu-img's words."""
+        if self.difference is Difference.SIZE:
+            return ("Strict mode: Image size mismatch!",)
+        if self.difference is Difference.ALLOCATION:
+            return (f"Strict mode: Offset {self.offset} block status mismatch!",)
+        verdict = "Images are identical."
+        if self.offset is not None:
+            verdict = f"Content mismatch at offset {self.offset}!"
+        if self.size_differs and (self.offset is None or self.offset >= self.common_size):
+            return ("Warning: Image size mismatch!", verdict)
+        return (verdict,)
+
+
+def compare(
+    first: SyncFormatAccess,
+    second: SyncFormatAccess,
+    *,
+    strict: bool = False,
+    parallel: int | None = None,
+    executor: Executor | None = None,
+    progress: ProgressCallback | None = None,
+) -> ComparisonResult:
+    """Compare what two disks hold, as ``qemu-img compare`` does.
+
+    What both disks know to be zeroes, and what both take from the same place of one storage (as an
+    overlay and its backing image do), is equal without being read. Sizes count in whole sectors of
+    512 bytes. With ``strict`` the sizes must be equal too, and so must what is allocated.
+
+    An error's ``step`` says whether it came from looking up where data lies (``"map"``) or from
+    fetching it (``"read"``). An error behind the first difference is not raised.
+
+    Example::
+
+        with underlay.open_any("a.qcow2") as first, underlay.open_any("b.raw") as second:
+            result = underlay.jobs.compare(first, second)
+            if not result.identical:
+                print(f"they differ at byte {result.offset}")
+
+    Raises:
+        UnderlayError: a disk cannot be read.
+    """
+    workers = worker_count(parallel)
+    sizes = _whole_sectors(first.size), _whole_sectors(second.size)
+    common, total = min(sizes), max(sizes)
+    if strict and common != total:
+        return ComparisonResult(
+            identical=False, difference=Difference.SIZE, size_differs=True, common_size=common
+        )
+    outcome = _Outcome()
+    if strict:
+        _compare_allocation(first, second, outcome)
+    # What lies behind a difference in allocation nobody wants to know.
+    wanted = total if outcome.offset is None else outcome.offset
+    comparer = _Comparer(first, second, outcome)
+    done = 0
+    with ExitStack() as holds:
+        holds.enter_context(first.lease())
+        holds.enter_context(second.lease())
+        report = progress or _quiet
+        report(Progress(0, wanted))
+        results = in_parallel(
+            comparer.compare,
+            comparer.tasks(wanted),
+            parallel=workers,
+            executor=executor,
+            stop=comparer.stop,
+        )
+        for length, found in holds.enter_context(closing(results)):
+            if found is not None:
+                outcome.found(*found)
+            done += length
+            report(Progress(done, wanted))
+    if outcome.error is not None:
+        raise outcome.error
+    return ComparisonResult(
+        identical=outcome.offset is None,
+        difference=outcome.difference,
+        offset=outcome.offset,
+        size_differs=common != total,
+        common_size=common,
+    )
+
+
+def _quiet(progress: Progress) -> None:
+    """Tell nobody."""
+
+
+def _whole_sectors(size: int) -> int:
+    return size + _SECTOR - 1 & -_SECTOR
+
+
+@attrs.define
+class _Outcome:
+    """The first thing found so far, by guest offset: a difference, or an error."""
+
+    offset: int | None = None
+    difference: Difference | None = None
+    error: UnderlayError | None = None
+
+    def found(self, offset: int, what: Difference | UnderlayError) -> None:
+        """Take note, unless something nearer to the start is known."""
+        if self.offset is None or offset < self.offset:
+            self.offset = offset
+            self.difference = what if isinstance(what, Difference) else None
+            self.error = what if isinstance(what, UnderlayError) else None
+
+
+# -- content
+
+
+class _Task(NamedTuple):
+    #: What the two disks have in the same ranges, each pair of lists to be compared at once.
+    pieces: list[tuple[list[Run], list[Run]]]
+    #: How far the task advances the job, in bytes.
+    length: int
+
+
+class _Comparer:
+    """Finds what has to be read, and reads and compares it, in many threads at once."""
+
+    def __init__(
+        self, first: SyncFormatAccess, second: SyncFormatAccess, outcome: _Outcome
+    ) -> None:
+        self._first = first
+        self._second = second
+        self._outcome = outcome
+        self._identities: dict[int, Hashable | None] = {}
+        self._buffers = Buffers()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Let the tasks end before their next piece."""
+        self._stopped = True
+
+    # -- in the caller's thread
+
+    def tasks(self, total: int) -> Iterator[_Task]:
+        """What has to be compared of the first ``total`` bytes; no more after a difference."""
+        pieces: list[tuple[list[Run], list[Run]]] = []
+        at = begun = size = 0
+        try:
+            for first, second in self._pairs(total):
+                if not self._at_same_place(first, second):
+                    _append(pieces, first, second)
+                    size += first.length
+                at = first.end
+                if size >= _TASK or len(pieces) >= _TASK_PIECES:
+                    yield _Task(pieces, at - begun)
+                    pieces, size, begun = [], 0, at
+                if self._outcome.offset is not None and self._outcome.offset < at:
+                    return
+        except UnderlayError as error:
+            error.step = "map"
+            self._outcome.found(at, error)
+        if at > begun:
+            yield _Task(pieces, at - begun)
+
+    def _pairs(self, total: int) -> Iterator[tuple[Run, Run]]:
+        """The runs of both disks, cut where either has another one, and to pieces that fit."""
+        with (
+            closing(_padded(self._first, total)) as ours,
+            closing(_padded(self._second, total)) as theirs,
+        ):
+            first, second, at = Run(0, 0), Run(0, 0), 0
+            while at < total:
+                if first.end == at:
+                    first = next(ours)
+                if second.end == at:
+                    second = next(theirs)
+                length = min(first.end, second.end, total) - at
+                if not self._at_same_place(first, second):
+                    length = min(length, PIECE)
+                yield first.part(at, length), second.part(at, length)
+                at += length
+
+    def _at_same_place(self, first: Run, second: Run) -> bool:
+        """Whether two runs are equal without a look: zeroes both, or the same bytes of a storage."""
+        if first.storage is None or second.storage is None:
+            return first.storage is second.storage
+        if first.offset - first.start != second.offset - second.start:
+            return False
+        if first.special is None or second.special is None:
+            if first.special is not second.special:
+                return False
+        elif first.special.offset != second.special.offset:
+            return False
+        ours = self._identity(first.storage)
+        return ours is not None and ours == self._identity(second.storage)
+
+    def _identity(self, storage: StorageHandle) -> Hashable | None:
+        key = id(storage)
+        if key not in self._identities:
+            self._identities[key] = storage.identity()
+        return self._identities[key]
+
+    # -- in workers
+
+    def compare(self, task: _Task) -> tuple[int, tuple[int, Difference | UnderlayError] | None]:
+        """Do a task: the bytes that it covered, and the first difference or error in them."""
+        with self._first.in_use(), self._second.in_use(), self._buffers.lend() as scratch:
+            for first, second in task.pieces:
+                if self._stopped:
+                    break
+                start, length = first[0].start, first[-1].end - first[0].start
+                scratch.make_room(length, twice=True)
+                try:
+                    load(first, memoryview(scratch.first)[:length], scratch)
+                    load(second, memoryview(scratch.second)[:length], scratch)
+                except UnderlayError as error:
+                    error.step = "read"
+                    return task.length, (start, error)
+                at = _first_difference(scratch.first, scratch.second, length)
+                if at is not None:
+                    return task.length, (start + at & -_SECTOR, Difference.CONTENT)
+        return task.length, None
+
+
+def _padded(disk: SyncFormatAccess, total: int) -> Generator[Run, None, None]:
+    """The runs of a disk, with zeroes behind it."""
+    size = disk.size
+    with closing(runs(disk, 0, min(size, total))) as found:
+        yield from found
+    if size < total:
+        yield Run(size, total - size)
+
+
+def _append(pieces: list[tuple[list[Run], list[Run]]], first: Run, second: Run) -> None:
+    """Add a pair to the last piece, if it goes on there and there is room, or as a new piece."""
+    if pieces:
+        firsts, seconds = pieces[-1]
+        if firsts[-1].end == first.start and first.end - firsts[0].start <= PIECE:
+            firsts.append(first)
+            seconds.append(second)
+            return
+    pieces.append(([first], [second]))
+
+
+def _first_difference(ours: bytearray, theirs: bytearray, length: int) -> int | None:
+    """Where the first ``length`` bytes of two buffers begin to differ."""
+    other = memoryview(theirs)
+    # startswith() compares memory without a copy, as == of two memoryviews does not.
+    if ours.startswith(other[:length]):
+        return None
+    low, high = 0, length
+    while high - low > 1:
+        middle = (low + high) // 2
+        if ours.startswith(other[low:middle], low):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+# -- allocation
+
+
+def _compare_allocation(
+    first: SyncFormatAccess, second: SyncFormatAccess, outcome: _Outcome
+) -> None:
+    """Find the first guest offset at which two disks of one size say other things of their bytes."""
+    ours, theirs = map_image(first), map_image(second)
+    at = 0
+    try:
+        mine, other = next(ours, None), next(theirs, None)
+        while mine is not None and other is not None:
+            if _status(mine) != _status(other):
+                outcome.found(at, Difference.ALLOCATION)
+                return
+            at = min(mine.start + mine.length, other.start + other.length)
+            if mine.start + mine.length == at:
+                mine = next(ours, None)
+            if other.start + other.length == at:
+                other = next(theirs, None)
+    except UnderlayError as error:
+        error.step = "map"
+        outcome.found(at, error)
+
+
+def _status(entry: MapEntry) -> tuple[bool, bool, bool, bool]:
+    return entry.present, entry.zero, entry.data, entry.offset is not None

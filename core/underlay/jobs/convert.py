@@ -1,0 +1,146 @@
+"""A copy of one or more disks as a new image, or into an existing one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from underlay.blocking import open_any, open_image
+from underlay.errors import OutOfRangeError
+from underlay.gate import ImplicitOpenGate
+from underlay.jobs.copying import Copied, Stretch, Zeroes, copy
+from underlay.jobs.output import new_image, refuse_same
+from underlay.jobs.progress import ProgressCallback
+from underlay.limits import Limits
+from underlay.sync import SyncFormatAccess
+from underlay.targets import Target
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+__all__ = ["Source", "convert"]
+
+#: An open disk, which stays open, or what ``open_any`` can open.
+Source: TypeAlias = "SyncFormatAccess | Target"
+
+_SECTOR = 512
+
+
+def convert(
+    sources: Source | Sequence[Source],
+    target: Source,
+    *,
+    output_format: str = "raw",
+    options: Mapping[str, Any] | None = None,
+    sparse_size: int = 4096,
+    target_exists: bool = False,
+    overwrite: bool = False,
+    parallel: int | None = None,
+    executor: Executor | None = None,
+    progress: ProgressCallback | None = None,
+    gate: ImplicitOpenGate | None = None,
+    limits: Limits | None = None,
+    lock: bool = True,
+    storage_options: Mapping[str, object] | None = None,
+    target_storage_options: Mapping[str, object] | None = None,
+) -> Copied:
+    """Copy the guest bytes of ``sources``, one after the other, into ``target``.
+
+    The target becomes a new image of ``output_format``, created with ``options``; with ``overwrite``
+    in place of one that is there. If the job fails or is cancelled, a new target is removed again.
+    Several sources each begin at a whole sector of 512 bytes; the size of the last is kept exactly.
+
+    With ``target_exists``, or where ``target`` is an open disk, they are written into that image
+    instead; what it holds behind them stays.
+
+    ``sparse_size`` is how many bytes of zeroes must stand together to be left out; with 0 all zeroes
+    are written. ``gate``, ``lock`` and ``storage_options`` are for sources given by name. The work is
+    done by ``parallel`` threads (1 to 16), or by those of ``executor``.
+
+    Example::
+
+        copied = underlay.jobs.convert("disk.qcow2", "disk.raw")
+        print(f"{copied.data} of {copied.size} bytes hold data")
+
+    Raises:
+        ConflictError: the target is one of the objects that a source is read from.
+        StorageExistsError: the target exists; say ``overwrite`` or ``target_exists``.
+        OutOfRangeError: the existing target is too small; nothing was written.
+        CorruptImageError, StorageError: a source cannot be read; says at which guest offset.
+        UnderlayError: as opening, creating and writing say.
+    """
+    with ExitStack() as opened:
+        disks = [
+            source
+            if isinstance(source, SyncFormatAccess)
+            else opened.enter_context(
+                open_any(
+                    source, gate=gate, limits=limits, lock=lock, storage_options=storage_options
+                )
+            )
+            for source in _listed(sources)
+        ]
+        stretches, size = _one_after_the_other(disks)
+        refuse_same(disks, target, storage_options=target_storage_options)
+        if isinstance(target, SyncFormatAccess):
+            disk, exists = target, True
+        elif target_exists:
+            disk, exists = (
+                opened.enter_context(
+                    open_image(
+                        target,
+                        format=output_format,
+                        writable=True,
+                        limits=limits,
+                        storage_options=target_storage_options,
+                    )
+                ),
+                True,
+            )
+        else:
+            disk, exists = (
+                opened.enter_context(
+                    new_image(
+                        target,
+                        format=output_format,
+                        size=size,
+                        options=options or {},
+                        overwrite=overwrite,
+                        limits=limits,
+                        storage_options=target_storage_options,
+                    )
+                ),
+                False,
+            )
+        if disk.size < size:
+            raise OutOfRangeError(
+                f"The target has {disk.size} bytes, too few for the {size} of its sources; resize it first"
+            )
+        zeroes = Zeroes.DISCARD if exists else Zeroes.LEAVE
+        return copy(
+            stretches,
+            disk,
+            zeroes=zeroes if sparse_size else Zeroes.WRITE,
+            sparse_size=sparse_size,
+            parallel=parallel,
+            executor=executor,
+            progress=progress,
+        )
+
+
+def _listed(sources: Source | Sequence[Source]) -> Sequence[Source]:
+    if isinstance(sources, list | tuple):
+        return cast("Sequence[Source]", sources)
+    return (cast("Source", sources),)
+
+
+def _one_after_the_other(disks: Sequence[SyncFormatAccess]) -> tuple[list[Stretch], int]:
+    """Where each disk goes, and the bytes of all."""
+    stretches: list[Stretch] = []
+    end = 0
+    for disk in disks:
+        to = end + _SECTOR - 1 & -_SECTOR
+        stretches.append(Stretch(disk=disk, start=0, length=disk.size, to=to))
+        end = to + disk.size
+    return stretches, end

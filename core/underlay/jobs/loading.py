@@ -1,0 +1,185 @@
+"""Getting runs of a disk into memory: plain reads, and decoding of what is encoded.
+
+Small encoded units that lie near each other on the host come with one read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from underlay.errors import CorruptImageError, UnderlayError
+from underlay.face import run_blocking
+from underlay.handle import StorageHandle
+from underlay.jobs.runs import Run
+from underlay.mapping import Special
+
+__all__ = ["PIECE", "Buffers", "Scratch", "load", "pieces"]
+
+#: How many bytes are in memory as one piece. It is read, looked at and written while it is still in
+#: the processor's cache, which makes this much faster than larger pieces.
+PIECE = 512 << 10
+
+#: Encoded bytes of one read, unless one unit has more.
+_RAW_MOST = 2 << 20
+#: Bytes between two encoded units that are rather read than skipped by another read.
+_GAP_MOST = 64 << 10
+
+
+class Scratch:
+    """The memory of one worker, kept from piece to piece."""
+
+    __slots__ = ("_raw", "_unit", "first", "second")
+
+    def __init__(self) -> None:
+        #: Room for a piece. ``bytearray``, since its methods compare without copying.
+        self.first = bytearray(PIECE)
+        #: Room for another one, once it is needed.
+        self.second = bytearray()
+        self._raw = bytearray()
+        self._unit = bytearray()
+
+    def make_room(self, length: int, *, twice: bool = False) -> None:
+        """Let ``first`` (and with ``twice`` also ``second``) have at least ``length`` bytes."""
+        if len(self.first) < length:
+            self.first = bytearray(length)
+        if twice and len(self.second) < length:
+            self.second = bytearray(len(self.first))
+
+    def raw(self, length: int) -> memoryview:
+        """Room for encoded bytes."""
+        if len(self._raw) < length:
+            self._raw = bytearray(length)
+        return memoryview(self._raw)[:length]
+
+    def unit(self, length: int) -> memoryview:
+        """Room for one decoded unit."""
+        if len(self._unit) < length:
+            self._unit = bytearray(length)
+        return memoryview(self._unit)[:length]
+
+
+class Buffers:
+    """Scratch memory for as many workers as are at work. Thread-safe."""
+
+    __slots__ = ("_idle",)
+
+    def __init__(self) -> None:
+        self._idle: list[Scratch] = []
+
+    @contextmanager
+    def lend(self) -> Iterator[Scratch]:
+        """One worker's memory, for the length of a ``with`` block."""
+        try:
+            scratch = self._idle.pop()
+        except IndexError:
+            scratch = Scratch()
+        try:
+            yield scratch
+        finally:
+            self._idle.append(scratch)
+
+
+def pieces(run: Run, room: int) -> Iterator[Run]:
+    """A run in pieces of at most ``PIECE`` bytes, the first of at most ``room``.
+
+    An encoded unit stays whole, whatever its size: each part of it would be decoded anew.
+    """
+    if run.special is not None or run.length <= room:
+        yield run
+        return
+    start = run.start
+    while start < run.end:
+        length = min(room, run.end - start)
+        yield run.part(start, length)
+        start += length
+        room = PIECE
+
+
+def load(runs: Sequence[Run], into: memoryview, scratch: Scratch) -> None:
+    """Fill ``into`` with runs that follow each other.
+
+    Raises:
+        CorruptImageError: something does not decode; the message and ``offset`` say where.
+        StorageError: a storage failed; the message says at which guest offset.
+    """
+    base = runs[0].start
+    encoded: list[tuple[Special[StorageHandle], Run]] = []
+    for run in runs:
+        if run.special is not None:
+            encoded.append((run.special, run))
+        elif run.storage is None:
+            into[run.start - base : run.end - base] = bytes(run.length)
+        else:
+            _read(run.storage, into[run.start - base : run.end - base], run.offset, run.start)
+    if len(encoded) > 1:
+        # Writers in parallel leave units in another order than the guest's.
+        encoded.sort(key=_host_order)
+    for group in _neighbours(encoded):
+        _load_encoded(group, base, into, scratch)
+
+
+def _read(storage: StorageHandle, view: memoryview, offset: int, guest: int) -> None:
+    """Fill ``view`` from host ``offset``; an error says for which guest offset."""
+    inline = storage.inline_readv
+    try:
+        if inline is not None:
+            inline((view,), offset)
+        else:
+            run_blocking(storage.readv((view,), offset))
+    except UnderlayError as error:
+        error.args = (f"{error} (guest offset {guest})",)
+        raise
+
+
+_Encoded = tuple[Special[StorageHandle], Run]
+
+
+def _host_order(item: _Encoded) -> tuple[int, int]:
+    return id(item[0].storage), item[0].offset
+
+
+def _neighbours(encoded: Sequence[_Encoded]) -> Iterator[Sequence[_Encoded]]:
+    """Encoded units in host order, in groups that are worth one read."""
+    first = 0
+    while first < len(encoded):
+        special = encoded[first][0]
+        start, end = special.offset, special.offset + special.host_length
+        after = first + 1
+        while after < len(encoded):
+            further = encoded[after][0]
+            until = max(end, further.offset + further.host_length)
+            if (
+                further.storage is not special.storage
+                or further.offset > end + _GAP_MOST
+                or until - start > _RAW_MOST
+            ):
+                break
+            end = until
+            after += 1
+        yield encoded[first:after]
+        first = after
+
+
+def _load_encoded(group: Sequence[_Encoded], base: int, into: memoryview, scratch: Scratch) -> None:
+    """Read a group of neighbours at once, and decode each to its place."""
+    start = group[0][0].offset
+    end = max(special.offset + special.host_length for special, _ in group)
+    raw = scratch.raw(end - start)
+    _read(group[0][0].storage, raw, start, group[0][1].start)
+    for special, run in group:
+        at = special.offset - start
+        data = raw[at : at + special.host_length]
+        out = into[run.start - base : run.end - base]
+        try:
+            if run.length == special.unit:
+                special.layer.decode(special.host_length, data, out)
+            else:
+                unit = scratch.unit(special.unit)
+                special.layer.decode(special.host_length, data, unit)
+                out[:] = unit[run.offset : run.offset + run.length]
+        except CorruptImageError as error:
+            if error.offset is None:
+                error.offset = special.offset
+            error.args = (f"{error} (host offset {special.offset}, guest offset {run.start})",)
+            raise

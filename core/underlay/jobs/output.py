@@ -1,0 +1,89 @@
+"""The image that a job makes: removed again if the job fails."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from underlay.blocking import create
+from underlay.errors import ConflictError, StorageError
+from underlay.face import run_blocking
+from underlay.limits import Limits
+from underlay.sync import SyncFormatAccess
+from underlay.targets import Target, open_storage
+
+__all__ = ["new_image", "refuse_same"]
+
+
+@contextmanager
+def new_image(
+    target: Target,
+    *,
+    format: str,
+    size: int,
+    options: Mapping[str, Any],
+    overwrite: bool,
+    limits: Limits | None,
+    storage_options: Mapping[str, object] | None,
+) -> Iterator[SyncFormatAccess]:
+    """Create an image, and close it when the ``with`` block ends; an exception removes it again.
+
+    An object that was there before and had to give way (``overwrite``) cannot come back; it is left
+    with what it holds by then.
+    """
+    disk = create(
+        target,
+        format=format,
+        size=size,
+        overwrite=overwrite,
+        limits=limits,
+        storage_options=storage_options,
+        **options,
+    )
+    try:
+        yield disk
+        # Here and not in close(), so that a failure is noticed while the image can be removed.
+        disk.flush()
+        disk.sync()
+    except BaseException:
+        disk.abandon()
+        raise
+    disk.close()
+
+
+def refuse_same(
+    sources: Sequence[SyncFormatAccess],
+    target: SyncFormatAccess | Target,
+    *,
+    storage_options: Mapping[str, object] | None,
+) -> None:
+    """Refuse to write what is being read.
+
+    Raises:
+        ConflictError: the target is an object that a source, or an image below it, is read from.
+    """
+    written = _identities(target, storage_options)
+    for disk in sources:
+        for storage in disk.collect_storage_dependencies():
+            if storage.identity() in written:
+                raise ConflictError(
+                    f"'{storage.name()}' is read and would be overwritten; choose another target"
+                )
+
+
+def _identities(
+    target: SyncFormatAccess | Target, storage_options: Mapping[str, object] | None
+) -> set[Hashable]:
+    """What is written, as far as it exists and can be told from others."""
+    if isinstance(target, SyncFormatAccess):
+        handles = target.inner.collect_storage_dependencies()
+        return {handle.identity() for handle in handles} - {None}
+    try:
+        handle = run_blocking(open_storage(target, lock=False, storage_options=storage_options))
+    except StorageError:
+        return set()  # it does not exist, or opening it for writing says what is wrong with it
+    try:
+        return {handle.identity()} - {None}
+    finally:
+        run_blocking(handle.close())

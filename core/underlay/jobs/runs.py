@@ -1,0 +1,95 @@
+"""A disk as runs: what a job has to fetch, and where from."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from typing import NamedTuple
+
+from underlay.driver import FormatDriverInstance
+from underlay.face import run_blocking
+from underlay.handle import StorageHandle
+from underlay.mapping import Data, Special
+from underlay.reading import Reader
+from underlay.sync import SyncFormatAccess
+
+__all__ = ["Run", "runs"]
+
+#: How many runs are looked up at a time. Entering the core once for each costs more than the rest.
+_BATCH = 512
+
+
+class Run(NamedTuple):
+    """Guest bytes that are plain host bytes, a part of one encoded unit, or zeroes."""
+
+    #: Guest bytes.
+    start: int
+    length: int
+    #: None for zeroes.
+    storage: StorageHandle | None = None
+    #: The host offset of plain bytes; in an encoded unit, the decoded bytes to skip.
+    offset: int = 0
+    special: Special[StorageHandle] | None = None
+
+    @property
+    def end(self) -> int:
+        """The guest offset after the last byte."""
+        return self.start + self.length
+
+    def part(self, start: int, length: int) -> Run:
+        """``length`` bytes of the run from guest offset ``start`` on."""
+        return Run(start, length, self.storage, self.offset + start - self.start, self.special)
+
+
+def runs(disk: SyncFormatAccess, start: int, length: int) -> Generator[Run, None, None]:
+    """The runs of a range, in order and without gaps, through all backing images.
+
+    Raises:
+        CorruptImageError: the tables make no sense; what lies before that was yielded.
+    """
+    found = _runs(disk.inner, start, length)
+    try:
+        while True:
+            batch: list[Run] = []
+            try:
+                run_blocking(_take(found, batch))
+            finally:
+                yield from batch
+            if len(batch) < _BATCH:
+                return
+    finally:
+        run_blocking(found.aclose())
+
+
+async def _take(found: AsyncGenerator[Run, None], batch: list[Run]) -> None:
+    while len(batch) < _BATCH:
+        run = await anext(found, None)
+        if run is None:
+            return
+        batch.append(run)
+
+
+async def _runs(driver: FormatDriverInstance, start: int, length: int) -> AsyncGenerator[Run, None]:
+    async for found in Reader(driver).walk(start, length):
+        mapping, at = found.mapping, found.start
+        if isinstance(mapping, Special):
+            yield Run(at, mapping.length, mapping.storage, mapping.skip, mapping)
+        elif not isinstance(mapping, Data):
+            yield Run(at, mapping.length)
+        elif await found.driver.sparse_data():
+            async for run in _without_holes(at, mapping):
+                yield run
+        else:
+            yield Run(at, mapping.length, mapping.storage, mapping.offset)
+
+
+async def _without_holes(start: int, data: Data[StorageHandle]) -> AsyncGenerator[Run, None]:
+    """Plain data, with zeroes where its storage has holes or has ended."""
+    storage, offset, end = data.storage, data.offset, data.offset + data.length
+    while offset < end:
+        length, is_data = end - offset, False
+        if offset < storage.size():
+            extent = await storage.extent_at(offset)
+            length, is_data = min(extent.length or length, length), extent.is_data
+        yield Run(start, length, storage, offset) if is_data else Run(start, length)
+        start += length
+        offset += length

@@ -1,0 +1,57 @@
+"""Finding zeroes in data, so that they need not be stored."""
+
+from __future__ import annotations
+
+from underlay.errors import OptionError
+
+__all__ = ["check_sparse_size", "data_ranges"]
+
+_MOST = 16 << 20
+_SECTOR = 512
+_ZEROES = bytes(64 << 10)
+
+
+def check_sparse_size(size: int) -> None:
+    """Refuse what cannot be the least length of zeroes to be left out.
+
+    Raises:
+        OptionError: it is no multiple of 512 bytes, or more than 16 MiB.
+    """
+    if size % _SECTOR or not 0 <= size <= _MOST:
+        raise OptionError(
+            f"sparse_size is {size}; it can be a multiple of {_SECTOR} up to {_MOST}, or 0 to store "
+            f"zeroes like any data",
+            option="sparse_size",
+        )
+
+
+def data_ranges(buffer: bytearray, length: int, sparse_size: int) -> list[tuple[int, int]]:
+    """Where the first ``length`` bytes hold data: starts and ends, without runs of zeroes.
+
+    Zeroes are left out where at least ``sparse_size`` bytes of them begin at a multiple of the largest
+    power of two that is no larger; with 0 nowhere.
+    """
+    if not sparse_size:
+        return [(0, length)]
+    granule = min(1 << sparse_size.bit_length() - 1, len(_ZEROES))
+    zeroes = _ZEROES[:granule]
+    # Only what begins with a zero can be one: a look at every granule's first byte spares the rest.
+    heads = buffer[0:length:granule]
+    index = heads.find(0)
+    ranges: list[tuple[int, int]] = []
+    data = 0
+    while index >= 0:
+        start = end = index * granule
+        while end < length:
+            step = min(granule, length - end)
+            if not buffer.startswith(zeroes if step == granule else zeroes[:step], end):
+                break
+            end += step
+        if end - start >= sparse_size:
+            if start > data:
+                ranges.append((data, start))
+            data = end
+        index = heads.find(0, max(index + 1, -(-end // granule)))
+    if data < length:
+        ranges.append((data, length))
+    return ranges
