@@ -5,11 +5,14 @@ Run it from anywhere: ``python examples/quickstart.py``. It changes nothing but 
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +20,7 @@ import underlay
 from underlay import jobs
 
 IMAGES = Path(__file__).resolve().parent / "images"
-OVERLAY = IMAGES / "overlay.qcow2"
+OVERLAY = "overlay.qcow2"
 MIB = 1 << 20
 
 console = Console(highlight=False)
@@ -50,7 +53,8 @@ def be_refused() -> None:
     try:
         underlay.open_any(OVERLAY).close()
     except underlay.ImplicitOpenDeniedError as refusal:
-        console.print(Text("  Refused. ", style="yellow") + Text(str(refusal)))
+        sentence = Text("Refused. ", style="yellow") + Text(str(refusal))
+        console.print(Padding(sentence, (0, 2)))
         say(f"The image names a {refusal.request.reference.kind.value}. That is for you to allow.")
 
 
@@ -63,38 +67,37 @@ def read(disk: underlay.SyncFormatAccess) -> None:
     say("The second line is the overlay's; the others show through from the base image.")
 
 
-def layers(disk: underlay.SyncFormatAccess) -> Iterator[tuple[str, str, underlay.DiskExtent]]:
-    """Each run of the disk with what it is, and a colour for it."""
-    names = [Path(str(layer.info().filename)).name for layer in disk.chain()]
-    for extent in disk.extents():
-        if isinstance(extent.mapping, underlay.Data):
-            yield names[extent.depth], ("green", "blue")[extent.depth], extent
-        elif isinstance(extent.mapping, underlay.Special):
-            yield f"{names[extent.depth]}, compressed", "magenta", extent
-        elif extent.mapping.explicit:
-            yield "zeroes, says the overlay", "yellow", extent
-        else:
-            yield "nothing stored", "bright_black", extent
+def runs(disk: underlay.SyncFormatAccess) -> Iterator[tuple[int, int, str, str]]:
+    """Start, length, what it is, and a colour for it; neighbours of one kind are one run."""
+    names = [Path(layer.info().filename).name for layer in disk.chain()]
+
+    def kind(extent: underlay.DiskExtent) -> tuple[str, str]:
+        name = names[extent.depth]
+        match extent.mapping:
+            case underlay.Data():
+                return name, ("green", "blue")[extent.depth]
+            case underlay.Special():
+                return f"{name}, compressed", "magenta"
+            case underlay.Zero(explicit=True):
+                return f"{name} says: zeroes", "yellow"
+            case _:
+                return "nothing stored", "bright_black"
+
+    for (what, colour), group in groupby(disk.extents(), key=kind):
+        extents = list(group)
+        yield extents[0].start, sum(extent.length for extent in extents), what, colour
 
 
 def draw_map(disk: underlay.SyncFormatAccess) -> None:
     """Where everything is; no data is read for it."""
-    step("Map", "for extent in disk.extents(): ...")
+    step("Map", "for extent in disk.extents(): …")
     table = Table(box=None, padding=(0, 2), header_style="dim")
     table.add_column("offset", justify="right")
     table.add_column("KiB", justify="right")
     table.add_column("where")
-    bar = [("bright_black", "·")] * 64
-    for what, colour, extent in layers(disk):
-        table.add_row(str(extent.start), str(extent.length // 1024), Text(what, style=colour))
-        if what != "nothing stored":
-            first, last = extent.start // MIB, (extent.start + extent.length - 1) // MIB
-            bar[first : last + 1] = [(colour, "█")] * (last - first + 1)
+    for start, length, what, colour in runs(disk):
+        table.add_row(str(start), str(length // 1024), Text(what, style=colour))
     console.print(table)
-    drawn = Text("  ")
-    for colour, sign in bar:
-        drawn.append(sign, style=colour)
-    console.print(drawn + Text("  1 MiB each", style="dim"))
 
 
 def convert_and_compare(disk: underlay.SyncFormatAccess, folder: Path) -> None:
@@ -119,6 +122,13 @@ def convert_and_compare(disk: underlay.SyncFormatAccess, folder: Path) -> None:
 
 def main() -> None:
     """The tour."""
+    with contextlib.chdir(IMAGES):
+        tour()
+    console.print()
+
+
+def tour() -> None:
+    """Each step after the other, in the images' folder."""
     recognise()
     be_refused()
     step("Allow the image's own folder", "underlay.open_any(…, gate=underlay.DirectoryGate())")
@@ -126,12 +136,11 @@ def main() -> None:
         underlay.open_any(OVERLAY, gate=underlay.DirectoryGate()) as disk,
         tempfile.TemporaryDirectory() as folder,
     ):
-        chain = " on ".join(Path(str(layer.info().filename)).name for layer in disk.chain())
+        chain = " on ".join(Path(layer.info().filename).name for layer in disk.chain())
         say(f"{chain}: one disk of {disk.size // MIB} MiB")
         read(disk)
         draw_map(disk)
         convert_and_compare(disk, Path(folder))
-    console.print()
 
 
 if __name__ == "__main__":

@@ -29,12 +29,10 @@ def command(
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["underlay", *map(str, arguments)])
-        try:
-            status = underlay.cli.main()
-        except SystemExit as leaving:
-            status = leaving.code
+        with pytest.raises(SystemExit) as leaving:
+            underlay.cli.main()
         out, err = capsys.readouterr()
-        return int(status or 0), out, err
+        return int(leaving.value.code or 0), out, err
 
     return run
 
