@@ -24,7 +24,8 @@ from underlay.handle import StorageHandle
 from underlay.limits import DEFAULT_LIMITS, Limits
 from underlay.plugins import registry
 from underlay.probing import ProbeFailure
-from underlay.recognition import recognise
+from underlay.recognition import judge_view, read_view
+from underlay.signatures import foreign_formats
 from underlay.targets import Target, open_storage
 
 __all__ = ["REPORT_VERSION", "InspectionReport", "inspect"]
@@ -108,7 +109,8 @@ async def inspect(
 
 
 async def _inspect(storage: StorageHandle, limits: Limits) -> InspectionReport:
-    result = (await recognise(storage)).result
+    view = await read_view(storage)
+    result = judge_view(view).result
     unsafe: list[str] = []
     unknown: list[str] = []
     inspection = Inspection()
@@ -118,6 +120,11 @@ async def _inspect(storage: StorageHandle, limits: Limits) -> InspectionReport:
         inspection = await _look(storage, result.format, limits, unsafe, unknown)
     for failure in result.failures:
         unknown.append(f"the format '{failure.format}' could not be asked: {failure.reason}")
+    if result.guessed:
+        unknown.extend(
+            f"it bears the signature of {name}, which no plug-in here knows; to us it is raw"
+            for name in foreign_formats(view)
+        )
     if not storage.size():
         unknown.append("it is empty")
     _judge(inspection, limits, unsafe, unknown)

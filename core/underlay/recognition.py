@@ -18,7 +18,7 @@ from underlay.probing import (
     ProbeView,
 )
 
-__all__ = ["RAW", "Recognition", "matching_formats", "read_view", "recognise"]
+__all__ = ["RAW", "Recognition", "judge_view", "matching_formats", "read_view", "recognise"]
 
 #: What an object is when no format claims it.
 RAW = "raw"
@@ -73,15 +73,16 @@ async def read_view(storage: StorageHandle) -> ProbeView:
 
 async def recognise(storage: StorageHandle) -> Recognition:
     """Ask every driver about an open object."""
-    return _verdicts(await read_view(storage))
+    return judge_view(await read_view(storage))
 
 
 def matching_formats(view: ProbeView) -> Sequence[str]:
     """The formats that claim a view."""
-    return sorted(_verdicts(view).result.matches)
+    return sorted(judge_view(view).result.matches)
 
 
-def _verdicts(view: ProbeView) -> Recognition:
+def judge_view(view: ProbeView) -> Recognition:
+    """The verdicts of all drivers on a view."""
     plugins = registry()
     matches: dict[str, str] = {}
     failures = [ProbeFailure(record.name, record.error or "") for record in plugins.failures()]
