@@ -1,9 +1,9 @@
 """What a guest offset is mapped to: the values with which drivers answer *where*.
 
-A driver answers with ``ShallowMapping``: it may say "in the backing image". ``FormatAccess`` follows
-that through the chain and gives its callers a ``Mapping``, which never does. Every mapping describes
-``length`` guest bytes from the offset that was asked for. They are values for callers: the hot path of
-a read makes none (``FormatDriverInstance.locate``).
+A driver answers with ``ShallowMapping``: it may say "in the backing image". ``FormatAccess``
+follows that through the chain and gives its callers a ``Mapping``, which never does. Every mapping
+describes ``length`` guest bytes from the offset that was asked for. They are values for callers:
+the hot path of a read makes none (``FormatDriverInstance.locate``).
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ class Backing:
     layer: FormatDriverInstance
     offset: int
     length: int
+    #: Host bytes that the image above keeps reserved for the range, where it does; nothing reads
+    #: them.
+    reserved: int | None = None
 
     def __str__(self) -> str:
         return f"<{self.layer.format_name}:0x{self.offset:x}>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -61,8 +61,8 @@ class Reader:
     def __init__(self, driver: FormatDriverInstance) -> None:
         self.driver = driver
         #: The last unit that was decoded: (storage, host offset, host length), and its bytes. Small
-        #: sequential reads of compressed data would otherwise decode each unit again and again. Kept
-        #: only where mappings never move. Replaced whole, so threads need no lock.
+        #: sequential reads of compressed data would otherwise decode each unit again and again.
+        #: Kept only where mappings never move. Replaced whole, so threads need no lock.
         self._decoded: tuple[tuple[StorageHandle, int, int], bytearray] | None = None
 
     async def readv(self, views: Sequence[memoryview], offset: int, *, parallel: int = 1) -> None:
@@ -151,20 +151,24 @@ class Reader:
     async def walk(self, offset: int, length: int) -> AsyncGenerator[MappedRun, None]:
         """As ``extents``, for bulk work: with our handles on the storages, holes not looked for."""
         end = min(offset + length, self.driver.size())
-        # One entry for each image that is being walked, the deepest last: its mappings, and the
-        # offset at which the image above takes over again.
-        stack: list[tuple[FormatDriverInstance, AsyncIterator[ShallowMapping], int]] = []
+        # One entry for each image that is being walked, the deepest last: its mappings, the offset
+        # at which the image above takes over again, and from where on that one keeps how much of
+        # its own for the range.
+        stack: list[_Walked] = []
         if offset < end:
-            stack.append((self.driver, self.driver.iter_mappings(offset, end - offset), end))
+            mappings = self.driver.iter_mappings(offset, end - offset)
+            stack.append((self.driver, mappings, end, offset, None))
         try:
             while stack:
-                driver, mappings, until = stack[-1]
+                driver, mappings, until, since, reserved = stack[-1]
                 mapping = await anext(mappings, None) if offset < until else None
                 if mapping is None or isinstance(mapping, Eof):
                     stack.pop()
                     await _close(mappings)
                     if offset < until and stack:  # the image ended before the one above it
-                        zero = Zero(until - offset, explicit=False)
+                        if reserved is not None:
+                            reserved += offset - since
+                        zero = Zero(until - offset, explicit=False, offset=reserved)
                         yield MappedRun(offset, zero, len(stack), driver, past_backing=True)
                         offset = until
                     continue
@@ -173,13 +177,19 @@ class Reader:
                     mapping = attrs.evolve(mapping, length=until - offset)
                 if isinstance(mapping, Backing):
                     below = mapping.layer.iter_mappings(mapping.offset, mapping.length)
-                    stack.append((mapping.layer, below, offset + mapping.length))
+                    until = offset + mapping.length
+                    stack.append((mapping.layer, below, until, offset, mapping.reserved))
                 else:
                     yield MappedRun(offset, mapping, len(stack) - 1, driver)
                     offset += mapping.length
         finally:
-            for _, mappings, _ in stack:
+            for _, mappings, *_ in stack:
                 await _close(mappings)
+
+
+_Walked: TypeAlias = (
+    "tuple[FormatDriverInstance, AsyncIterator[ShallowMapping], int, int, int | None]"
+)
 
 
 @attrs.frozen

@@ -370,19 +370,20 @@ class ClusterMap(FormatDriverInstance):
     def _mapping(self, guest: int, run: Run) -> ShallowMapping:
         """A run for the core."""
         kind, host, length = run
+        reserved = None if host == NOWHERE else host
         if kind == DATA:
             return Data(self._data_file(), host, length, writable=False)
         if kind == ZERO:
-            return Zero(length, explicit=True, offset=None if host == NOWHERE else host)
+            return Zero(length, explicit=True, offset=reserved)
         if kind == UNALLOCATED:
             if self._backing is not None:
-                return Backing(self._backing, guest, length)
+                return Backing(self._backing, guest, length, reserved)
             if self._backing_pending is not None:
                 raise UnsupportedOperationError(
                     f"'{self.image.name()}': its backing image '{self._backing_pending}' is not "
                     "attached; attach it, or None to read zeroes instead"
                 )
-            return Zero(length, explicit=False, offset=None if host == NOWHERE else host)
+            return Zero(length, explicit=False, offset=reserved)
         offset, host_length = self.geometry.compressed(host)
         return Special(
             self,
