@@ -26,6 +26,7 @@ __all__ = [
     "CONTEXT",
     "Access",
     "access_options",
+    "cache_option",
     "force_share",
     "format_option",
     "given_size",
@@ -34,6 +35,7 @@ __all__ = [
     "open_disk",
     "output_option",
     "pair",
+    "target_storage_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -61,12 +63,21 @@ def access_options(function: F) -> F:
 
 
 def open_disk(
-    filename: str, *, format: str | None, force_share: bool, access: Access
+    filename: str,
+    *,
+    format: str | None,
+    force_share: bool,
+    access: Access,
+    snapshot: str | None = None,
 ) -> SyncFormatAccess:
     """Open an image to be read, its chain included, in the format that was given or found."""
-    if format is None:
-        return open_any(filename, lock=not force_share, **access)
-    return open_image(filename, format=format, lock=not force_share, **access)
+    if format is not None:
+        return open_image(
+            filename, format=format, snapshot=snapshot, lock=not force_share, **access
+        )
+    if snapshot is not None:
+        return open_any(filename, lock=not force_share, snapshot=snapshot, **access)
+    return open_any(filename, lock=not force_share, **access)
 
 
 def _read_gate(_context: object, _parameter: object, value: str | None) -> ImplicitOpenGate:
@@ -138,6 +149,16 @@ _storage_option = click.option(
     help="An option of the storage that images are on, as direct=on.",
 )
 
+#: For commands that write an image.
+target_storage_option = click.option(
+    "--target-storage-option",
+    "target_storage_options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_read_pairs,
+    help="An option of the storage that the new image is on.",
+)
+
 force_share = click.option(
     "-U", "--force-share", is_flag=True, help="Open an image that is in use; take no lock."
 )
@@ -146,6 +167,31 @@ force_share = click.option(
 def format_option(*flags: str, help: str) -> Callable[[F], F]:
     """An option that names a format."""
     return click.option(*flags, metavar="FMT", help=help)
+
+
+#: The largest size, and the largest offset.
+_LARGEST = (1 << 63) - 1
+
+_CACHE_MODES = ("directsync", "none", "off", "unsafe", "writeback", "writethrough")
+
+
+def cache_option(
+    flag: str, name: str, *, what: str = "source cache", status: int = 1
+) -> Callable[[F], F]:
+    """A cache mode: checked, for the sake of scripts, and without effect."""
+
+    def read(_context: object, _parameter: object, value: str | None) -> None:
+        if value is not None and value not in _CACHE_MODES:
+            raise Failure(f"Invalid {what} option: {value}", status=status)
+
+    return click.option(
+        flag,
+        name,
+        metavar="CACHE",
+        callback=read,
+        expose_value=False,
+        help="Accepted as qemu-img does; has no effect.",
+    )
 
 
 # -- names, sizes, output
@@ -161,23 +207,24 @@ def one_name(given: Sequence[str]) -> str:
     return given[0]
 
 
-def given_size(text: str, *, what: str) -> int:
-    """Bytes from the command line.
+def given_size(text: str, *, what: str, least: int = 0, most: int = _LARGEST) -> int:
+    """Bytes, or another number with a suffix, from the command line.
 
     Raises:
-        Failure: it is no size; in qemu-img's words.
+        Failure: it is none, or out of its range; in qemu-img's words.
     """
     try:
-        return parse_size(text)
+        number = parse_size(text)
     except OptionError as error:
-        if "must be from" in str(error):
+        if "must be from" not in str(error):
             raise Failure(
-                f"Invalid {what} specified. Must be between 0 and {(1 << 63) - 1}."
+                f"Invalid {what} specified. You may use k, M, G, T, P or E suffixes for",
+                "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.",
             ) from None
-        raise Failure(
-            f"Invalid {what} specified. You may use k, M, G, T, P or E suffixes for",
-            "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.",
-        ) from None
+        number = _LARGEST + 1
+    if not least <= number <= most:
+        raise Failure(f"Invalid {what} specified. Must be between {least} and {most}.")
+    return number
 
 
 def _read_output(_context: object, _parameter: object, value: str) -> str:

@@ -25,7 +25,8 @@ _SIGNAL = 128
 _SIGINT = _SIGNAL + 2
 _SIGPIPE = _SIGNAL + 13
 
-_TRY = "Try 'underlay --help' for more information"
+#: Printed as it is, below the line that says what is wrong.
+_TRY = "Try 'underlay --help' for more information\n"
 
 
 class Failure(Exception):
@@ -51,7 +52,8 @@ def exit_status(argv: Sequence[str]) -> int:
         complain(*failure.lines)
         return failure.status
     except click.ClickException as error:
-        complain(*_usage(error))
+        complain(_usage(error))
+        sys.stderr.write(_TRY)
         return FAILED
     except (UnderlayError, OSError) as error:
         complain(explain(error))
@@ -115,15 +117,12 @@ def _denied(request: ImplicitOpenRequest, reason: str) -> str:
     )
 
 
-def _usage(error: click.ClickException) -> list[str]:
+def _usage(error: click.ClickException) -> str:
     """What qemu-img says of a wrong command line."""
     if isinstance(error, click.NoSuchOption):
-        return [f"unrecognized option '{error.option_name}'", _TRY]
+        return f"unrecognized option '{error.option_name}'"
     if isinstance(error, click.BadOptionUsage):
         if "requires an argument" in error.message:
-            return [f"missing argument for option '{error.option_name}'", _TRY]
-        return [f"unrecognized option '{error.option_name}'", _TRY]
-    message = error.format_message().rstrip(".")
-    if isinstance(error, click.UsageError):
-        return [message, _TRY]
-    return [message]
+            return f"missing argument for option '{error.option_name}'"
+        return f"unrecognized option '{error.option_name}'"
+    return error.format_message().rstrip(".")

@@ -1,0 +1,145 @@
+"""``underlay convert``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, Unpack
+
+import click
+
+from underlay.cli import options
+from underlay.cli.output import echo
+from underlay.cli.problems import Failure
+from underlay.cli.progress import progress_options, reporting
+from underlay.jobs.convert import convert
+from underlay.plugins import registry
+
+__all__ = ["command"]
+
+_SECTOR = 512
+_LARGEST_SPARSE_SIZE = 16 << 20
+_MOST_PARALLEL = 16
+
+
+@click.command("convert", context_settings=options.CONTEXT) @options.format_option("-f", "format",
+help="The format of the images to read.") @options.format_option("-O", "output_format", help="The
+format of the new image (default raw).") @click.option("-o", "creation", metavar="OPTIONS",
+multiple=True, help="How to create it; or help.") @click.option("-n", "target_exists", is_flag=True,
+help="Write into an image that exists.") @click.option("--target-is-zero", is_flag=True, help="With
+-n: that image holds nothing but zeroes.") @click.option("-S", "sparse_size", metavar="SIZE",
+help="Zeroes to leave out (default 4k; 0: none).") @click.option("-l", "snapshot",
+metavar="SNAPSHOT", help="Read this internal snapshot.") @click.option("-m", "parallel",
+metavar="COUNT", help="How many threads to use, 1 to 16.") @click.option("-W", is_flag=True,
+expose_value=False, help="Accepted; we write in any order anyway.") @click.option("-C",
+is_flag=True, expose_value=False, help="Accepted; we offload where we can.")
+@options.cache_option("-t", "cache", what="cache") @options.cache_option("-T", "source_cache")
+@progress_options @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@options.force_share @options.access_options @options.names def command(
+    names: tuple[str, ...],
+    *,
+    format: str | None,
+    output_format: str | None,
+    creation: tuple[str, ...],
+    target_exists: bool,
+    target_is_zero: bool,
+    sparse_size: str | None,
+    snapshot: str | None,
+    parallel: str | None,
+    bar: bool,
+    progress: str | None,
+    quiet: bool,
+    force_share: bool,
+    target_storage_options: dict[str, object],
+    **access: Unpack[options.Access],
+) -> int:
+    """Copy a disk, or several one after the other, into a new image: the last FILENAME.
+
+    What lies under that name is replaced. A copy that fails leaves no new image behind.
+    """
+    output_format = output_format or "raw"
+    settings = _settings(creation)
+    if settings is None:
+        return _show_creation_options(output_format)
+    zeroes = 4096 if sparse_size is None else _sparse_size(sparse_size)
+    threads = None if parallel is None else _parallel(parallel)
+    if target_is_zero and not target_exists:
+        raise Failure("--target-is-zero requires use of -n flag")
+    if len(names) < 2:  # noqa: PLR2004 (from one to another)
+        raise click.UsageError("Must specify image file name")
+    with ExitStack() as disks:
+        sources = [
+            disks.enter_context(
+                options.open_disk(
+                    name,
+                    format=format,
+                    force_share=force_share,
+                    access=access,
+                    snapshot=None if snapshot is None else _snapshot(snapshot),
+                )
+            )
+            for name in names[:-1]
+        ]
+        with reporting(bar=bar, progress=progress, quiet=quiet) as report:
+            convert(
+                sources,
+                names[-1],
+                output_format=output_format,
+                options=settings,
+                sparse_size=zeroes,
+                target_exists=target_exists,
+                overwrite=True,
+                parallel=threads,
+                progress=report,
+                gate=access["gate"],
+                limits=access["limits"],
+                target_storage_options=target_storage_options,
+            )
+    return 0
+
+
+def _settings(given: Sequence[str]) -> dict[str, Any] | None:
+    """``-o a=1,b=2``, a comma in a value doubled; None where help is wanted."""
+    settings: dict[str, Any] = {}
+    for text in ",".join(given).replace(",,", "\0").split(",") if given else ():
+        if text in {"help", "?"}:
+            return None
+        name, value = options.pair("-o", text.replace("\0", ","))
+        settings[name] = value
+    return settings
+
+
+def _show_creation_options(format_name: str) -> int:
+    echo("Supported options:")
+    for name, option in registry().driver(format_name).create_options.items():
+        default = f" (default {option.default})" if option.default else ""
+        echo(f"  {f'{name}=<{option.type}>':<22} - {option.help}{default}")
+    return 0
+
+
+def _sparse_size(text: str) -> int:
+    size = options.given_size(text, what="buffer size for sparse output")
+    if size % _SECTOR or size > _LARGEST_SPARSE_SIZE:
+        raise Failure(
+            f"Invalid buffer size for sparse output specified. Valid sizes are multiples of {_SECTOR} "
+            f"up to {_LARGEST_SPARSE_SIZE}. Select 0 to disable sparse detection (fully allocates "
+            "output)."
+        )
+    return size
+
+
+def _parallel(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_PARALLEL:
+        raise Failure(
+            "Invalid number of coroutines. Allowed number of coroutines is between 1 and "
+            f"{_MOST_PARALLEL}"
+        )
+    return int(text)
+
+
+def _snapshot(text: str) -> str:
+    """The ID or the name in ``-l``, which may be written ``snapshot.id=…`` or ``snapshot.name=…``."""
+    for prefix in ("snapshot.id=", "snapshot.name="):
+        if text.startswith(prefix):
+            return text.removeprefix(prefix)
+    return text

@@ -1,0 +1,75 @@
+"""``underlay dd``."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import click
+
+from underlay.cli import options
+from underlay.cli.output import complain
+from underlay.cli.problems import Failure
+from underlay.jobs.dd import dd
+
+__all__ = ["command"]
+
+_OPERANDS = ("bs", "count", "if", "of", "skip")
+_LARGEST_BLOCK = (1 << 31) - 1
+
+
+@click.command("dd", context_settings=options.CONTEXT)
+@options.format_option("-f", "format", help="The format of the image to read.")
+@options.format_option("-O", "output_format", help="The format of the new image (default raw).")
+@options.force_share
+@options.access_options
+@options.target_storage_option
+@click.argument("operands", nargs=-1, metavar="if=FILENAME of=FILENAME [bs=N] [count=N] [skip=N]")
+def command(
+    operands: tuple[str, ...],
+    *,
+    format: str | None,
+    output_format: str | None,
+    force_share: bool,
+    target_storage_options: dict[str, object],
+    **access: Unpack[options.Access],
+) -> int:
+    """Copy the blocks of a disk from number SKIP up to number COUNT into a new image.
+
+    Blocks have 512 bytes unless bs says otherwise. COUNT is counted from the start of the disk, as
+    qemu-img does it, and not from SKIP.
+    """
+    given = _operands(operands)
+    block_size = 512
+    if "bs" in given:
+        block_size = options.given_size(given["bs"], what="bs", least=1, most=_LARGEST_BLOCK)
+    count = options.given_size(given["count"], what="count") if "count" in given else None
+    skip = options.given_size(given["skip"], what="skip") if "skip" in given else 0
+    if "if" not in given or "of" not in given:
+        raise Failure("Must specify both input and output files")
+    with options.open_disk(
+        given["if"], format=format, force_share=force_share, access=access
+    ) as disk:
+        done = dd(
+            disk,
+            given["of"],
+            block_size=block_size,
+            count=count,
+            skip=skip,
+            output_format=output_format or "raw",
+            overwrite=True,
+            limits=access["limits"],
+            target_storage_options=target_storage_options,
+        )
+    if done.past_end:
+        complain(f"{given['if']}: cannot skip to specified offset")
+    return 0
+
+
+def _operands(operands: tuple[str, ...]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for operand in operands:
+        name, equals, value = operand.partition("=")
+        if name not in _OPERANDS or not equals:
+            raise Failure(f"unrecognized operand {name}")
+        given[name] = value
+    return given

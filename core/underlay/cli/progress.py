@@ -1,0 +1,108 @@
+"""How far a job has come, on stderr: a bar, qemu-img's percentages, or JSON lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import click
+
+from underlay.cli.problems import Failure
+from underlay.jobs.progress import Progress, ProgressCallback
+
+__all__ = ["progress_options", "reporting"]
+
+F = TypeVar("F", bound=Callable[..., object])
+
+#: Seconds between two lines of JSON.
+_PAUSE = 0.1
+#: Percent between two of qemu-img's percentages.
+_STEP = 1.0
+
+
+def progress_options(function: F) -> F:
+    """``-p`` and ``--progress``, as the arguments ``bar`` and ``progress``."""
+    function = click.option(
+        "--progress",
+        metavar="json",
+        callback=_read_style,
+        help='Show progress on stderr as JSON lines: {"done": BYTES, "total": BYTES}.',
+    )(function)
+    return click.option("-p", "bar", is_flag=True, help="Show progress on stderr.")(function)
+
+
+def _read_style(_context: object, _parameter: object, value: str | None) -> str | None:
+    if value not in {None, "json"}:
+        raise Failure(f"--progress: unknown style '{value}'; say json, or -p for people")
+    return value
+
+
+@contextmanager
+def reporting(*, bar: bool, progress: str | None, quiet: bool) -> Iterator[ProgressCallback | None]:
+    """What to give a job as its ``progress``."""
+    if progress == "json":
+        yield _json_lines()
+    elif not bar or quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _drawn_bar() as report:
+            yield report
+    else:
+        yield _percentages()
+        sys.stderr.write("\n")
+
+
+def _json_lines() -> ProgressCallback:
+    last = 0.0
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _PAUSE or progress.done >= progress.total:
+            last = now
+            sys.stderr.write(f'{{"done": {progress.done}, "total": {progress.total}}}\n')
+            sys.stderr.flush()
+
+    return report
+
+
+def _percentages() -> ProgressCallback:
+    """For a log, or a program that reads what qemu-img shows."""
+    last = -_STEP
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        percent = 100 * progress.done / progress.total if progress.total else 100.0
+        if percent - last >= _STEP or percent >= 100 > last:
+            last = percent
+            sys.stderr.write(f"    ({percent:.2f}/100%)\r")
+            sys.stderr.flush()
+
+    return report
+
+
+@contextmanager
+def _drawn_bar() -> Iterator[ProgressCallback]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TaskProgressColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TaskProgressColumn(),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as drawn:
+        task = drawn.add_task("", total=None)
+        yield lambda progress: drawn.update(task, completed=progress.done, total=progress.total)
