@@ -224,10 +224,10 @@ class FormatAccess:
     # -- mapping
 
     async def get_mapping(self, offset: int, max_length: int | None = None) -> Mapping:
-        """What lies at ``offset``, through all backing images: ``Data``, ``Zero``, ``Special``, ``Eof``.
+        """What lies at ``offset``, through all backing images.
 
-        ``mapping.length`` bytes from ``offset`` on are mapped so, at most ``max_length``. On a writable
-        disk, hold a ``lease()`` while you use it.
+        ``mapping.length`` bytes from ``offset`` on are mapped so, at most ``max_length``. On a
+        writable disk, hold a ``lease()`` while you use it.
         """
         with self._life.call():
             length = self._mapping_length(offset, max_length)
@@ -376,7 +376,7 @@ class FormatAccess:
     async def resize(
         self, size: int | str, preallocation: PreallocateMode | str = PreallocateMode.OFF
     ) -> None:
-        """Make the disk ``size`` bytes long; new bytes read as zeroes, cut bytes never come back."""
+        """Make the disk ``size`` bytes long; new bytes are zeroes, cut bytes never come back."""
         mode = PreallocateMode.parse(preallocation)
         if parse_size(size) < self.size:
             await self.resize_shrink(size)
@@ -444,7 +444,10 @@ class FormatAccess:
         return None if self._guard is None else self._guard.shifted(offset)
 
     def as_file(self) -> DiskFile:
-        """The disk as a file object (``io.BufferedIOBase``), which blocks. Closing it leaves the disk."""
+        """The disk as a file object (``io.BufferedIOBase``), which blocks.
+
+        Closing it leaves the disk.
+        """
         return self.blocking().as_file()
 
     def blocking(self) -> SyncFormatAccess:
@@ -462,8 +465,8 @@ class FormatAccess:
     async def close(self) -> None:
         """Wait for calls in flight, flush and sync what is writable, and close what was opened.
 
-        A storage that the caller gave stays open. Closing twice is allowed; closing a view (a slice,
-        a backing image) does nothing, since it closes with its disk.
+        A storage that the caller gave stays open. Closing twice is allowed; closing a view (a
+        slice, a backing image) does nothing, since it closes with its disk.
         """
         if not self._is_view and await self._life.end():
             await to_the_end(self._close())

@@ -1,8 +1,8 @@
 """What a disk may be able to do beyond reading and writing.
 
 Optional protocols that a driver may subclass by name. A program asks a disk for one
-(``disk.capability(Describable)``) and gets an object or None; jobs ask for these and name no format.
-Methods that a driver does not override raise ``UnsupportedOperationError``.
+(``disk.capability(Describable)``) and gets an object or None; jobs ask for these and name no
+format. Methods that a driver does not override raise ``UnsupportedOperationError``.
 """
 
 from __future__ import annotations
@@ -280,7 +280,10 @@ class CompressedWriter(Protocol):
 
     @abstractmethod
     def encode(self, data: memoryview) -> bytes | None:
-        """The encoded form of one unit, or None where it would not be smaller. Pure, thread-safe."""
+        """The encoded form of one unit, or None where it would not be smaller.
+
+        Pure, thread-safe.
+        """
         ...
 
     @abstractmethod

@@ -275,7 +275,8 @@ def _check_format(request: ImplicitOpenRequest, allow: Allow) -> None:
         registry().driver(reference.format)
     elif not allow.probe:
         raise InvalidImageError(
-            f"'{request.image}' records no format for its backing file '{quotable(reference.name)}'; "
+            f"'{request.image}' records no format for its backing file "
+            f"'{quotable(reference.name)}'; "
             f"record one (qemu-img rebase -u -F), or pass a gate made with probe=True"
         )
 
@@ -317,9 +318,9 @@ def denied(request: ImplicitOpenRequest, reason: str) -> ImplicitOpenDeniedError
     """The error for a gate's no; it says how to say yes."""
     reference = request.reference
     return ImplicitOpenDeniedError(
-        f"'{request.image}' names the {reference.kind.value} '{quotable(reference.name)}', which was "
-        f"not opened: {reason}. To allow it pass gate=DirectoryGate() (files in or below the image's "
-        f"folder) or gate=PermissiveImplicitOpenGate() (anything)",
+        f"'{request.image}' names the {reference.kind.value} '{quotable(reference.name)}', which "
+        f"was not opened: {reason}. To allow it pass gate=DirectoryGate() (files in or below the "
+        f"image's folder) or gate=PermissiveImplicitOpenGate() (anything)",
         request=request,
         reason=reason,
     )

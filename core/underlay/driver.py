@@ -1,9 +1,9 @@
 """The format contract: a virtual disk on one or more storages.
 
-A driver answers *where* guest bytes are; the core does the I/O. Subclass ``FormatDriverInstance`` by
-name. A read-only format needs ``probe``, ``open``, ``size``, ``get_mapping`` and
-``collect_storage_dependencies``; everything else has a default that says "unsupported", which the core
-understands and works around where that is possible.
+A driver answers *where* guest bytes are; the core does the I/O. Subclass ``FormatDriverInstance``
+by name. A read-only format needs ``probe``, ``open``, ``size``, ``get_mapping`` and
+``collect_storage_dependencies``; everything else has a default that says "unsupported", which the
+core understands and works around where that is possible.
 
 Coroutines of a driver wait for nothing but ``StorageHandle`` methods, other drivers, and
 ``underlay.locks``. Whether that blocks or suspends is decided by the face that drives them.
@@ -37,8 +37,8 @@ __all__ = [
     "WriteTicket",
 ]
 
-#: What ``locate`` answers: the storage, the host offset of the byte asked for, how many bytes lie there
-#: contiguously, and whether writing them there writes the disk.
+#: What ``locate`` answers: the storage, the host offset of the byte asked for, how many bytes lie
+#: there contiguously, and whether writing them there writes the disk.
 Location: TypeAlias = "tuple[StorageHandle, int, int, bool]"
 
 
@@ -55,7 +55,10 @@ class OptionSpec:
 
 @attrs.frozen(kw_only=True)
 class FormatOpenOptions:
-    """What a driver is asked to open. It opens nothing further: ``references()`` says what it needs."""
+    """What a driver is asked to open.
+
+    It opens nothing further: ``references()`` says what it needs.
+    """
 
     storage: StorageHandle
     writable: bool = False
@@ -86,8 +89,8 @@ class FormatCreateOptions:
 class WriteTicket:
     """The promise between the two phases of a write that allocates.
 
-    The core writes ``length`` guest bytes at host ``offset`` of ``storage``, and before and after them
-    ``before`` and ``after`` bytes of what the disk holds there now (the rest of the allocated
+    The core writes ``length`` guest bytes at host ``offset`` of ``storage``, and before and after
+    them ``before`` and ``after`` bytes of what the disk holds there now (the rest of the allocated
     clusters). Nothing of it is visible until ``commit_write``.
     """
 
@@ -124,7 +127,10 @@ class FormatDriverInstance(Protocol):
 
     @classmethod
     def probe(cls, view: ProbeView) -> ProbeVerdict:
-        """Say whether the view is of this format. Checks a signature and a version; opens nothing."""
+        """Say whether the view is of this format.
+
+        Checks a signature and a version; opens nothing.
+        """
         return NoMatch()
 
     @classmethod
@@ -153,7 +159,7 @@ class FormatDriverInstance(Protocol):
         return
 
     def references(self) -> Sequence[Reference]:
-        """Every object that this image names and that has not been attached; the core resolves them."""
+        """Every object that this image names and that is not attached yet; the core resolves them."""
         return ()
 
     def attach(
@@ -192,7 +198,7 @@ class FormatDriverInstance(Protocol):
         return None
 
     async def sparse_data(self) -> bool:
-        """Whether ``Data`` may lie in holes of its storage, so that looking for them is worth it."""
+        """Whether ``Data`` may lie in holes of its storage, so that it is worth looking for them."""
         return False
 
     # -- mapping
@@ -200,8 +206,9 @@ class FormatDriverInstance(Protocol):
     def locate(self, offset: int) -> Location | None:
         """Where the guest byte at ``offset`` lies, if that is plain data and known without waiting.
 
-        This is the hot path of every read: it must be thread-safe without a lock, make no object but
-        the tuple, and answer None for whatever needs thought (an offset outside the disk included).
+        This is the hot path of every read: it must be thread-safe without a lock, make no object
+        but the tuple, and answer None for whatever needs thought (an offset outside the disk
+        included).
         """
         return None
 
@@ -214,7 +221,7 @@ class FormatDriverInstance(Protocol):
         """
 
     async def iter_mappings(self, offset: int, length: int) -> AsyncIterator[ShallowMapping]:
-        """The mappings of the whole range, in order, for bulk work; stops at the end of the disk."""
+        """The mappings of the range, in order, for bulk work; stops at the end of the disk."""
         end = min(offset + length, self.size())
         while offset < end:
             mapping = await self.get_mapping(offset, end - offset)
@@ -226,9 +233,11 @@ class FormatDriverInstance(Protocol):
             offset += mapping.length
 
     def decode(self, host_length: int, raw: memoryview, out: memoryview) -> None:
-        """Decode one ``Special`` unit from ``raw`` into ``out`` (``unit`` bytes). Pure, thread-safe.
+        """Decode one ``Special`` unit from ``raw`` into ``out`` (``unit`` bytes).
 
-        ``raw`` holds ``host_length`` bytes or more. Never writes or allocates more than ``len(out)``.
+        Pure, thread-safe.
+        ``raw`` holds ``host_length`` bytes or more. Never writes or allocates more than
+        ``len(out)``.
 
         Raises:
             CorruptImageError: the bytes do not decode to exactly ``len(out)`` bytes.
@@ -269,16 +278,16 @@ class FormatDriverInstance(Protocol):
         """Map guest bytes from ``offset`` on to plain, writable data: storage, host offset, length.
 
         What is newly allocated holds zeroes or the copied content before it is shown; with
-        ``overwrite`` the caller does not need the old content of the range. The length may be shorter
-        than asked for, but is at least 1.
+        ``overwrite`` the caller does not need the old content of the range. The length may be
+        shorter than asked for, but is at least 1.
         """
         raise UnsupportedOperationError(f"{self.format_name} cannot map data for writing")
 
     async def ensure_zero_mapping(self, offset: int, length: int) -> tuple[int, int]:
         """Make as much of the range as possible read as zeroes without writing data.
 
-        Returns the offset and the length that now do, as close to ``offset`` as possible; the length
-        may be 0. Frees nothing.
+        Returns the offset and the length that now do, as close to ``offset`` as possible; the
+        length may be 0. Frees nothing.
         """
         raise UnsupportedOperationError(f"{self.format_name} cannot map zeroes")
 

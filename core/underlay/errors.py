@@ -221,7 +221,8 @@ class StorageChangedError(ConflictError):
 class LimitExceededError(UnderlayError, ValueError):
     """The image asks for more than ``Limits`` allows.
 
-    ``limit`` is the attribute of ``Limits``, ``value`` what the image asks for, ``allowed`` the limit.
+    ``limit`` is the attribute of ``Limits``, ``value`` what the image asks for, ``allowed`` the
+    limit.
     """
 
     details: ClassVar[tuple[str, ...]] = ("limit", "value", "allowed")

@@ -1,8 +1,8 @@
 """Gates: who decides what an image may make this program open.
 
-An image can name other objects: a backing image, an external data file, extents. None of them is opened
-without the word of the gate that the caller gave, and the default gate says no. The gate decides; the
-core opens, and asks once more when it knows what was really opened.
+An image can name other objects: a backing image, an external data file, extents. None of them is
+opened without the word of the gate that the caller gave, and the default gate says no. The gate
+decides; the core opens, and asks once more when it knows what was really opened.
 """
 
 from __future__ import annotations
@@ -43,9 +43,11 @@ class Reference:
     """One object that an image names by itself."""
 
     kind: ReferenceKind
-    #: Exactly as stored; bytes that are no UTF-8 are surrogates (``name.encode(errors="surrogateescape")``).
+    #: Exactly as stored; bytes that are no UTF-8 are surrogates
+    #: (``name.encode(errors="surrogateescape")``).
     name: str
-    #: The format that the image records for it, or None. A data file and an extent are always raw bytes.
+    #: The format that the image records for it, or None. A data file and an extent are always raw
+    #: bytes.
     format: str | None = None
     #: Whether the disk needs to write to it.
     writable: bool = False
@@ -97,7 +99,10 @@ class Deny:
 
 @attrs.frozen
 class Substitute:
-    """Use this instead: a storage, or for a backing image a disk. It stays the caller's to close."""
+    """Use this instead: a storage, or for a backing image a disk.
+
+    It stays the caller's to close.
+    """
 
     replacement: object
 
@@ -115,7 +120,10 @@ class ImplicitOpenGate(Protocol):
         """Allow, deny or replace the object. Called before anything of it is touched."""
 
     def confirm(self, request: ImplicitOpenRequest, opened: OpenedObject) -> Allow | Deny:
-        """Say whether what an ``Allow`` really opened may be used. Not asked after a ``Substitute``."""
+        """Say whether what an ``Allow`` really opened may be used.
+
+        Not asked after a ``Substitute``.
+        """
         return Allow()
 
 
@@ -153,8 +161,8 @@ class PermissiveImplicitOpenGate(ImplicitOpenGate):
 class DirectoryGate(ImplicitOpenGate):
     """Opens what really lies in or below given folders; without any, the naming image's own folder.
 
-    Symbolic links are followed before the decision, and the path of what was really opened is checked
-    again before a byte of it is read: a link that is swapped in between changes nothing.
+    Symbolic links are followed before the decision, and the path of what was really opened is
+    checked again before a byte of it is read: a link that is swapped in between changes nothing.
     """
 
     __slots__ = ("_probe", "_roots")

@@ -1,8 +1,8 @@
 """The guard of a raw disk that was only guessed to be raw.
 
-Whoever writes to such a disk (a guest, say) could write another format's header into it, and the next
-``open_any()`` would believe it. So a change after which the disk would probe as something else is
-refused.
+Whoever writes to such a disk (a guest, say) could write another format's header into it, and the
+next ``open_any()`` would believe it. So a change after which the disk would probe as something else
+is refused.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class RawGuard:
         formats = self._matches(view)
         if formats:
             raise ReadOnlyError(
-                f"'{self._storage.name()}' was guessed to be raw, and {what} would make it look like "
-                f"{' or '.join(formats)}; open it with format='raw' if that is meant"
+                f"'{self._storage.name()}' was guessed to be raw, and {what} would make it look "
+                f"like {' or '.join(formats)}; open it with format='raw' if that is meant"
             )
 
 

@@ -1,8 +1,8 @@
 """The plug-in contract: what an entry of the entry-point group ``underlay`` may implement.
 
-An entry names a module or an object whose functions carry ``@underlay.hookimpl``. Its name counts as
-the name of the format that it offers, so that a failure to load is shown to whoever asks for that
-format. Importing it must be cheap: import heavy libraries where they are used.
+An entry names a module or an object whose functions carry ``@underlay.hookimpl``. Its name counts
+as the name of the format that it offers, so that a failure to load is shown to whoever asks for
+that format. Importing it must be cheap: import heavy libraries where they are used.
 """
 
 from __future__ import annotations

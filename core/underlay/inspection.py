@@ -41,8 +41,8 @@ class InspectionReport:
     """What was found in one object, and what it means."""
 
     filename: str
-    #: ``"safe"``: it opens, names nothing else, and nothing is wrong with it. ``"unsafe"``: it must not
-    #: be used as it is. ``"unknown"``: that could not be told.
+    #: ``"safe"``: it opens, names nothing else, and nothing is wrong with it. ``"unsafe"``: it must
+    #: not be used as it is. ``"unknown"``: that could not be told.
     verdict: Verdict
     #: One sentence for each thing that is not as it should be; empty where all is well.
     reasons: tuple[str, ...]

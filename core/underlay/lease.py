@@ -1,8 +1,8 @@
 """Leases: how long a mapping that somebody holds stays good.
 
-A driver that frees host space must not reuse, punch or cut it while somebody may still read or write
-it through a mapping got earlier. Whoever uses a mapping holds a lease; whoever frees defers what is
-dangerous until every lease that is older than the free has ended.
+A driver that frees host space must not reuse, punch or cut it while somebody may still read or
+write it through a mapping got earlier. Whoever uses a mapping holds a lease; whoever frees defers
+what is dangerous until every lease that is older than the free has ended.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Leases:
             self.release(number)
 
     def defer(self, action: Callable[[], None]) -> None:
-        """Run ``action`` (quick, no I/O) once every lease held now has ended; at once if none is."""
+        """Run ``action`` (quick, no I/O) once every lease held now has ended; now if none is."""
         with self._lock:
             self._deferred.append((self._next, action))
             ready = self._take_ready()

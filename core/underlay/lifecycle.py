@@ -1,7 +1,7 @@
 """When an open disk may be used: not after it was closed, not in a forked child.
 
-Closing waits for the calls in flight: a descriptor that is closed under a running system call is soon
-somebody else's file.
+Closing waits for the calls in flight: a descriptor that is closed under a running system call is
+soon somebody else's file.
 """
 
 from __future__ import annotations

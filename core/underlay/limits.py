@@ -20,13 +20,14 @@ class Limits:
     chain_depth: int = 200
     #: The largest virtual disk.
     virtual_size: int = 64 << 40
-    #: The metadata of one image that may be held or scanned in one piece (one table, one directory).
+    #: The metadata of one image that may be held or scanned in one piece (one table, one
+    #: directory).
     metadata: int = 256 << 20
     #: What one encoded unit (a compressed cluster) may decode to.
     decoded_unit: int = 2 << 20
 
     def check(self, limit: str, value: int, *, what: str) -> None:
-        """Refuse ``value`` if it exceeds the attribute ``limit``; ``what`` is the subject of the message.
+        """Refuse ``value`` if it exceeds the attribute ``limit``; ``what`` begins the message.
 
         Raises:
             LimitExceededError: it does.

@@ -113,7 +113,7 @@ Mapping: TypeAlias = "Data[AnyStorage] | Zero | Special[AnyStorage] | Eof"
 
 @attrs.frozen(kw_only=True)
 class DiskExtent:
-    """A run of a disk, as ``extents()`` lists them: in order, without gaps, through the whole chain."""
+    """A run of a disk, as ``extents()`` lists them: in order, without gaps, through the chain."""
 
     #: Guest bytes.
     start: int

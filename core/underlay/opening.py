@@ -62,8 +62,8 @@ async def open_any(
 
     Raises:
         AmbiguousFormatError: more than one format matches.
-        ImplicitOpenDeniedError: the image names another object, and ``gate`` (by default the one that
-            denies everything) does not allow it.
+        ImplicitOpenDeniedError: the image names another object, and ``gate`` (by default the one
+            that denies everything) does not allow it.
         ImageInUseError: somebody else uses it; ``lock=False`` takes no lock.
         UnderlayError: as the storage and the driver say.
     """
@@ -93,8 +93,9 @@ async def open_image(
 ) -> FormatAccess:
     """Open a disk image as ``format``, without probing.
 
-    ``backing`` and ``data_file`` replace what the image names: a disk, or a target; None suppresses it.
-    ``snapshot`` (an ID or a name) opens an internal snapshot, read-only. Raises as ``open_any`` does.
+    ``backing`` and ``data_file`` replace what the image names: a disk, or a target; None suppresses
+    it. ``snapshot`` (an ID or a name) opens an internal snapshot, read-only. Raises as ``open_any``
+    does.
     """
     if not isinstance(format, str):
         raise TypeError(f"A format's name was expected, not {format!r}; open_any() finds it out")
@@ -225,8 +226,9 @@ async def create(
 ) -> FormatAccess:
     """Create a disk image of ``size`` virtual bytes, and open it for writing.
 
-    Options are qemu-img's with underscores. A target that exists is an error unless ``overwrite`` is
-    set; then nothing of its old content survives. If creating fails, a new object is removed again.
+    Options are qemu-img's with underscores. A target that exists is an error unless ``overwrite``
+    is set; then nothing of its old content survives. If creating fails, a new object is removed
+    again.
 
     Raises:
         StorageExistsError: the target exists.

@@ -1,9 +1,9 @@
 """Finding and loading plug-ins so that none of them can harm another.
 
-pluggy makes the calls; the loading is ours, because one plug-in that fails to import must not take every
-format with it, and a second distribution must not take over a name without a word. Each entry point is
-loaded, registered and asked on its own, in sorted order; what fails is recorded and shown to whoever
-asks for that format.
+pluggy makes the calls; the loading is ours, because one plug-in that fails to import must not take
+every format with it, and a second distribution must not take over a name without a word. Each entry
+point is loaded, registered and asked on its own, in sorted order; what fails is recorded and shown
+to whoever asks for that format.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Registry:
         return sorted(self._formats)
 
     def candidates(self) -> Iterator[tuple[str, type[FormatDriverInstance]]]:
-        """Every driver class with its format's name, both claimants of a contested name included."""
+        """Every driver class with its format's name; of a contested name, each claimant's."""
         for name in sorted(self._formats):
             for claim in self._formats[name]:
                 yield name, claim.offered

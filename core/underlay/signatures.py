@@ -1,8 +1,8 @@
 """Signatures of formats that other programs act on, whether or not a plug-in for them is installed.
 
-An object that none of our drivers claims is raw to us. Another program may still take it for an image
-that names further files, so ``inspect`` must not call it safe. Facts of public specifications; nothing
-is parsed.
+An object that none of our drivers claims is raw to us. Another program may still take it for an
+image that names further files, so ``inspect`` must not call it safe. Facts of public
+specifications; nothing is parsed.
 """
 
 from __future__ import annotations

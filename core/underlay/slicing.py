@@ -89,7 +89,8 @@ class SliceDriver(FormatDriverInstance):
         return None
 
     async def begin_write(self, offset: int, length: int) -> WriteTicket:
-        # The ticket keeps the whole disk's offsets: what surrounds the data may lie outside the slice.
+        # The ticket keeps the whole disk's offsets: what surrounds the data may lie outside the
+        # slice.
         return await self._whole.begin_write(self._offset + offset, length)
 
     async def commit_write(self, ticket: WriteTicket) -> None:

@@ -1,15 +1,16 @@
 """The storage contract: bytes in an object, with no notion of a format.
 
-There are two rungs with the same names. ``BlockingStorage`` is plain functions and the right one for
-most back ends (files, memory, any blocking client). ``Storage`` has coroutines for whatever waits, for
-clients that live in an event loop. Subclass one of them by name; a useful read-only storage needs
-``size`` and ``readv`` alone.
+There are two rungs with the same names. ``BlockingStorage`` is plain functions and the right one
+for most back ends (files, memory, any blocking client). ``Storage`` has coroutines for whatever
+waits, for clients that live in an event loop. Subclass one of them by name; a useful read-only
+storage needs ``size`` and ``readv`` alone.
 
 What every implementation may rely on, since the core sees to it (``underlay.handle``):
 
-- Buffers are flat: ``len()`` of each is its size in bytes. None is empty, and there are at most 1,024.
-- Offsets and lengths are multiples of ``req_align()`` (``zero_align()``, ``discard_align()`` for those
-  calls), buffer addresses and lengths of ``mem_align()``.
+- Buffers are flat: ``len()`` of each is its size in bytes. None is empty, and there are at most
+  1,024.
+- Offsets and lengths are multiples of ``req_align()`` (``zero_align()``, ``discard_align()`` for
+  those calls), buffer addresses and lengths of ``mem_align()``.
 - A call is never made after ``close()``, and ``close()`` only when no call is in flight.
 - Calls come from any thread, several at once.
 """
@@ -168,7 +169,7 @@ class StorageFacts(Protocol):
         return None
 
     def resolve_relative(self, name: str) -> str:
-        """The full name of ``name`` as seen from this object's own folder; a full name stays itself.
+        """The full name of ``name``, seen from this object's own folder; a full name stays itself.
 
         Raises:
             UnsupportedOperationError: this storage has no folders.
@@ -367,7 +368,7 @@ AnyStorage: TypeAlias = BlockingStorage | Storage
 
 
 def is_blocking_storage(candidate: object) -> bool:
-    """Whether it subclasses ``BlockingStorage`` by name (a structural check costs 20 µs and lies)."""
+    """Whether it subclasses ``BlockingStorage`` by name; a structural check is slow and lies."""
     return BlockingStorage in type(candidate).__mro__
 
 

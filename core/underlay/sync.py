@@ -1,7 +1,8 @@
 """``SyncFormatAccess``: an open disk on the blocking face.
 
-It drives the coroutines of ``FormatAccess`` without a loop or a thread, so it works anywhere: in plain
-programs, in threads, inside a running event loop. Reading and rewriting plain data skip even those.
+It drives the coroutines of ``FormatAccess`` without a loop or a thread, so it works anywhere: in
+plain programs, in threads, inside a running event loop. Reading and rewriting plain data skip even
+those.
 """
 
 from __future__ import annotations
@@ -277,7 +278,10 @@ class SyncFormatAccess:
         return self
 
     def awaitable(self) -> FormatAccess:
-        """This disk on the asynchronous face. Both faces may be used; closing one closes the disk."""
+        """This disk on the asynchronous face.
+
+        Both faces may be used; closing one closes the disk.
+        """
         return self._core
 
     # -- the end

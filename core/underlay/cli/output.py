@@ -35,7 +35,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def harmless(text: str) -> str:
-    """A text on one line, with nothing in it that moves a terminal's cursor or changes its colours."""
+    """A text on one line, with nothing in it that moves a terminal's cursor or colours it."""
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 

@@ -1,11 +1,11 @@
-"""Work on whole images: plain functions that block, each with a progress callback where it may take long.
+"""Work on whole images: plain functions that block, with a progress callback where it takes long.
 
 ::
 
     underlay.jobs.convert("disk.qcow2", "disk.raw")
 
-An asynchronous program calls them with ``asyncio.to_thread``. They work on open disks of the blocking
-face (or on names, where they say so) and know no format.
+An asynchronous program calls them with ``asyncio.to_thread``. They work on open disks of the
+blocking face (or on names, where they say so) and know no format.
 """
 
 # A job's module has the job's own name: all are imported here, so that the name means the function.

@@ -231,7 +231,7 @@ class _Comparer:
                 at += length
 
     def _at_same_place(self, first: Run, second: Run) -> bool:
-        """Whether two runs are equal without a look: zeroes both, or the same bytes of a storage."""
+        """Whether two runs are equal unseen: zeroes both, or the same bytes of a storage."""
         if first.storage is None or second.storage is None:
             return first.storage is second.storage
         if first.offset - first.start != second.offset - second.start:
@@ -314,7 +314,7 @@ def _first_difference(ours: bytearray, theirs: bytearray, length: int) -> int | 
 def _compare_allocation(
     first: SyncFormatAccess, second: SyncFormatAccess, outcome: _Outcome
 ) -> None:
-    """Find the first guest offset at which two disks of one size say other things of their bytes."""
+    """The first guest offset at which two disks of one size say other things of their bytes."""
     ours, theirs = map_image(first), map_image(second)
     at = 0
     try:

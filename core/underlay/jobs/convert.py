@@ -47,16 +47,17 @@ def convert(
 ) -> Copied:
     """Copy the guest bytes of ``sources``, one after the other, into ``target``.
 
-    The target becomes a new image of ``output_format``, created with ``options``; with ``overwrite``
-    in place of one that is there. If the job fails or is cancelled, a new target is removed again.
-    Several sources each begin at a whole sector of 512 bytes; the size of the last is kept exactly.
+    The target becomes a new image of ``output_format``, created with ``options``; with
+    ``overwrite`` in place of one that is there. If the job fails or is cancelled, a new target is
+    removed again. Several sources each begin at a whole sector of 512 bytes; the size of the last
+    is kept exactly.
 
     With ``target_exists``, or where ``target`` is an open disk, they are written into that image
     instead; what it holds behind them stays.
 
-    ``sparse_size`` is how many bytes of zeroes must stand together to be left out; with 0 all zeroes
-    are written. ``gate``, ``lock`` and ``storage_options`` are for sources given by name. The work is
-    done by ``parallel`` threads (1 to 16), or by those of ``executor``.
+    ``sparse_size`` is how many bytes of zeroes must stand together to be left out; with 0 all
+    zeroes are written. ``gate``, ``lock`` and ``storage_options`` are for sources given by name.
+    The work is done by ``parallel`` threads (1 to 16), or by those of ``executor``.
 
     Example::
 
@@ -115,7 +116,8 @@ def convert(
             )
         if disk.size < size:
             raise OutOfRangeError(
-                f"The target has {disk.size} bytes, too few for the {size} of its sources; resize it first"
+                f"The target has {disk.size} bytes, too few for the {size} of its sources; "
+                "resize it first"
             )
         zeroes = Zeroes.DISCARD if exists else Zeroes.LEAVE
         return copy(

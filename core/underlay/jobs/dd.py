@@ -61,9 +61,9 @@ def dd(
 ) -> DdResult:
     """Copy blocks ``skip`` to ``count`` of a disk into a new image, as ``qemu-img dd`` does.
 
-    That is: ``count`` says where to stop, counted from the start of the source and not from ``skip``;
-    a ``skip`` past that makes an empty image. The new image has whole sectors of 512 bytes. Everything
-    else is as for ``convert``.
+    That is: ``count`` says where to stop, counted from the start of the source and not from
+    ``skip``; a ``skip`` past that makes an empty image. The new image has whole sectors of 512
+    bytes. Everything else is as for ``convert``.
 
     Example::
 

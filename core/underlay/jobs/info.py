@@ -119,7 +119,7 @@ def _named(chain: list[ImageInfo]) -> list[ImageInfo]:
 
 
 def image_info_json(info: ImageInfo) -> dict[str, object]:
-    """The fields of ``qemu-img info --output=json``, in the order in which version 7.2 prints them."""
+    """The fields of ``qemu-img info --output=json``, in the order of version 7.2."""
     about = info.description
     fields: dict[str, object | None] = {
         "backing-filename-format": about.backing_format,

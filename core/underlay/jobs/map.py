@@ -73,7 +73,8 @@ def map_image(
 def _entry(extent: DiskExtent, names: _Names) -> MapEntry:
     mapping, depth = extent.mapping, extent.depth
     if isinstance(mapping, Data):
-        # In raw a hole is nothing. Another format has allocated it, and knows nothing of its zeroes.
+        # In raw a hole is nothing. Another format has allocated it, and knows nothing of its
+        # zeroes.
         return MapEntry(
             extent.start,
             extent.length,

@@ -1,8 +1,8 @@
 """Names of the objects of a chain as a person would follow them, from the name that was given.
 
-A storage knows itself by a name that leads to it from anywhere. What ``info`` and ``map`` print is the
-stored name seen from the name of the image that stores it: for ``images/top.qcow2``, which stores
-``../base.qcow2``, that is ``images/../base.qcow2``.
+A storage knows itself by a name that leads to it from anywhere. What ``info`` and ``map`` print is
+the stored name seen from the name of the image that stores it: for ``images/top.qcow2``, which
+stores ``../base.qcow2``, that is ``images/../base.qcow2``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def full_name(image: str, stored: str) -> str:
 
 
 def shown_name(image: str, stored: str | None, actual: str) -> str:
-    """What to call an object: by its stored name if that is what was opened, else by its own name."""
+    """What to call an object: its stored name if that is what was opened, else its own name."""
     if stored is None:
         return actual
     name = full_name(image, stored)

@@ -19,8 +19,8 @@ def check_sparse_size(size: int) -> None:
     """
     if size % _SECTOR or not 0 <= size <= _MOST:
         raise OptionError(
-            f"sparse_size is {size}; it can be a multiple of {_SECTOR} up to {_MOST}, or 0 to store "
-            f"zeroes like any data",
+            f"sparse_size is {size}; it can be a multiple of {_SECTOR} up to {_MOST}, or 0 to "
+            f"store zeroes like any data",
             option="sparse_size",
         )
 
@@ -28,8 +28,8 @@ def check_sparse_size(size: int) -> None:
 def data_ranges(buffer: bytearray, length: int, sparse_size: int) -> list[tuple[int, int]]:
     """Where the first ``length`` bytes hold data: starts and ends, without runs of zeroes.
 
-    Zeroes are left out where at least ``sparse_size`` bytes of them begin at a multiple of the largest
-    power of two that is no larger; with 0 nowhere.
+    Zeroes are left out where at least ``sparse_size`` bytes of them begin at a multiple of the
+    largest power of two that is no larger; with 0 nowhere.
     """
     if not sparse_size:
         return [(0, length)]

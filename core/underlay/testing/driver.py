@@ -10,8 +10,9 @@
             image.write_bytes(pack(content))
             return image
 
-The driver is found as its users find it, so its plug-in has to be installed. Everything runs on both
-faces; nothing is mocked. ``WritableDriverContract`` (``underlay.testing.writing``) goes on from here.
+The driver is found as its users find it, so its plug-in has to be installed. Everything runs on
+both faces; nothing is mocked. ``WritableDriverContract`` (``underlay.testing.writing``) goes on
+from here.
 """
 
 from __future__ import annotations
