@@ -9,7 +9,7 @@ import click
 
 from underlay.cli import options
 from underlay.cli.output import echo
-from underlay.cli.problems import Failure, explain
+from underlay.cli.problems import CommandError, explain
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import UnderlayError
 from underlay.jobs.compare import compare
@@ -25,8 +25,8 @@ _NOT_READ = 4
 
 
 @click.command("compare", context_settings=options.CONTEXT)
-@options.format_option("-f", "format", help="The first image's format.")
-@options.format_option("-F", "other_format", help="The second image's format.")
+@options.format_option("-f", "format_name", what="The first image's format.")
+@options.format_option("-F", "other_format", what="The second image's format.")
 @click.option("-s", "strict", is_flag=True, help="Sizes and what is allocated must be equal too.")
 @options.cache_option("-T", "source_cache", status=_NOT_OPENED)
 @progress_options
@@ -37,7 +37,7 @@ _NOT_READ = 4
 def command(
     names: tuple[str, ...],
     *,
-    format: str | None,
+    format_name: str | None,
     other_format: str | None,
     strict: bool,
     bar: bool,
@@ -55,24 +55,24 @@ def command(
         raise click.UsageError("Expecting two image file names")
     with ExitStack() as disks:
 
-        def opened(name: str, format_name: str | None) -> SyncFormatAccess:
+        def opened(name: str, as_format: str | None) -> SyncFormatAccess:
             try:
                 return disks.enter_context(
                     options.open_disk(
-                        name, format=format_name, force_share=force_share, access=access
+                        name, format_name=as_format, force_share=force_share, access=access
                     )
                 )
             except UnderlayError as error:
-                raise Failure(explain(error), status=_NOT_OPENED) from error
+                raise CommandError(explain(error), status=_NOT_OPENED) from error
 
-        first = opened(names[0], format)
+        first = opened(names[0], format_name)
         second = opened(names[1], other_format)
         with reporting(bar=bar, progress=progress, quiet=quiet) as report:
             try:
                 result = compare(first, second, strict=strict, progress=report)
             except UnderlayError as error:
                 status = _FAILED.get(error.step or "", _NOT_READ)
-                raise Failure(explain(error), status=status) from error
+                raise CommandError(explain(error), status=status) from error
     if not quiet:
         for line in result.lines:
             echo(line)

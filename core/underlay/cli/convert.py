@@ -10,7 +10,7 @@ import click
 
 from underlay.cli import options
 from underlay.cli.output import echo
-from underlay.cli.problems import Failure
+from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
 from underlay.jobs.convert import convert
 from underlay.plugins import registry
@@ -22,23 +22,33 @@ _LARGEST_SPARSE_SIZE = 16 << 20
 _MOST_PARALLEL = 16
 
 
-@click.command("convert", context_settings=options.CONTEXT) @options.format_option("-f", "format",
-help="The format of the images to read.") @options.format_option("-O", "output_format", help="The
-format of the new image (default raw).") @click.option("-o", "creation", metavar="OPTIONS",
-multiple=True, help="How to create it; or help.") @click.option("-n", "target_exists", is_flag=True,
-help="Write into an image that exists.") @click.option("--target-is-zero", is_flag=True, help="With
--n: that image holds nothing but zeroes.") @click.option("-S", "sparse_size", metavar="SIZE",
-help="Zeroes to leave out (default 4k; 0: none).") @click.option("-l", "snapshot",
-metavar="SNAPSHOT", help="Read this internal snapshot.") @click.option("-m", "parallel",
-metavar="COUNT", help="How many threads to use, 1 to 16.") @click.option("-W", is_flag=True,
-expose_value=False, help="Accepted; we write in any order anyway.") @click.option("-C",
-is_flag=True, expose_value=False, help="Accepted; we offload where we can.")
-@options.cache_option("-t", "cache", what="cache") @options.cache_option("-T", "source_cache")
-@progress_options @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@options.force_share @options.access_options @options.names def command(
+@click.command("convert", context_settings=options.CONTEXT)
+@options.format_option("-f", "format_name", what="The format of the images to read.")
+@options.format_option("-O", "output_format", what="The format of the new image (default raw).")
+@click.option("-o", "creation", metavar="OPTIONS", multiple=True, help="How to create it; or help.")
+@click.option("-n", "target_exists", is_flag=True, help="Write into an image that exists.")
+@click.option("--target-is-zero", is_flag=True, help="With -n: all of it is zeroes.")
+@click.option(
+    "-S", "sparse_size", metavar="SIZE", help="Zeroes to leave out (default 4k; 0: none)."
+)
+@click.option("-l", "snapshot", metavar="SNAPSHOT", help="Read this internal snapshot.")
+@click.option("-m", "parallel", metavar="COUNT", help="How many threads to use, 1 to 16.")
+@click.option(
+    "-W", is_flag=True, expose_value=False, help="Accepted: we write in any order anyway."
+)
+@click.option("-C", is_flag=True, expose_value=False, help="Accepted: we offload where we can.")
+@options.cache_option("-t", "cache", what="cache")
+@options.cache_option("-T", "source_cache")
+@progress_options
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@options.force_share
+@options.access_options
+@options.target_storage_option
+@options.names
+def command(
     names: tuple[str, ...],
     *,
-    format: str | None,
+    format_name: str | None,
     output_format: str | None,
     creation: tuple[str, ...],
     target_exists: bool,
@@ -64,7 +74,7 @@ is_flag=True, expose_value=False, help="Accepted; we offload where we can.")
     zeroes = 4096 if sparse_size is None else _sparse_size(sparse_size)
     threads = None if parallel is None else _parallel(parallel)
     if target_is_zero and not target_exists:
-        raise Failure("--target-is-zero requires use of -n flag")
+        raise CommandError("--target-is-zero requires use of -n flag")
     if len(names) < 2:  # noqa: PLR2004 (from one to another)
         raise click.UsageError("Must specify image file name")
     with ExitStack() as disks:
@@ -72,7 +82,7 @@ is_flag=True, expose_value=False, help="Accepted; we offload where we can.")
             disks.enter_context(
                 options.open_disk(
                     name,
-                    format=format,
+                    format_name=format_name,
                     force_share=force_share,
                     access=access,
                     snapshot=None if snapshot is None else _snapshot(snapshot),
@@ -120,17 +130,17 @@ def _show_creation_options(format_name: str) -> int:
 def _sparse_size(text: str) -> int:
     size = options.given_size(text, what="buffer size for sparse output")
     if size % _SECTOR or size > _LARGEST_SPARSE_SIZE:
-        raise Failure(
-            f"Invalid buffer size for sparse output specified. Valid sizes are multiples of {_SECTOR} "
-            f"up to {_LARGEST_SPARSE_SIZE}. Select 0 to disable sparse detection (fully allocates "
-            "output)."
+        raise CommandError(
+            "Invalid buffer size for sparse output specified. Valid sizes are multiples of "
+            f"{_SECTOR} up to {_LARGEST_SPARSE_SIZE}. Select 0 to disable sparse detection (fully "
+            "allocates output)."
         )
     return size
 
 
 def _parallel(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= _MOST_PARALLEL:
-        raise Failure(
+        raise CommandError(
             "Invalid number of coroutines. Allowed number of coroutines is between 1 and "
             f"{_MOST_PARALLEL}"
         )
@@ -138,7 +148,7 @@ def _parallel(text: str) -> int:
 
 
 def _snapshot(text: str) -> str:
-    """The ID or the name in ``-l``, which may be written ``snapshot.id=…`` or ``snapshot.name=…``."""
+    """The ID or name in ``-l``, which may stand behind ``snapshot.id=`` or ``snapshot.name=``."""
     for prefix in ("snapshot.id=", "snapshot.name="):
         if text.startswith(prefix):
             return text.removeprefix(prefix)

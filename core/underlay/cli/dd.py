@@ -8,7 +8,7 @@ import click
 
 from underlay.cli import options
 from underlay.cli.output import complain
-from underlay.cli.problems import Failure
+from underlay.cli.problems import CommandError
 from underlay.jobs.dd import dd
 
 __all__ = ["command"]
@@ -18,8 +18,8 @@ _LARGEST_BLOCK = (1 << 31) - 1
 
 
 @click.command("dd", context_settings=options.CONTEXT)
-@options.format_option("-f", "format", help="The format of the image to read.")
-@options.format_option("-O", "output_format", help="The format of the new image (default raw).")
+@options.format_option("-f", "format_name", what="The format of the image to read.")
+@options.format_option("-O", "output_format", what="The format of the new image (default raw).")
 @options.force_share
 @options.access_options
 @options.target_storage_option
@@ -27,7 +27,7 @@ _LARGEST_BLOCK = (1 << 31) - 1
 def command(
     operands: tuple[str, ...],
     *,
-    format: str | None,
+    format_name: str | None,
     output_format: str | None,
     force_share: bool,
     target_storage_options: dict[str, object],
@@ -45,9 +45,9 @@ def command(
     count = options.given_size(given["count"], what="count") if "count" in given else None
     skip = options.given_size(given["skip"], what="skip") if "skip" in given else 0
     if "if" not in given or "of" not in given:
-        raise Failure("Must specify both input and output files")
+        raise CommandError("Must specify both input and output files")
     with options.open_disk(
-        given["if"], format=format, force_share=force_share, access=access
+        given["if"], format_name=format_name, force_share=force_share, access=access
     ) as disk:
         done = dd(
             disk,
@@ -70,6 +70,6 @@ def _operands(operands: tuple[str, ...]) -> dict[str, str]:
     for operand in operands:
         name, equals, value = operand.partition("=")
         if name not in _OPERANDS or not equals:
-            raise Failure(f"unrecognized operand {name}")
+            raise CommandError(f"unrecognized operand {name}")
         given[name] = value
     return given

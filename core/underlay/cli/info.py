@@ -20,7 +20,7 @@ _NANOSECONDS = 1_000_000_000
 
 
 @click.command("info", context_settings=options.CONTEXT)
-@options.format_option("-f", "--format", help="The image's format; without it, it is found out.")
+@options.format_option("-f", "--format", "format_name", what="The image's format.")
 @options.output_option
 @click.option("--backing-chain", is_flag=True, help="Tell of all images below it, too.")
 @options.force_share
@@ -29,7 +29,7 @@ _NANOSECONDS = 1_000_000_000
 def command(
     names: tuple[str, ...],
     *,
-    format: str | None,
+    format_name: str | None,
     output: str,
     backing_chain: bool,
     force_share: bool,
@@ -41,7 +41,7 @@ def command(
     """
     chain = info(
         options.one_name(names),
-        format=format,
+        format=format_name,
         backing_chain=backing_chain,
         lock=not force_share,
         **access,
@@ -110,8 +110,8 @@ def _snapshot_table(snapshots: Sequence[Snapshot]) -> Iterator[str]:
         )
 
 
-def _row(number: str, tag: str, state: str, date: str, clock: str, icount: str) -> str:
-    return f"{number:<9} {tag:<16} {state:>8}{date:>20}{clock:>13}{icount:>11}"
+def _row(*cells: str) -> str:
+    return "{:<9} {:<16} {:>8}{:>20}{:>13}{:>11}".format(*cells)
 
 
 def _tree(value: object, depth: int) -> Iterator[str]:

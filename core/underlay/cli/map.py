@@ -9,14 +9,14 @@ import click
 
 from underlay.cli import options
 from underlay.cli.output import echo, harmless
-from underlay.cli.problems import Failure
+from underlay.cli.problems import CommandError
 from underlay.jobs.map import MapEntry, map_image
 
 __all__ = ["command"]
 
 
 @click.command("map", context_settings=options.CONTEXT)
-@options.format_option("-f", "--format", help="The image's format; without it, it is found out.")
+@options.format_option("-f", "--format", "format_name", what="The image's format.")
 @options.output_option
 @click.option("-s", "--start-offset", metavar="OFFSET", help="Begin there.")
 @click.option("-l", "--max-length", metavar="LENGTH", help="Go on for no more than that.")
@@ -26,7 +26,7 @@ __all__ = ["command"]
 def command(
     names: tuple[str, ...],
     *,
-    format: str | None,
+    format_name: str | None,
     output: str,
     start_offset: str | None,
     max_length: str | None,
@@ -40,7 +40,9 @@ def command(
     start = 0 if start_offset is None else options.given_size(start_offset, what="start offset")
     length = None if max_length is None else options.given_size(max_length, what="max length")
     name = options.one_name(names)
-    with options.open_disk(name, format=format, force_share=force_share, access=access) as disk:
+    with options.open_disk(
+        name, format_name=format_name, force_share=force_share, access=access
+    ) as disk:
         entries = map_image(disk, start=start, length=length)
         if output == "json":
             _print_json(entries, start)
@@ -53,7 +55,7 @@ def _print_table(entries: Iterable[MapEntry]) -> None:
     echo(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File")
     for entry in entries:
         if entry.data and entry.offset is None:
-            raise Failure("File contains external, encrypted or compressed clusters.")
+            raise CommandError("File contains external, encrypted or compressed clusters.")
         if entry.data and not entry.zero:
             name = harmless(entry.filename or "")
             numbers = (entry.start, entry.length, entry.offset or 0)

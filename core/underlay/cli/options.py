@@ -10,7 +10,7 @@ import attrs
 import click
 
 from underlay.blocking import open_any, open_image
-from underlay.cli.problems import Failure
+from underlay.cli.problems import CommandError
 from underlay.errors import OptionError
 from underlay.gate import (
     DenyImplicitOpenGate,
@@ -65,15 +65,15 @@ def access_options(function: F) -> F:
 def open_disk(
     filename: str,
     *,
-    format: str | None,
+    format_name: str | None,
     force_share: bool,
     access: Access,
     snapshot: str | None = None,
 ) -> SyncFormatAccess:
     """Open an image to be read, its chain included, in the format that was given or found."""
-    if format is not None:
+    if format_name is not None:
         return open_image(
-            filename, format=format, snapshot=snapshot, lock=not force_share, **access
+            filename, format=format_name, snapshot=snapshot, lock=not force_share, **access
         )
     if snapshot is not None:
         return open_any(filename, lock=not force_share, snapshot=snapshot, **access)
@@ -92,7 +92,9 @@ def _read_gate(_context: object, _parameter: object, value: str | None) -> Impli
         return DenyImplicitOpenGate()
     if value == "permissive":
         return PermissiveImplicitOpenGate()
-    raise Failure(f"{where}: unknown gate '{value}'; say deny, directory[:DIR...] or permissive")
+    raise CommandError(
+        f"{where}: unknown gate '{value}'; say deny, directory[:DIR...] or permissive"
+    )
 
 
 def _read_limits(_context: object, _parameter: object, given: Sequence[str]) -> Limits:
@@ -101,7 +103,7 @@ def _read_limits(_context: object, _parameter: object, given: Sequence[str]) -> 
     for text in given:
         name, value = pair("--limit", text)
         if name not in known:
-            raise Failure(f"--limit: unknown limit '{name}'; known: {', '.join(known)}")
+            raise CommandError(f"--limit: unknown limit '{name}'; known: {', '.join(known)}")
         limits = attrs.evolve(limits, **{name: parse_size(value, option=name)})
     return limits
 
@@ -116,11 +118,11 @@ def pair(option: str, text: str) -> tuple[str, str]:
     """The name and the value of ``NAME=VALUE``.
 
     Raises:
-        Failure: it is none.
+        CommandError: it is none.
     """
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise Failure(f"{option}: '{text}' is no NAME=VALUE")
+        raise CommandError(f"{option}: '{text}' is no NAME=VALUE")
     return name, value
 
 
@@ -164,9 +166,9 @@ force_share = click.option(
 )
 
 
-def format_option(*flags: str, help: str) -> Callable[[F], F]:
+def format_option(*flags: str, what: str) -> Callable[[F], F]:
     """An option that names a format."""
-    return click.option(*flags, metavar="FMT", help=help)
+    return click.option(*flags, metavar="FMT", help=what)
 
 
 #: The largest size, and the largest offset.
@@ -182,7 +184,7 @@ def cache_option(
 
     def read(_context: object, _parameter: object, value: str | None) -> None:
         if value is not None and value not in _CACHE_MODES:
-            raise Failure(f"Invalid {what} option: {value}", status=status)
+            raise CommandError(f"Invalid {what} option: {value}", status=status)
 
     return click.option(
         flag,
@@ -211,25 +213,25 @@ def given_size(text: str, *, what: str, least: int = 0, most: int = _LARGEST) ->
     """Bytes, or another number with a suffix, from the command line.
 
     Raises:
-        Failure: it is none, or out of its range; in qemu-img's words.
+        CommandError: it is none, or out of its range; in qemu-img's words.
     """
     try:
         number = parse_size(text)
     except OptionError as error:
         if "must be from" not in str(error):
-            raise Failure(
+            raise CommandError(
                 f"Invalid {what} specified. You may use k, M, G, T, P or E suffixes for",
                 "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.",
             ) from None
         number = _LARGEST + 1
     if not least <= number <= most:
-        raise Failure(f"Invalid {what} specified. Must be between {least} and {most}.")
+        raise CommandError(f"Invalid {what} specified. Must be between {least} and {most}.")
     return number
 
 
 def _read_output(_context: object, _parameter: object, value: str) -> str:
     if value not in {"human", "json"}:
-        raise Failure("--output must be used with human or json as argument.")
+        raise CommandError("--output must be used with human or json as argument.")
     return value
 
 

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import frexp
 from typing import TextIO, cast
 
-__all__ = ["complain", "echo", "harmless", "human_size", "json_text", "printable", "warn"]
+from underlay.errors import StorageError, storage_error
+
+__all__ = ["complain", "echo", "flush", "harmless", "human_size", "json_text", "printable", "warn"]
 
 
 def echo(text: str, *, end: str = "\n") -> None:
-    """Write to stdout, whatever characters it can show."""
-    _write(sys.stdout, text + end)
+    """Write to stdout, whatever characters it can show.
+
+    Raises:
+        StorageError: it cannot be written to.
+    """
+    with _writing():
+        _write(sys.stdout, text + end)
+
+
+def flush() -> None:
+    """Bring out what was written; raises as ``echo`` does."""
+    with _writing():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _writing() -> Generator[None]:
+    if cast("TextIO | None", sys.stdout) is None:
+        raise StorageError("Could not write the output: standard output is closed")
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise storage_error(error, doing="write to", name="standard output") from error
 
 
 def complain(*lines: str) -> None:

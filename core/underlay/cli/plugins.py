@@ -30,9 +30,9 @@ def command(*, output: str) -> int:
 
 
 def _human(known: Registry) -> Iterator[str]:
-    rows = [("PLUG-IN", "FROM", "MODULE", "OFFERS")] rows += [(record.name, record.origin,
-    record.value, _offers(record)) for record in known.records] widths = [max(len(row[column]) for
-    row in rows) for column in range(3)]
+    rows = [("PLUG-IN", "FROM", "MODULE", "OFFERS")]
+    rows += [(one.name, one.origin, one.value, _offers(one)) for one in known.records]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
         yield "  ".join((*cells, row[3]))

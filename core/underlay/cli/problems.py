@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from underlay.cli.output import complain, printable
+from underlay.cli.output import complain, flush, printable
 from underlay.errors import (
     AmbiguousFormatError,
     ImplicitOpenDeniedError,
@@ -17,7 +17,7 @@ from underlay.errors import (
 )
 from underlay.gate import Allow, DirectoryGate, ImplicitOpenRequest
 
-__all__ = ["Failure", "exit_status", "explain"]
+__all__ = ["CommandError", "exit_status", "explain"]
 
 FAILED = 1
 #: What a shell reports of a program that the signal of this number ended.
@@ -29,7 +29,7 @@ _SIGPIPE = _SIGNAL + 13
 _TRY = "Try 'underlay --help' for more information\n"
 
 
-class Failure(Exception):
+class CommandError(Exception):
     """A failure with an exit status of its own. Each line of the message is a line on stderr."""
 
     def __init__(self, *lines: str, status: int = FAILED) -> None:
@@ -42,22 +42,22 @@ def exit_status(argv: Sequence[str]) -> int:
     """Run a command line, and say on stderr what went wrong."""
     try:
         status = _run(argv)
-        sys.stdout.flush()
+        flush()
     except BrokenPipeError:
         _forget_stdout()
-        return _SIGPIPE
+        status = _SIGPIPE
     except KeyboardInterrupt:
-        return _SIGINT
-    except Failure as failure:
+        status = _SIGINT
+    except CommandError as failure:
         complain(*failure.lines)
-        return failure.status
+        status = failure.status
     except click.ClickException as error:
         complain(_usage(error))
         sys.stderr.write(_TRY)
-        return FAILED
+        status = FAILED
     except (UnderlayError, OSError) as error:
         complain(explain(error))
-        return FAILED
+        status = FAILED
     except Exception as error:  # a mistake of ours, or of a plug-in
         if os.environ.get("UNDERLAY_DEBUG"):
             raise
@@ -65,7 +65,7 @@ def exit_status(argv: Sequence[str]) -> int:
             f"internal error: {type(error).__name__}: {error}; this is a mistake in underlay or in "
             f"a plug-in: UNDERLAY_DEBUG=1 shows where, please report it"
         )
-        return FAILED
+        status = FAILED
     return status
 
 
@@ -103,7 +103,7 @@ def explain(error: BaseException) -> str:
 
 
 def _denied(request: ImplicitOpenRequest, reason: str) -> str:
-    reference = request.reference
+    kind, name = request.reference.kind.value, printable(request.reference.name)
     if isinstance(DirectoryGate().decide(request), Allow):
         way = "--gate directory allows files in the image's folder and below"
     elif request.resolved is not None and request.scheme is None:
@@ -112,8 +112,8 @@ def _denied(request: ImplicitOpenRequest, reason: str) -> str:
     else:
         way = "no folder contains it"
     return (
-        f"'{request.image}' names the {reference.kind.value} '{printable(reference.name)}', which was "
-        f"not opened: {reason}; {way}, --gate permissive allows anything"
+        f"'{request.image}' names the {kind} '{name}', which was not opened: {reason}; {way}, "
+        f"--gate permissive allows anything"
     )
 
 

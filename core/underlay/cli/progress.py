@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import click
 
-from underlay.cli.problems import Failure
+from underlay.cli.problems import CommandError
 from underlay.jobs.progress import Progress, ProgressCallback
 
 __all__ = ["progress_options", "reporting"]
@@ -21,6 +21,7 @@ F = TypeVar("F", bound=Callable[..., object])
 _PAUSE = 0.1
 #: Percent between two of qemu-img's percentages.
 _STEP = 1.0
+_ALL = 100.0
 
 
 def progress_options(function: F) -> F:
@@ -36,12 +37,14 @@ def progress_options(function: F) -> F:
 
 def _read_style(_context: object, _parameter: object, value: str | None) -> str | None:
     if value not in {None, "json"}:
-        raise Failure(f"--progress: unknown style '{value}'; say json, or -p for people")
+        raise CommandError(f"--progress: unknown style '{value}'; say json, or -p for people")
     return value
 
 
 @contextmanager
-def reporting(*, bar: bool, progress: str | None, quiet: bool) -> Iterator[ProgressCallback | None]:
+def reporting(
+    *, bar: bool, progress: str | None, quiet: bool
+) -> Generator[ProgressCallback | None]:
     """What to give a job as its ``progress``."""
     if progress == "json":
         yield _json_lines()
@@ -75,8 +78,8 @@ def _percentages() -> ProgressCallback:
 
     def report(progress: Progress) -> None:
         nonlocal last
-        percent = 100 * progress.done / progress.total if progress.total else 100.0
-        if percent - last >= _STEP or percent >= 100 > last:
+        percent = 100 * progress.done / progress.total if progress.total else _ALL
+        if percent - last >= _STEP or percent >= _ALL > last:
             last = percent
             sys.stderr.write(f"    ({percent:.2f}/100%)\r")
             sys.stderr.flush()
@@ -85,7 +88,7 @@ def _percentages() -> ProgressCallback:
 
 
 @contextmanager
-def _drawn_bar() -> Iterator[ProgressCallback]:
+def _drawn_bar() -> Generator[ProgressCallback]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,

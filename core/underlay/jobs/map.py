@@ -83,7 +83,7 @@ def _entry(extent: DiskExtent, names: _Names) -> MapEntry:
             zero=extent.hole,
             data=not extent.hole or depth not in names.raw_layers,
             offset=mapping.offset,
-            filename=names.of(mapping.storage, depth),
+            filename=names.of(mapping.storage),
         )
     if isinstance(mapping, Zero):
         # Past the end of a short backing image it is the image above that has the last word.
@@ -107,25 +107,24 @@ def _entry(extent: DiskExtent, names: _Names) -> MapEntry:
 
 
 class _Names:
-    """What the storages of a chain are called."""
+    """What the storages of a chain are called, and which of its images are raw."""
 
     def __init__(self, disk: SyncFormatAccess) -> None:
         self.raw_layers: set[int] = set()
-        self._layers = disk.chain()
         self._names: dict[int, str] = {}
-        above: tuple[str, str | None] | None = None
-        for depth, layer in enumerate(self._layers):
+        above, below = "", None  # the name of an image, and the one that it stores for the next
+        for depth, layer in enumerate(disk.chain()):
             if layer.format_name == RAW:
                 self.raw_layers.add(depth)
-            about = layer.info()
-            name = about.filename if above is None else shown_name(*above, about.filename)
-            above = name, about.description.backing_name
-            handles = layer.inner.collect_storage_dependencies()
-            for handle in handles:
-                stored = about.description.data_file if handle is not handles[0] else None
-                own = name if handle is handles[0] else handle.name()
-                self._names[id(handle.storage)] = shown_name(name, stored, own)
+            image = layer.info()
+            name = shown_name(above, below, image.filename)
+            metadata, *others = layer.inner.collect_storage_dependencies()
+            self._names[id(metadata.storage)] = name
+            for other in others:
+                stored = image.description.data_file
+                self._names[id(other.storage)] = shown_name(name, stored, other.name())
+            above, below = name, image.description.backing_name
 
-    def of(self, storage: object, depth: int) -> str | None:
-        """The name of one of the storages of the image at ``depth``."""
+    def of(self, storage: object) -> str | None:
+        """The name of a storage of the chain."""
         return self._names.get(id(storage))
