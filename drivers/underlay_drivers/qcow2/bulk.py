@@ -225,7 +225,7 @@ class Classifier:
         for region in self._regions:
             end = region.offset + region.length
             if region.offset <= high and low < end:
-                wrong |= (offsets < 0) & (offsets >= region.offset) & (offsets < end)
+                wrong |= (offsets >= region.offset) & (offsets < end)
         return wrong
 
     def _misplaced_compressed(self, entries: Words) -> NDArray[np.bool_]:
