@@ -169,15 +169,15 @@ class _RemoteCall(Generic[T]):
 
     def wait(self) -> T:
         """Block until it has ended; an interrupt cancels it first."""
-        from concurrent.futures import wait
+        from concurrent import futures
 
         try:
-            while not wait((self.outcome,), timeout=1).done:
+            while not futures.wait((self.outcome,), timeout=1).done:
                 if not self._loop.is_running():
                     raise ClosedError("the event loop in which this storage was opened has ended")
         except KeyboardInterrupt:
             self.cancel()
-            wait((self.outcome,))
+            futures.wait((self.outcome,))
             raise
         return self.outcome.result()
 

@@ -243,14 +243,16 @@ class StorageHandle:
         end = offset + length + mask & ~mask
         while True:
             # Padding that reaches past the object's end is cut off again. Whoever lets it grow
-            # further meanwhile would lose that to the cut, so such a write locks all that follows.
+            # further meanwhile would lose that to the cut: such a write locks all that follows.
             crosses = end > self.size()
             async with self._locks.hold(start, _FAR if crosses else end, exclusive=True):
                 if crosses or end <= self.size():
-                    await self._in_one_go(self._write_blocks, buffers, offset, length)
+                    await self._in_one_go(self._write_blocks, buffers, offset, length, crosses)
                     return
 
-    async def _write_blocks(self, buffers: WriteBuffers, offset: int, length: int) -> None:
+    async def _write_blocks(
+        self, buffers: WriteBuffers, offset: int, length: int, crosses_end: bool
+    ) -> None:
         """Read what surrounds the data and write it together with them, in pieces."""
         mask = self._padding_mask()
         block = mask + 1
@@ -273,7 +275,7 @@ class StorageHandle:
                 await self._call("writev", (piece,), start)
                 at += taken
         finally:
-            if self.size() > wanted_size:
+            if crosses_end and self.size() > wanted_size:
                 await self._call("resize", wanted_size)
 
     async def write_zeroes(self, offset: int, length: int, *, allocate: bool = False) -> None:

@@ -240,19 +240,23 @@ def test_a_short_read_or_write_is_gone_on_with(
 
         return short
 
+    def short_anywhere(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        return min(os.preadv(descriptor, buffers, offset), 9000)
+
     storage = create(tmp_path / "disk", options={"direct": direct})
     granularity = storage.req_align()
-    monkeypatch.setattr(module, "_preadv", shortened(os.preadv))
     monkeypatch.setattr(module, "_pwritev", shortened(os.pwritev))
     content = aligned_buffer(64 << 10)
     content[:] = os.urandom(64 << 10)
     storage.writev((content[:4096], content[4096:]), 0)
     assert (tmp_path / "disk").read_bytes() == content
-    got = aligned_buffer(96 << 10)
-    got[:] = b"?" * (96 << 10)
-    storage.readv((got[:4096], got[4096:]), 0)
-    assert got[: 64 << 10] == content
-    assert not any(got[64 << 10 :])
+    for read_short in (shortened(os.preadv), short_anywhere):
+        monkeypatch.setattr(module, "_preadv", read_short)
+        got = aligned_buffer(96 << 10)
+        got[:] = b"?" * (96 << 10)
+        storage.readv((got[:4096], got[4096:]), 0)
+        assert got[: 64 << 10] == content
+        assert not any(got[64 << 10 :])
     storage.close()
 
 
@@ -316,6 +320,8 @@ def test_without_fallocate_zeroes_are_written_and_nothing_is_discarded(
         storage.writev((content,), 0)
         storage.write_zeroes(5, 2 * MIB, allocate=True)
         storage.writev((content,), 0)
+    storage.write_zeroes(3 * MIB - 5, MIB)
+    assert storage.size() == 3 * MIB
     assert len(calls) == 2, "it asks each way once, and remembers"
     storage.close()
 
@@ -388,6 +394,13 @@ def test_what_is_not_cached_is_not_waited_for(tmp_path: Path, open_file: OpenFil
     read(storage, 0, 256 << 10)
     assert storage.try_readv((buffer,), 1000) == 4096
     assert buffer == content[1000:5096]
+    # Half of it: what is not there is not claimed.
+    os.posix_fadvise(descriptor, 128 << 10, 0, os.POSIX_FADV_DONTNEED)
+    large = bytearray(256 << 10)
+    count = storage.try_readv((large[:7], large), 0)
+    assert count is not None
+    assert large[: count - 7] == content[7:count]
+    read(storage, 0, 256 << 10)
     # Past the end nothing is waited for: that is zeroes, now.
     assert storage.try_readv((buffer,), (256 << 10) - 96) == 4096
     assert buffer == content[-96:] + bytes(4000)
