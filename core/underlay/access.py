@@ -128,7 +128,7 @@ class FormatAccess:
 
     def chain(self) -> list[FormatAccess]:
         """This disk and its backing images, the top first."""
-        found = [self]
+        found: list[FormatAccess] = [self]
         while (below := found[-1].backing) is not None:
             found.append(below)
         return found
@@ -345,7 +345,7 @@ class FormatAccess:
             storage, host, mapped = await self._driver.ensure_data_mapping(
                 offset, length, overwrite
             )
-            return Data(storage.storage, host, min(mapped, length), True)
+            return Data(storage.storage, host, min(mapped, length), writable=True)
 
     @asynccontextmanager
     async def _changing(

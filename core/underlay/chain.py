@@ -244,10 +244,8 @@ class Resolver:
                 ),
             )
         except (ImageInUseError, StorageError) as error:
-            error.args = (
-                f"{error} (the {reference.kind.value} '{quotable(reference.name)}' "
-                f"of '{request.image}')",
-            )
+            whose = f"the {reference.kind.value} '{quotable(reference.name)}' of '{request.image}'"
+            error.args = (f"{error} ({whose})",)
             raise
 
     def _remember(self, handle: StorageHandle) -> None:

@@ -159,7 +159,7 @@ class FormatDriverInstance(Protocol):
         return
 
     def references(self) -> Sequence[Reference]:
-        """Every object that this image names and that is not attached yet; the core resolves them."""
+        """Every object that this image names and that is not attached; the core resolves them."""
         return ()
 
     def attach(
@@ -198,7 +198,7 @@ class FormatDriverInstance(Protocol):
         return None
 
     async def sparse_data(self) -> bool:
-        """Whether ``Data`` may lie in holes of its storage, so that it is worth looking for them."""
+        """Whether ``Data`` may lie in holes of its storage, so that looking for them pays."""
         return False
 
     # -- mapping

@@ -47,8 +47,9 @@ async def describe_image(driver: FormatDriverInstance) -> ImageInfo:
         raise UnsupportedOperationError(f"This {driver.format_name} disk lies on no storage")
     storage = storages[0]
     description = ImageDescription()
-    if offers(driver, Describable):
-        description = await driver.describe()
+    describable: object = driver
+    if offers(describable, Describable):
+        description = await describable.describe()
     return ImageInfo(
         filename=storage.name(),
         format=driver.format_name,

@@ -118,8 +118,10 @@ async def _inspect(storage: StorageHandle, limits: Limits) -> InspectionReport:
         unsafe.append(f"it looks like {' and like '.join(sorted(result.matches))} at once")
     elif result.format is not None:
         inspection = await _look(storage, result.format, limits, unsafe, unknown)
-    for failure in result.failures:
-        unknown.append(f"the format '{failure.format}' could not be asked: {failure.reason}")
+    unknown.extend(
+        f"the format '{failure.format}' could not be asked: {failure.reason}"
+        for failure in result.failures
+    )
     if result.guessed:
         unknown.extend(
             f"it bears the signature of {name}, which no plug-in here knows; to us it is raw"
@@ -156,11 +158,12 @@ async def _look(
     inspection = Inspection()
     try:
         driver_class = registry().driver(format_name)
-        if offers(driver_class, Inspectable):
-            inspection = await driver_class.inspect(storage, limits)
+        inspectable: object = driver_class
+        if offers(inspectable, Inspectable):
+            inspection = await inspectable.inspect(storage, limits)
         driver = await driver_class.open(FormatOpenOptions(storage=storage, limits=limits))
         try:
-            if not offers(driver_class, Inspectable):
+            if not offers(inspectable, Inspectable):
                 inspection = Inspection(
                     virtual_size=driver.size(), references=tuple(driver.references())
                 )
@@ -182,11 +185,15 @@ async def _look(
 
 
 def _judge(inspection: Inspection, limits: Limits, unsafe: list[str], unknown: list[str]) -> None:
-    for reference in inspection.references:
-        unsafe.append(f"it names the {reference.kind.value} {ascii(reference.name)}")
-    for feature in inspection.features:
-        if feature.kind == "incompatible" and not feature.supported:
-            unsafe.append(f"it needs the unknown feature '{feature.name}'")
+    unsafe.extend(
+        f"it names the {reference.kind.value} {reference.name!a}"
+        for reference in inspection.references
+    )
+    unsafe.extend(
+        f"it needs the unknown feature '{feature.name}'"
+        for feature in inspection.features
+        if feature.kind == "incompatible" and not feature.supported
+    )
     unsafe.extend(inspection.damage)
     if inspection.encrypted:
         unknown.append("it is encrypted, so its data cannot be judged")

@@ -112,7 +112,7 @@ class Lifecycle:
                         "a blocking close waits for a task of the event loop that it stops: "
                         "await the disk's close() instead"
                     )
-                time.sleep(pause)
+                time.sleep(pause)  # noqa: ASYNC251 - the blocking face blocks
             else:
                 import asyncio
 
@@ -120,7 +120,7 @@ class Lifecycle:
             pause = min(pause * 2, 0.01)
 
     def _with_users(self) -> list[Lifecycle]:
-        found = [self]
+        found: list[Lifecycle] = [self]
         for life in found:  # grows while it is walked
             found += [user for user in life._users if user not in found]
         return found
