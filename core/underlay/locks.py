@@ -7,7 +7,7 @@ the thread on the blocking face and suspend the task on the async one.
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -112,7 +112,7 @@ class RangeLocks:
         self._queue: list[tuple[_Holder, _Waiter]] = []
 
     @asynccontextmanager
-    async def hold(self, start: int, end: int, *, exclusive: bool) -> AsyncIterator[None]:
+    async def hold(self, start: int, end: int, *, exclusive: bool) -> AsyncGenerator[None]:
         """Hold ``[start, end)``: alone if ``exclusive``, else beside other shared holders."""
         holder = await self.acquire(start, end, exclusive=exclusive)
         try:

@@ -72,7 +72,7 @@ def test_the_blocking_face_works_inside_a_running_loop() -> None:
 
 
 def test_a_stranger_that_suspends_is_an_error_and_not_a_hang() -> None:
-    closed = []
+    closed: list[bool] = []
 
     async def stranger() -> None:
         try:
@@ -320,7 +320,7 @@ def test_gather_ends_with_the_first_error_when_all_have_ended() -> None:
 
 
 def test_gather_on_the_blocking_face_goes_one_by_one() -> None:
-    done = []
+    done: list[tuple[int, int]] = []
 
     def work(number: int) -> None:
         done.append((number, threading.get_ident()))

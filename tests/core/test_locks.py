@@ -59,7 +59,7 @@ def test_waiters_come_in_the_order_of_their_arrival() -> None:
                 await asyncio.sleep(0.001)
 
         first = await locks.acquire(0, 100, exclusive=False)
-        tasks = []
+        tasks: list[asyncio.Future[None]] = []
         for name, start, end, exclusive in (
             ("writer", 0, 50, True),
             ("reader", 40, 60, False),  # shared with the first, but not ahead of the writer

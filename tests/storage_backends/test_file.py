@@ -231,7 +231,8 @@ def test_a_short_read_or_write_is_gone_on_with(
 
     def shortened(call: Callable[..., int]) -> Callable[..., int]:
         def short(descriptor: int, buffers: list[memoryview], offset: int) -> int:
-            left, some = 9000 // granularity * granularity, []
+            left = 9000 // granularity * granularity
+            some: list[memoryview] = []
             for buffer in buffers:
                 if left:
                     some.append(memoryview(buffer)[:left])
@@ -302,7 +303,7 @@ def test_without_fallocate_zeroes_are_written_and_nothing_is_discarded(
 ) -> None:
     from underlay_storage.file import space
 
-    calls = []
+    calls: list[tuple[int, ...]] = []
 
     def refuse(*arguments: int) -> int:
         calls.append(arguments)

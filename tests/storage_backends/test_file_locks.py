@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def image(tmp_path: Path, qemu_img: Callable[..., str]) -> Path:
 
 
 @contextmanager
-def opened(path: Path, *, writable: bool, lock: bool = True) -> Iterator[FileStorage]:
+def opened(path: Path, *, writable: bool, lock: bool = True) -> Generator[FileStorage]:
     storage = FileStorage.open(StorageOpenOptions(name=str(path), writable=writable, lock=lock))
     try:
         yield storage
@@ -49,7 +49,7 @@ def qemu_io_can(qemu: Paths, path: Path, *options: str, do: str) -> bool:
 
 
 @contextmanager
-def held_by_qemu_io(qemu: Paths, path: Path, *options: str) -> Iterator[None]:
+def held_by_qemu_io(qemu: Paths, path: Path, *options: str) -> Generator[None]:
     command = [qemu("qemu-io"), "-f", "qcow2", *options, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -66,7 +66,7 @@ def held_by_qemu_io(qemu: Paths, path: Path, *options: str) -> Iterator[None]:
 
 
 @contextmanager
-def held_by_qemu_nbd(qemu: Paths, path: Path, *options: str) -> Iterator[None]:
+def held_by_qemu_nbd(qemu: Paths, path: Path, *options: str) -> Generator[None]:
     socket = path.with_suffix(".sock")
     command = [qemu("qemu-nbd"), "-f", "qcow2", "-t", "-k", str(socket), *options, str(path)]
     with subprocess.Popen(command) as process:

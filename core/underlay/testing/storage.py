@@ -17,9 +17,9 @@ import random
 import threading
 import unittest
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from underlay.buffers import aligned_buffer
 from underlay.errors import ReadOnlyError, UnderlayError, UnsupportedOperationError
@@ -339,11 +339,10 @@ class StorageContract(Parametrized):
             async with self._new(bytes(model)) as handle:
                 dice = random.Random(3)
                 for number in range(20):
-                    reading = asyncio.ensure_future(handle.read_bytes(number, 50_000))
-                    tasks: list[asyncio.Future[object]] = [cast("asyncio.Future[object]", reading)]
+                    calls: list[Coroutine[Any, Any, object]] = [handle.read_bytes(number, 50_000)]
                     if self.can_write:
-                        stale = handle.write(b"\xee" * 50_000, number)
-                        tasks.append(asyncio.ensure_future(stale))
+                        calls.append(handle.write(b"\xee" * 50_000, number))
+                    tasks = [asyncio.ensure_future(call) for call in calls]
                     for _ in range(dice.randrange(4)):
                         await asyncio.sleep(0)
                     for task in tasks:
@@ -369,12 +368,12 @@ class StorageContract(Parametrized):
         return random.Random(seed).randbytes(length) if self.keeps_data else bytes(length)
 
     @asynccontextmanager
-    async def _new(self, content: bytes) -> AsyncIterator[StorageHandle]:
+    async def _new(self, content: bytes) -> AsyncGenerator[StorageHandle]:
         async with _handle(self.make, content) as handle:
             yield handle
 
     @asynccontextmanager
-    async def _again(self, handle: StorageHandle) -> AsyncIterator[StorageHandle]:
+    async def _again(self, handle: StorageHandle) -> AsyncGenerator[StorageHandle]:
         async with _handle(self.reopen, handle.storage) as other:
             yield other
 
@@ -397,7 +396,7 @@ class StorageContract(Parametrized):
 @asynccontextmanager
 async def _handle(
     make: Callable[..., AnyStorage | Awaitable[AnyStorage] | None], argument: object
-) -> AsyncIterator[StorageHandle]:
+) -> AsyncGenerator[StorageHandle]:
     """A handle on what a hook makes; a coroutine runs in the loop where its storage will live."""
     if inspect.iscoroutinefunction(make):
         made = await in_loop(home_loop(), make, argument)

@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Generator, Hashable, Mapping
 from contextlib import contextmanager
 from typing import ClassVar, NoReturn, Self
 
@@ -327,6 +327,7 @@ class FileStorage(BlockingStorage):
 
     def sync(self) -> None:
         """See ``BlockingStorage.sync``; for a new file its name is made durable too."""
+        self._need_open("sync")
         try:
             os.fdatasync(self._fd)
             if self._name_is_volatile and self._folder is not None:
@@ -371,7 +372,7 @@ class FileStorage(BlockingStorage):
                 length -= len(chunk)
 
     @contextmanager
-    def _page_cache(self) -> Iterator[None]:
+    def _page_cache(self) -> Generator[None]:
         """For requests that keep to no alignment; direct ones beside them stay right."""
         if not self._direct:
             yield
@@ -409,8 +410,10 @@ class FileStorage(BlockingStorage):
 
     def __del__(self) -> None:
         if self._fd >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            finally:
+                self.close()
 
     def __repr__(self) -> str:
         return f"<FileStorage {self._path!r}>"
@@ -420,14 +423,17 @@ class FileStorage(BlockingStorage):
 
     # -- helpers
 
+    def _need_open(self, doing: str) -> None:
+        if self._fd < 0:
+            raise ClosedError(f"Could not {doing} '{self._path}': it is closed")
+
     def _need_writable(self, doing: str) -> None:
         if not self._writable:
             raise ReadOnlyError(f"Could not {doing} '{self._path}': it was opened read-only")
 
     def _fail(self, error: OSError, doing: str, *, writing: bool = False) -> NoReturn:
         """Say what a failed system call means."""
-        if self._fd < 0:
-            raise ClosedError(f"Could not {doing} '{self._path}': it is closed") from error
+        self._need_open(doing)
         if writing:
             self._need_writable(doing)
         raise storage_error(error, doing=doing, name=self._path) from error
