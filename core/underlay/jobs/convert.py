@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from underlay.blocking import open_any, open_image
@@ -84,43 +84,37 @@ def convert(
         ]
         stretches, size = _one_after_the_other(disks)
         refuse_same(disks, target, storage_options=target_storage_options)
+        is_new = False
+        made: AbstractContextManager[SyncFormatAccess]
         if isinstance(target, SyncFormatAccess):
-            disk, exists = target, True
+            made = nullcontext(target)
         elif target_exists:
-            disk, exists = (
-                opened.enter_context(
-                    open_image(
-                        target,
-                        format=output_format,
-                        writable=True,
-                        limits=limits,
-                        storage_options=target_storage_options,
-                    )
-                ),
-                True,
+            made = open_image(
+                target,
+                format=output_format,
+                writable=True,
+                limits=limits,
+                storage_options=target_storage_options,
             )
         else:
-            disk, exists = (
-                opened.enter_context(
-                    new_image(
-                        target,
-                        format=output_format,
-                        size=size,
-                        options=options or {},
-                        overwrite=overwrite,
-                        limits=limits,
-                        storage_options=target_storage_options,
-                    )
-                ),
-                False,
+            is_new = True
+            made = new_image(
+                target,
+                format=output_format,
+                size=size,
+                options=options or {},
+                overwrite=overwrite,
+                limits=limits,
+                storage_options=target_storage_options,
             )
+        disk = opened.enter_context(made)
         if disk.size < size:
             raise OutOfRangeError(
                 f"The target has {disk.size} bytes, too few for the {size} of its sources; "
                 "resize it first"
             )
-        zeroes = Zeroes.DISCARD if exists else Zeroes.LEAVE
-        return copy(
+        zeroes = Zeroes.LEAVE if is_new else Zeroes.DISCARD
+        copied = copy(
             stretches,
             disk,
             zeroes=zeroes if sparse_size else Zeroes.WRITE,
@@ -129,6 +123,9 @@ def convert(
             executor=executor,
             progress=progress,
         )
+        if not is_new:
+            _fill_sectors(stretches, disk)
+        return copied
 
 
 def _listed(sources: Source | Sequence[Source]) -> Sequence[Source]:
@@ -146,3 +143,12 @@ def _one_after_the_other(disks: Sequence[SyncFormatAccess]) -> tuple[list[Stretc
         stretches.append(Stretch(disk=disk, start=0, length=disk.size, to=to))
         end = to + disk.size
     return stretches, end
+
+
+def _fill_sectors(stretches: Sequence[Stretch], target: SyncFormatAccess) -> None:
+    """Let each source end in zeroes up to a whole sector, over what the target held there."""
+    for stretch in stretches:
+        end = stretch.to + stretch.length
+        rest = min(-end % _SECTOR, target.size - end)
+        if rest > 0:
+            target.write(bytes(rest), end)

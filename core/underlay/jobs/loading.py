@@ -167,6 +167,7 @@ def _load_encoded(group: Sequence[_Encoded], base: int, into: memoryview, scratc
     end = max(special.offset + special.host_length for special, _ in group)
     raw = scratch.raw(end - start)
     _read(group[0][0].storage, raw, start, group[0][1].start)
+    decoded: Special[StorageHandle] | None = None
     for special, run in group:
         at = special.offset - start
         data = raw[at : at + special.host_length]
@@ -175,8 +176,11 @@ def _load_encoded(group: Sequence[_Encoded], base: int, into: memoryview, scratc
             if run.length == special.unit:
                 special.layer.decode(special.host_length, data, out)
             else:
+                # Parts of one unit follow each other here.
                 unit = scratch.unit(special.unit)
-                special.layer.decode(special.host_length, data, unit)
+                if decoded is not special:
+                    special.layer.decode(special.host_length, data, unit)
+                    decoded = special
                 out[:] = unit[run.offset : run.offset + run.length]
         except CorruptImageError as error:
             if error.offset is None:
