@@ -7,7 +7,7 @@ without a loop. The work itself is in ``reading`` and ``writing``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -350,7 +350,7 @@ class FormatAccess:
     @asynccontextmanager
     async def _changing(
         self, offset: int, length: int, views: Sequence[memoryview] | None = None
-    ) -> AsyncIterator[None]:
+    ) -> AsyncGenerator[None]:
         """Around a change of the range to ``views`` (None: zeroes); refuses what must not be."""
         self._check_change(offset, length)
         if self._guard is None:

@@ -7,7 +7,7 @@ is refused.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from underlay.errors import ReadOnlyError
@@ -46,7 +46,7 @@ class RawGuard:
     @asynccontextmanager
     async def write(
         self, offset: int, length: int, views: Sequence[memoryview] | None
-    ) -> AsyncIterator[None]:
+    ) -> AsyncGenerator[None]:
         """Around a write of ``views`` (None: zeroes) at guest ``offset``.
 
         Raises:
@@ -57,7 +57,7 @@ class RawGuard:
             yield
             return
         async with self._lock:  # two harmless changes must not become a harmful one together
-            ends = []
+            ends: list[bytes] = []
             for at in (0, max(0, size - VIEW_BYTES)):
                 window = await self._storage.read_bytes(at, min(size, VIEW_BYTES))
                 _overlay(window, at, start=start, length=length, views=views)
@@ -68,7 +68,7 @@ class RawGuard:
             yield
 
     @asynccontextmanager
-    async def resize(self, size: int) -> AsyncIterator[None]:
+    async def resize(self, size: int) -> AsyncGenerator[None]:
         """Around a resize to ``size`` guest bytes; raises as ``write`` does."""
         async with self._lock:
             size += self._base

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 __all__ = ["Leases"]
@@ -44,7 +44,7 @@ class Leases:
         _run(ready)
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self) -> Generator[None]:
         """A lease for the length of a ``with`` block."""
         number = self.acquire()
         try:

@@ -10,7 +10,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,7 @@ class Lifecycle:
         self._users.add(user)
 
     @contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self) -> Generator[None]:
         """A call in flight, on whichever face drives it."""
         if is_blocking():
             self.calls.append(None)

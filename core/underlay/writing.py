@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 from underlay.buffers import split_at, total
 from underlay.driver import FormatDriverInstance, WriteTicket
@@ -33,7 +34,7 @@ class Writer:
         if parallel <= 1:
             await self._write(views, offset)
             return
-        slices = []
+        slices: list[Callable[[], Coroutine[Any, Any, None]]] = []
         rest = list(views)
         while rest:
             here, rest = split_at(rest, PART)

@@ -5,7 +5,7 @@ Small encoded units that lie near each other on the host come with one read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 from underlay.errors import CorruptImageError, UnderlayError
@@ -68,7 +68,7 @@ class Buffers:
         self._idle: list[Scratch] = []
 
     @contextmanager
-    def lend(self) -> Iterator[Scratch]:
+    def lend(self) -> Generator[Scratch]:
         """One worker's memory, for the length of a ``with`` block."""
         try:
             scratch = self._idle.pop()
@@ -80,7 +80,7 @@ class Buffers:
             self._idle.append(scratch)
 
 
-def pieces(run: Run, room: int) -> Iterator[Run]:
+def pieces(run: Run, room: int) -> Generator[Run]:
     """A run in pieces of at most ``PIECE`` bytes, the first of at most ``room``.
 
     An encoded unit stays whole, whatever its size: each part of it would be decoded anew.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ def new_image(
     overwrite: bool,
     limits: Limits | None,
     storage_options: Mapping[str, object] | None,
-) -> Iterator[SyncFormatAccess]:
+) -> Generator[SyncFormatAccess]:
     """Create an image, and close it when the ``with`` block ends; an exception removes it again.
 
     An object that was there before and had to give way (``overwrite``) cannot come back; it is left

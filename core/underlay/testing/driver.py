@@ -25,7 +25,13 @@ import random
 import tempfile
 import threading
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Generator,
+    Mapping,
+)
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -420,7 +426,7 @@ class DriverContract(Parametrized):
         return bytes(content) + bytes(-size % self.size_unit)
 
     @contextmanager
-    def _image(self, size: int = _SIZE) -> Iterator[Path]:
+    def _image(self, size: int = _SIZE) -> Generator[Path]:
         """An image in a folder of its own."""
         with tempfile.TemporaryDirectory() as folder:
             yield self.make(self._content(size), Path(os.path.realpath(folder)))
@@ -445,7 +451,7 @@ class DriverContract(Parametrized):
         return run_blocking(self._open(image, writable=writable)).blocking()
 
     @asynccontextmanager
-    async def _disk(self) -> AsyncIterator[FormatAccess]:
+    async def _disk(self) -> AsyncGenerator[FormatAccess]:
         """The disk of a fresh image, read-only."""
         with self._image() as image:
             async with await self._open(image) as disk:
@@ -484,7 +490,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def _nothing_left_open() -> Iterator[None]:
+def _nothing_left_open() -> Generator[None]:
     """Insist that as many descriptors are open afterwards, where the system can tell."""
     descriptors = Path("/proc/self/fd")
     if not descriptors.is_dir():
