@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import struct
@@ -87,35 +88,51 @@ class BuiltImage:
         """Whether QEMU, which counts in sectors, shows less of the disk than there is."""
         return self.exact_size % 512 != 0
 
+    @property
+    def has_odd_raw_file(self) -> bool:
+        """Whether QEMU, which counts in sectors, shows more of a raw backing file than there is."""
+        return any(path.suffix == ".raw" and size % 512 for path, (size, _) in self.stamps.items())
+
     def raw(self) -> Path:
         """The guest's bytes as ``qemu-img convert`` writes them."""
         return self._converted("raw")
 
     def snapshot_raw(self, key: str) -> Path:
-        """The same of an internal snapshot (its ID or name)."""
-        return self._converted(f"snapshot-{key.encode().hex()}", "-l", key)
+        """The guest's bytes after going back to an internal snapshot (its ID or name)."""
+        # ``convert -l`` would do, but for the size: it shows the present one, not the snapshot's.
+        changes = [("snapshot", "-q", "-a", key, DISK)]
+        told = json.loads(self.tell("info", "--output=json", self.path.name))
+        for bitmap in told["format-specific"]["data"].get("bitmaps", ()):
+            changes.insert(0, ("bitmap", "--remove", DISK, bitmap["name"]))
+        return self._converted(f"snapshot-{key.encode().hex()}", *changes)
 
     def tell(self, *arguments: str) -> str:
-        """The output of a ``qemu-img`` that succeeds, run in the image's folder."""
+        """The output of a ``qemu-img`` that succeeds, run in the image's folder.
+
+        There, and nowhere else: QEMU takes a data file's relative name from where it runs.
+        """
         return _must(qemu("qemu-img", *arguments, cwd=self.folder))
 
-    def _converted(self, kind: str, *arguments: str) -> Path:
-        target = self.folder / f"{self.path.stem}.twin-{kind}"
-        if not target.exists():
-            source = Path(self.path.name)
-            size = self.exact_size
-            if self.has_odd_size:
-                # QEMU drops the last, incomplete sector: let it read a whole one, and cut that.
-                source = Path("whole-sectors.qcow2")
-                shutil.copyfile(self.path, self.folder / source)
-                _patch(self.folder / source, Patch(24, ">Q", size + -size % 512))
-            command = ("convert", "-f", "qcow2", "-O", "raw", *arguments, source, target.name)
-            # In the image's own folder: QEMU takes a data file's relative name from where it runs.
-            _must(qemu("qemu-img", *command, cwd=self.folder))
-            if self.has_odd_size:
-                with target.open("r+b") as file:
-                    file.truncate(size)
-                (self.folder / source).unlink()
+    def _converted(self, kind: str, *changes: tuple[str, ...]) -> Path:
+        """The raw file made of the image, or of a copy that some ``qemu-img`` commands changed."""
+        target = self.folder / f"disk.{kind}.twin"
+        if target.exists():
+            return target
+        size = self.exact_size
+        source = self.path
+        if changes or self.has_odd_size:
+            source = self.folder / f"copy.{self.path.name}"
+            shutil.copyfile(self.path, source)
+            # QEMU drops the last, incomplete sector: let it read a whole one, and cut that.
+            _patch(source, Patch(24, ">Q", size + -size % 512))
+        for change in changes:
+            self.tell(*(source.name if part == DISK else part for part in change))
+        self.tell("convert", "-f", "qcow2", "-O", "raw", source.name, target.name)
+        if source != self.path:
+            source.unlink()
+        if self.has_odd_size:
+            with target.open("r+b") as file:
+                file.truncate(size)
         return target
 
     def touched(self) -> list[str]:
@@ -146,7 +163,7 @@ class Kitchen:
         # A prime length: what is written from these differs from cluster to cluster.
         length = 65_521
         for seed in range(8):
-            chooser = random.Random(seed)  # noqa: S311
+            chooser = random.Random(seed)
             (self.root / f"noise-{seed}").write_bytes(chooser.randbytes(length))
             words = [b"%05d" % chooser.randrange(100) for _ in range(64)]
             line = b" ".join(chooser.choice(words) for _ in range(length // 6 + 1))

@@ -67,21 +67,24 @@ def _snapshots() -> Iterator[Recipe]:
                 # QEMU's way to a disk that differs in size from its snapshots: version 3 only.
                 *(() if title == "v2" else (resize(2 * MiB + 512),)),
                 run(noise(2, MiB - 512, 512)),
-                snapshot("two"),
+                # What two bits count is full then: going back would be one more.
+                *(() if title == "refcount-2" else (snapshot("two"),)),
             ),
         )
-    names = ("2", "1", "a b", " ", "ünï ☃", "-x", 'quote"and\\', "x" * 255, "%s\t")
-    yield Recipe(
-        name="snapshots-of-many-names",
-        size=256 * KiB,
-        options=("cluster_size=4k",),
-        steps=tuple(
-            step
-            for number, name in enumerate(names)
-            for step in (run(noise(number, number * 20_000, 30_000)), snapshot(name))
-            if name != "-x"
-        ),
-    )
+    for title, names in {
+        "many-names": ("2", "1", "a b", " ", 'quote"and\\', "x" * 255, "%s"),
+        "foreign-names": ("ünï ☃", "tab\there", "\x1b[31mred", "new\nline"),
+    }.items():
+        yield Recipe(
+            name=f"snapshots-of-{title}",
+            size=256 * KiB,
+            options=("cluster_size=4k",),
+            steps=tuple(
+                step
+                for number, name in enumerate(names)
+                for step in (run(noise(number, number * 20_000, 30_000)), snapshot(name))
+            ),
+        )
     yield Recipe(
         name="snapshots-deleted-between",
         size=256 * KiB,

@@ -130,12 +130,13 @@ def _steps(chance: random.Random, shape: Shape) -> Iterator[Step]:
 
 def recipe(seed: int) -> Recipe:
     """The image of one number."""
-    chance = random.Random(f"interop {seed}")  # noqa: S311
+    chance = random.Random(f"interop {seed}")
     backing: Recipe | None = None
     for level in range(chance.choice((0, 0, 1, 1, 2, 3))):
         name = f"level-{level}"
         if level == 0 and chance.random() < 0.4:
-            backing = raw_file(name, chance.randint(1, 2 * MiB), seed=seed)
+            length = chance.randint(1, 4096) * 512 - chance.choice((0, 0, 0, 77))
+            backing = raw_file(name, length, seed=seed)
             continue
         below = shape(chance, name=name, backed=backing is not None)
         backing = Recipe(

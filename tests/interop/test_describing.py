@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
+
 import underlay
 from underlay import DirectoryGate, ImplicitOpenDeniedError
 
@@ -26,8 +27,15 @@ def test_info_tells_what_qemu_img_tells(image: BuiltImage, both: Both) -> None:
     theirs, ours = both("info", "--output=json", image.path.name)
     assert ours.status == theirs.status == 0
     assert json.loads(ours.stdout) == json.loads(theirs.stdout)
+    if "foreign-names" in image.recipe.name:
+        return  # our text escapes what could steer a terminal, and counts its columns in characters
     theirs, ours = both("info", image.path.name)
-    assert ours == theirs
+    assert (ours.status, ours.stdout) == (theirs.status, theirs.stdout)
+    # Where qemu-img says nothing, we warn.
+    suspicious = "dirty" in image.recipe.name or "corrupt" in image.recipe.name
+    assert theirs.stderr == ""
+    assert all(line.startswith("warning: ") for line in ours.stderr.splitlines())
+    assert bool(ours.stderr) == suspicious
 
 
 @pytest.mark.usefixtures("whole_sectors")
@@ -36,13 +44,21 @@ def test_info_of_the_chain_tells_what_qemu_img_tells(image: BuiltImage, both: Bo
         pytest.skip("no chain")
     theirs, ours = both("info", "--backing-chain", "--output=json", image.path.name)
     assert ours.status == theirs.status == 0
-    assert json.loads(ours.stdout) == json.loads(theirs.stdout)
+    told = json.loads(ours.stdout)
+    for layer in told:
+        if layer["format"] == "raw":
+            layer["virtual-size"] += -layer["virtual-size"] % 512
+    assert told == json.loads(theirs.stdout)
+    if image.has_odd_raw_file:
+        return
     theirs, ours = both("info", "--backing-chain", image.path.name)
     assert ours == theirs
 
 
 @pytest.mark.usefixtures("whole_sectors")
 def test_map_shows_what_qemu_img_shows(image: BuiltImage, both: Both) -> None:
+    if image.has_odd_raw_file:
+        pytest.skip("QEMU lets this raw file end with its last sector, we with its last byte")
     theirs, ours = both("map", "--output=json", image.path.name)
     assert ours.status == theirs.status
     assert json.loads(ours.stdout) == json.loads(theirs.stdout)
@@ -65,7 +81,8 @@ def test_probe_and_inspect_judge_from_the_image_alone(image: BuiltImage) -> None
     )
     data_file = told["format-specific"]["data"].get("data-file")
     assert named == {name for name in (told.get("backing-filename"), data_file) if name}
-    damaged = told["format-specific"]["data"]["corrupt"]
+    damaged = told["dirty-flag"] or told["format-specific"]["data"].get("corrupt")
+    assert bool(report.damage) == bool(damaged)
     assert report.verdict == ("unsafe" if named or damaged else "safe"), report.reasons
 
 

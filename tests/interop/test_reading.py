@@ -78,7 +78,7 @@ def _differences(ours: bytes, theirs: bytes, offset: int) -> str | None:
 
 
 def test_every_byte_is_read_as_qemu_reads_it(image: BuiltImage) -> None:
-    chance = random.Random(image.recipe.name)  # noqa: S311
+    chance = random.Random(image.recipe.name)
     with Twin(image) as twin, _open(image) as disk:
         assert disk.format_name == "qcow2"
         assert disk.size == image.exact_size == twin.size
@@ -88,7 +88,7 @@ def test_every_byte_is_read_as_qemu_reads_it(image: BuiltImage) -> None:
 
 
 def test_scattered_reads_agree_on_both_faces_and_as_a_file(image: BuiltImage) -> None:
-    chance = random.Random(image.recipe.name)  # noqa: S311
+    chance = random.Random(image.recipe.name)
     with Twin(image) as twin, _open(image) as disk:
         reads = list(scattered(image.recipe, disk.size, chance))
         for offset, length in reads:

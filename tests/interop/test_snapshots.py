@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 import underlay
 from underlay import DirectoryGate, ReadOnlyError
 from underlay.capabilities import Snapshottable
