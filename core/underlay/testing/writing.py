@@ -1,7 +1,7 @@
 """The format contract as tests, for drivers that write: ``WritableDriverContract``.
 
-Each test has a model beside the disk, compares the two, and once more after the image was closed and
-opened again; and with what somebody else reads there, where ``read_by_others`` can tell.
+Each test has a model beside the disk, compares the two, and once more after the image was closed
+and opened again; and with what somebody else reads there, where ``read_by_others`` can tell.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import random
 import threading
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,8 @@ from underlay.errors import (
     UnsupportedOperationError,
 )
 from underlay.face import run_blocking
+from underlay.handle import StorageHandle
+from underlay.mapping import Data
 from underlay.plugins import registry
 from underlay.storage import StorageOpenOptions, WriteBuffers
 from underlay.targets import open_with
@@ -94,6 +96,7 @@ class WritableDriverContract(DriverContract):
                     zero = disk.discard_to_zero if discard else disk.write_zeroes
                     await zero(offset, length)
                     model[offset : offset + length] = bytes(length)
+                    assert await disk.read_bytes(0, len(model)) == model, (offset, length)
                     data = dice.randbytes(min(3000, len(model) - offset))
                     await disk.write(data, offset)
                     model[offset : offset + len(data)] = data
@@ -173,6 +176,28 @@ class WritableDriverContract(DriverContract):
                         await done
                 model[offset : offset + len(data)] = data
                 assert await disk.read_bytes(offset, len(data)) == data
+
+    @both_faces
+    async def test_a_mapping_is_good_while_its_lease_lasts(self) -> None:
+        """Whatever is discarded and written meanwhile, its host bytes are not used for others."""
+        async with self._writing() as (disk, model):
+            if disk.inner.leases() is None:
+                return  # nothing ever moves
+            with disk.lease():
+                found: Data[StorageHandle] | None = None
+                async for mapping in disk.inner.iter_mappings(0, len(model)):
+                    if isinstance(mapping, Data):
+                        found = mapping
+                        break
+                assert found is not None
+                before = await found.storage.read_bytes(found.offset, found.length)
+                with suppress(UnsupportedOperationError):
+                    await disk.discard_to_any(0, len(model))
+                    await disk.flush()
+                    await disk.write(b"\x5a" * len(model), 0)
+                    host = await found.storage.read_bytes(found.offset, found.length)
+                    assert host == before
+            model[:] = await disk.read_bytes(0, len(model))
 
     # -- size
 
@@ -280,7 +305,6 @@ class WritableDriverContract(DriverContract):
     async def _write_with_failure(self, fail_at: int) -> bool:
         """Some writes, of which the ``fail_at``-th request to the storage fails."""
         model = bytearray(self._content())
-        dice = random.Random(8)
         with self._image() as image:
             options = StorageOpenOptions(name=os.fspath(image), writable=True)
             handle = await open_with(registry().backend("file"), options)
@@ -289,25 +313,30 @@ class WritableDriverContract(DriverContract):
             try:
                 async with await self._open(failing, writable=True) as disk:
                     failing.countdown = fail_at
-                    for _ in range(6):
-                        offset = dice.randrange(len(model) - 40_000)
-                        data = dice.randbytes(dice.randrange(1, 40_000))
-                        try:
-                            await disk.write(data, offset)
-                        except UnderlayError:
-                            found = await disk.read_bytes(0, len(model))
-                            _old_or_new(model, found, data, offset)
-                            model[:] = found
-                        else:
-                            model[offset : offset + len(data)] = data
-                    failed, failing.countdown = failing.failed, None
+                    try:
+                        await self._some_writes(disk, model)
+                    finally:
+                        failing.countdown = None
                     await disk.write(b"fine again", 100_000)
                     model[100_000:100_010] = b"fine again"
                     assert await disk.read_bytes(0, len(model)) == model
             finally:
                 await handle.close()
             await self._compare(image, model)
-        return failed
+        return failing.failed
+
+    async def _some_writes(self, disk: FormatAccess, model: bytearray) -> None:
+        dice = random.Random(8)
+        for _ in range(6):
+            offset = dice.randrange(len(model) - 40_000)
+            data = dice.randbytes(dice.randrange(1, 40_000))
+            try:
+                await disk.write(data, offset)
+            except UnderlayError:
+                found = await disk.read_bytes(0, len(model))
+                _old_or_new(model, found, data, offset)
+                await disk.write(data, offset)
+            model[offset : offset + len(data)] = data
 
     # -- helpers
 
