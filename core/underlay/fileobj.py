@@ -42,19 +42,24 @@ class DiskFile(io.BufferedIOBase):
         return "rb+" if self._disk.writable else "rb"
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def writable(self) -> bool:
+        """Whether the disk was opened for writing."""
         return self._disk.writable
 
     def seekable(self) -> bool:
+        """True."""
         return True
 
     def tell(self) -> int:
+        """The position, in bytes."""
         self._check()
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Move the position; past the end of the disk is allowed, where reads are empty."""
         self._check()
         offset = operator.index(offset)
         with self._lock:
@@ -72,6 +77,7 @@ class DiskFile(io.BufferedIOBase):
             return position
 
     def read(self, size: int | None = -1, /) -> bytes:
+        """Up to ``size`` bytes, fewer only at the end of the disk; all that is left by default."""
         self._check()
         with self._lock:
             left = max(0, self._disk.size - self._position)
@@ -81,9 +87,11 @@ class DiskFile(io.BufferedIOBase):
             return data
 
     def read1(self, size: int = -1, /) -> bytes:
+        """As ``read``."""
         return self.read(size)
 
     def readinto(self, buffer: Any, /) -> int:
+        """Fill a buffer of any kind, less of it only at the end of the disk; how many bytes."""
         self._check()
         view = flat_writable(buffer)
         with self._lock:
@@ -94,9 +102,11 @@ class DiskFile(io.BufferedIOBase):
             return length
 
     def readinto1(self, buffer: Any, /) -> int:
+        """As ``readinto``."""
         return self.readinto(buffer)
 
     def write(self, data: Any, /) -> int:
+        """Write all of ``data``; across the end of the disk is an error, and nothing is written."""
         self._check()
         if not self._disk.writable:
             raise ReadOnlyError("This disk is open read-only; open it with writable=True")

@@ -1,11 +1,11 @@
 """A small format with everything that a writable driver can have, for tests of the core.
 
-Clusters, tickets, leases, a backing image, a data file that is only named, zlib-compressed clusters.
-It is written for being read: whole tables are kept in memory, and a flush writes all of them.
+Clusters, tickets, leases, a backing image, a data file that is only named, compressed clusters. It
+is written for being read: the whole table is kept in memory, and a flush writes all of it.
 
-Layout, big-endian: a header, at byte 4096 a table with one entry for each of ``_ENTRIES`` clusters,
-then clusters. An entry is 0 (look in the backing image), ``_ZERO``, or a host offset; for a compressed
-cluster ``_PACKED`` is set and its length stands from bit 48 on.
+Layout, big-endian: a header, at byte 4096 a table with one entry for each of ``_ENTRIES``
+clusters, then clusters. An entry is 0 (look in the backing image), ``_ZERO``, or a host offset; for
+a compressed cluster ``_PACKED`` is set and its length stands from bit 48 on.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import ClassVar, Self
 
+from underlay import plugins
 from underlay.driver import (
     FormatCreateOptions,
     FormatDriverInstance,
@@ -138,8 +139,9 @@ class Toy(FormatDriverInstance):
             names.append(bytes(head[at : at + length]).decode(errors="surrogateescape"))
             at += length
         entries = list(_TABLE.unpack(await storage.read_bytes(_TABLE_AT, _TABLE.size)))
+        last = storage.size() - CLUSTER
         for entry in entries:
-            if entry not in (0, _ZERO) and not _FIRST <= entry & _OFFSET <= storage.size() - CLUSTER:
+            if entry not in (0, _ZERO) and not _FIRST <= entry & _OFFSET <= last:
                 raise CorruptImageError(f"{storage.name()}: an entry is {entry:#x}", value=entry)
         self = cls(
             storage,
@@ -419,11 +421,22 @@ def _references(
             Reference(kind=ReferenceKind.BACKING, name=backing, format=backing_format or None)
         )
     if data_file:
-        found.append(
-            Reference(kind=ReferenceKind.DATA_FILE, name=data_file, writable=writable)
-        )
+        found.append(Reference(kind=ReferenceKind.DATA_FILE, name=data_file, writable=writable))
     return found
 
 
 def underlay_format_drivers() -> Iterable[type[FormatDriverInstance]]:
     return (Toy,)
+
+
+def register() -> plugins.Registry:
+    """The plug-ins that are installed, and this one."""
+    real = plugins.registry()
+    record = plugins.PluginRecord(
+        name="toy", value="toy_format", distribution="toys", version="1", formats=("toy",)
+    )
+    return plugins.Registry(
+        records=(*real.records, record),
+        formats={**real._formats, "toy": [plugins._Claim(Toy, record)]},
+        schemes=real._schemes,
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+
 from underlay.testing import DriverContract, WritableDriverContract
 
 Tool = Callable[..., str]

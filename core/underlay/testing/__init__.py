@@ -19,6 +19,6 @@ __all__ = [
     "DriverContract",
     "PausedStorage",
     "StorageContract",
-    "WritableDriverContract",
     "WrappedStorage",
+    "WritableDriverContract",
 ]

@@ -150,9 +150,7 @@ class WritableDriverContract(DriverContract):
                 data = b"\xee" * length
                 await raises(OutOfRangeError, lambda o=offset, d=data: disk.write(d, o))
                 for change in (disk.write_zeroes, disk.discard_to_zero, disk.discard_to_any):
-                    await raises(
-                        OutOfRangeError, lambda c=change, o=offset, n=length: c(o, n)
-                    )
+                    await raises(OutOfRangeError, lambda c=change, o=offset, n=length: c(o, n))
             await raises(OutOfRangeError, lambda: disk.write(b"x", -1))
             await disk.write(b"", size)
             assert disk.size == size
@@ -397,5 +395,3 @@ def _old_or_new(model: bytearray, found: bytes, data: bytes, offset: int) -> Non
         return
     for old, new, now in zip(model[offset:end], data, found[offset:end], strict=True):
         assert now in (old, new)
-
-
