@@ -8,7 +8,6 @@ to whoever asks for that format.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 import threading
@@ -21,6 +20,7 @@ import pluggy
 from underlay import hookspecs
 from underlay.driver import FormatDriverInstance
 from underlay.errors import PluginConflictError, PluginError
+from underlay.installed import InstalledEntry, installed_entries
 from underlay.storage import BlockingStorage, Storage
 
 __all__ = ["PluginRecord", "Registry", "registry", "reset"]
@@ -63,8 +63,12 @@ class Registry:
     """The formats and storages that are installed."""
 
     records: tuple[PluginRecord, ...] = ()
-    _formats: dict[str, list[_Claim]] = attrs.field(factory=dict[str, list[_Claim]])
-    _schemes: dict[str, list[_Claim]] = attrs.field(factory=dict[str, list[_Claim]])
+    _formats: dict[str, list[_Claim]] = attrs.field(
+        factory=dict[str, list[_Claim]], alias="formats"
+    )
+    _schemes: dict[str, list[_Claim]] = attrs.field(
+        factory=dict[str, list[_Claim]], alias="schemes"
+    )
 
     def driver(self, format_name: str) -> type[FormatDriverInstance]:
         """The driver class of a format.
@@ -164,34 +168,19 @@ def reset() -> None:
         _registry = None
 
 
-def entry_points() -> list[tuple[importlib.metadata.EntryPoint, str, str]]:
-    """Every entry point of the group with its distribution's name and version, sorted.
+def entry_points() -> list[InstalledEntry]:
+    """Every entry point of the group, sorted.
 
     The current folder is not searched: ``python -m`` puts it on the path, and a folder of downloads
     may hold anything. ``UNDERLAY_PLUGINS`` (names of entry points or distributions, separated by
     commas) restricts what is loaded.
     """
+    found = installed_entries(GROUP, _search_path())
     wanted = os.environ.get("UNDERLAY_PLUGINS")
-    chosen = None if wanted is None else {name.strip() for name in wanted.split(",")}
-    found: list[tuple[importlib.metadata.EntryPoint, str, str]] = []
-    seen: set[str] = set()
-    for distribution in importlib.metadata.distributions(path=_search_path()):
-        name = distribution.metadata["Name"] if _may_matter(distribution) else None
-        if not name or name.lower().replace("_", "-") in seen:
-            continue
-        seen.add(name.lower().replace("_", "-"))
-        for entry in distribution.entry_points:
-            if entry.group != GROUP:
-                continue
-            if chosen is None or entry.name in chosen or name in chosen:
-                found.append((entry, name, distribution.version))
-    return sorted(found, key=lambda item: (item[0].name, item[1]))
-
-
-def _may_matter(distribution: importlib.metadata.Distribution) -> bool:
-    """Whether a distribution has entry points of ours: a look at one file, before it is parsed."""
-    text = distribution.read_text("entry_points.txt")
-    return text is not None and f"[{GROUP}]" in text
+    if wanted is not None:
+        chosen = {name.strip() for name in wanted.split(",")}
+        found = [entry for entry in found if {entry.name, entry.distribution} & chosen]
+    return sorted(found, key=lambda entry: (entry.name, entry.distribution))
 
 
 def _search_path() -> list[str]:
@@ -206,18 +195,16 @@ def _search_path() -> list[str]:
     return [entry for entry in sys.path if entry and os.path.realpath(entry) != here]
 
 
-def load(entries: Iterable[tuple[importlib.metadata.EntryPoint, str, str]]) -> Registry:
+def load(entries: Iterable[InstalledEntry]) -> Registry:
     """Load each entry on its own, and gather what all of them offer."""
     records: list[PluginRecord] = []
     formats: dict[str, list[_Claim]] = {}
     schemes: dict[str, list[_Claim]] = {}
-    for entry, distribution, version in entries:
-        record = PluginRecord(
-            name=entry.name, value=entry.value, distribution=distribution, version=version
-        )
+    for entry in entries:
+        record = PluginRecord(**entry._asdict())
         try:
             drivers, backends = _ask(entry)
-        except (Exception, SystemExit) as error:  # whatever a stranger's import does
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - it may do anything
             reason = " ".join(str(error).split()) or "no reason given"
             records.append(attrs.evolve(record, error=f"{type(error).__name__}: {reason}"))
             continue
@@ -235,7 +222,7 @@ def load(entries: Iterable[tuple[importlib.metadata.EntryPoint, str, str]]) -> R
     return Registry(records=tuple(records), formats=formats, schemes=schemes)
 
 
-def _ask(entry: importlib.metadata.EntryPoint) -> tuple[list[type[Any]], list[type[Any]]]:
+def _ask(entry: InstalledEntry) -> tuple[list[type[Any]], list[type[Any]]]:
     """Import one plug-in, and call its hooks in a plug-in manager of its own."""
     manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
     manager.add_hookspecs(hookspecs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import re
-from fractions import Fraction
 
 from underlay.errors import OptionError
 
@@ -52,10 +51,10 @@ def _parsed(text: str) -> int | None:
     if match is None:
         return None
     hexadecimal, decimal, suffix = match.groups()
+    unit: int = 1024 ** _SUFFIXES[suffix.lower()]
     if hexadecimal is not None:
-        number = Fraction(int(hexadecimal, 16))
-    elif "." in decimal and not suffix:
+        return int(hexadecimal, 16) * unit
+    if "." in decimal and not suffix:
         return None
-    else:
-        number = Fraction(decimal)
-    return int(number * 1024 ** _SUFFIXES[suffix.lower()])
+    whole, _, fraction = decimal.partition(".")
+    return int(whole + fraction) * unit // 10 ** len(fraction)

@@ -12,7 +12,7 @@ from underlay.capabilities import Snapshot
 from underlay.cli import options
 from underlay.cli.output import echo, harmless, human_size, json_text, warn
 from underlay.info import ImageInfo
-from underlay.jobs.info import image_info_json, info
+from underlay.chaininfo import image_info_json, info
 
 __all__ = ["command"]
 

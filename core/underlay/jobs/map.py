@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from underlay.jobs.naming import shown_name
+from underlay.naming import shown_name
 from underlay.mapping import Data, DiskExtent, Special, Zero
 from underlay.recognition import RAW
 from underlay.sync import SyncFormatAccess
