@@ -23,8 +23,8 @@ from underlay.gate import (
     Substitute,
 )
 from underlay.info import ImageInfo
-from underlay.naming import full_name, shown_name
 from underlay.limits import Limits
+from underlay.naming import full_name, shown_name
 from underlay.storage import BlockingStorage, ReadBuffers
 from underlay.sync import SyncFormatAccess
 from underlay.targets import Target

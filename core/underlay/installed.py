@@ -1,8 +1,8 @@
 """Which entry points are installed.
 
-``importlib.metadata`` knows, and takes longer to import than all the rest of this library. So ordinary
-folders, which is where nearly everything is installed, are looked through here; it is asked where
-there is anything else on the path.
+``importlib.metadata`` knows, and takes longer to import than all the rest of this library. So
+ordinary folders, which is where nearly everything is installed, are looked through here; it is
+asked where there is anything else on the path.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class InstalledEntry(NamedTuple):
 
 
 def installed_entries(group: str, path: Sequence[str]) -> list[InstalledEntry]:
-    """The entry points of a group. Of two distributions with one name the first on ``path`` counts."""
+    """The entry points of a group. Of two distributions of one name the first on ``path`` counts."""
     found: list[InstalledEntry] = []
     seen: set[str] = set()
     search = _in_folders if _only_folders(path) else _anywhere

@@ -57,4 +57,5 @@ def _parsed(text: str) -> int | None:
     if "." in decimal and not suffix:
         return None
     whole, _, fraction = decimal.partition(".")
-    return int(whole + fraction) * unit // 10 ** len(fraction)
+    parts: int = 10 ** len(fraction)
+    return int(whole + fraction) * unit // parts

@@ -9,10 +9,10 @@ from typing import Unpack, cast
 import click
 
 from underlay.capabilities import Snapshot
+from underlay.chaininfo import image_info_json, info
 from underlay.cli import options
 from underlay.cli.output import echo, harmless, human_size, json_text, warn
 from underlay.info import ImageInfo
-from underlay.chaininfo import image_info_json, info
 
 __all__ = ["command"]
 
