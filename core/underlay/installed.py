@@ -44,7 +44,7 @@ class InstalledEntry(NamedTuple):
 
 
 def installed_entries(group: str, path: Sequence[str]) -> list[InstalledEntry]:
-    """The entry points of a group. Of two distributions of one name the first on ``path`` counts."""
+    """The entry points of a group. Of distributions with one name the first on ``path`` counts."""
     found: list[InstalledEntry] = []
     seen: set[str] = set()
     search = _in_folders if _only_folders(path) else _anywhere
