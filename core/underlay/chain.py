@@ -196,7 +196,7 @@ class Resolver:
         handle = await self._open(layer, request, decision)
         self.resources.handles.append(handle)
         verdict = self.gate.confirm(
-            request, OpenedObject(name=handle.name(), real_path=real_path(handle))
+            request, OpenedObject(name=handle.name(), real_path=handle.real_path())
         )
         if isinstance(verdict, Deny):
             raise denied(request, verdict.reason)
@@ -209,7 +209,7 @@ class Resolver:
             resolved = layer.storage.resolve_relative(reference.name)
         except (UnderlayError, ValueError):
             resolved = None
-        folder = real_path(layer.storage)
+        folder = layer.storage.real_path()
         return ImplicitOpenRequest(
             reference=reference,
             resolved=resolved,
@@ -293,18 +293,6 @@ def as_driver(disk: object) -> FormatDriverInstance | None:
     if FormatDriverInstance in type(disk).__mro__:
         return cast("FormatDriverInstance", disk)
     raise TypeError(f"an open disk was expected as backing image, not {type(disk).__name__}")
-
-
-def real_path(handle: StorageHandle) -> str | None:
-    """The path behind a handle's descriptor, symbolic links resolved, or None."""
-    descriptor = handle.descriptor()
-    if descriptor is None:
-        told = handle.describe().get("real-path")
-        return told if isinstance(told, str) else None
-    try:
-        return os.readlink(f"/proc/self/fd/{descriptor}")
-    except OSError:
-        return None
 
 
 def quotable(name: str) -> str:

@@ -138,6 +138,10 @@ class StorageHandle:
         """See ``Storage.descriptor``."""
         return self.storage.descriptor()
 
+    def real_path(self) -> str | None:
+        """See ``Storage.real_path``."""
+        return self.storage.real_path()
+
     def resolve_relative(self, name: str) -> str:
         """See ``Storage.resolve_relative``."""
         return self.storage.resolve_relative(name)

@@ -18,6 +18,7 @@ What every implementation may rely on, since the core sees to it (``underlay.han
 from __future__ import annotations
 
 import enum
+import os
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from typing import ClassVar, Protocol, Self, TypeAlias
@@ -167,6 +168,20 @@ class StorageFacts(Protocol):
         seek or close.
         """
         return None
+
+    def real_path(self) -> str | None:
+        """The path of the very object that is open, symbolic links resolved; None without one.
+
+        Gates trust it, so it is never worked out from the name. The default asks the system about
+        ``descriptor()``.
+        """
+        descriptor = self.descriptor()
+        if descriptor is None:
+            return None
+        try:
+            return os.readlink(f"/proc/self/fd/{descriptor}")
+        except OSError:
+            return None
 
     def resolve_relative(self, name: str) -> str:
         """The full name of ``name``, seen from this object's own folder; a full name stays itself.

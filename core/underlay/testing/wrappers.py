@@ -59,6 +59,10 @@ class WrappedStorage(BlockingStorage):
         """None: I/O on the descriptor would pass this object by."""
         return None
 
+    def real_path(self) -> str | None:
+        """Handed on."""
+        return self.inner.real_path()
+
     def resolve_relative(self, name: str) -> str:
         """Handed on."""
         return self.inner.resolve_relative(name)

@@ -201,6 +201,13 @@ class FileStorage(BlockingStorage):
         """The file's own; None with direct I/O, which not everybody's requests can take."""
         return None if self._direct or self._fd < 0 else self._fd
 
+    def real_path(self) -> str | None:
+        """The path of the open file, as the system tells it; with direct I/O too."""
+        try:
+            return None if self._fd < 0 else os.readlink(f"/proc/self/fd/{self._fd}")
+        except OSError:
+            return None
+
     def resolve_relative(self, name: str) -> str:
         """The path of ``name`` from the folder of the path that was opened.
 
