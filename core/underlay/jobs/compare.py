@@ -5,14 +5,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Generator, Hashable, Iterator
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import attrs
 
 from underlay.errors import UnderlayError
 from underlay.handle import StorageHandle
 from underlay.jobs.loading import PIECE, Buffers, load
-from underlay.jobs.map import MapEntry, map_image
+from underlay.jobs.map import map_image
 from underlay.jobs.progress import Progress, ProgressCallback
 from underlay.jobs.runs import Run, runs
 from underlay.jobs.workers import in_parallel, worker_count
@@ -315,27 +315,39 @@ def _compare_allocation(
     first: SyncFormatAccess, second: SyncFormatAccess, outcome: _Outcome
 ) -> None:
     """The first guest offset at which two disks of one size say other things of their bytes."""
-    ours, theirs = map_image(first), map_image(second)
-    at = 0
+    ours, theirs = _statuses(first), _statuses(second)
+    at = end = other_end = 0
+    status: _Status | None = None
+    other: _Status | None = None
     try:
-        mine, other = next(ours, None), next(theirs, None)
-        while mine is not None and other is not None:
-            if _status(mine, first.size) != _status(other, second.size):
+        while True:
+            if end == at:
+                end, status = next(ours, (end, None))
+            if other_end == at:
+                other_end, other = next(theirs, (other_end, None))
+            if status != other:
                 outcome.found(at, Difference.ALLOCATION)
                 return
-            ends = mine.start + mine.length, other.start + other.length
-            at = min(ends)
-            if ends[0] == at:
-                mine = next(ours, None)
-            if ends[1] == at:
-                other = next(theirs, None)
+            if status is None:
+                return
+            at = min(end, other_end)
     except UnderlayError as error:
         error.step = "map"
         outcome.found(at, error)
 
 
-def _status(entry: MapEntry, size: int) -> tuple[bool, ...]:
-    # Whether a run reaches the end counts too: so it does for QEMU, to which one run and two that
-    # follow each other are therefore not the same at the end of a disk.
-    end = entry.start + entry.length == size
-    return entry.present, entry.zero, entry.data, entry.offset is not None, end
+#: Whether a run is present, zero, data, has a host offset, and reaches the end of the disk. The
+#: last is QEMU's: to it one run and two that follow each other differ at the end of a disk.
+_Status: TypeAlias = tuple[bool, bool, bool, bool, bool]
+
+
+def _statuses(disk: SyncFormatAccess) -> Iterator[tuple[int, _Status]]:
+    """The end of each run, and its status; a half sector at the end is filled up by a hole."""
+    size = _whole_sectors(disk.size)
+    end = 0
+    for entry in map_image(disk):
+        end = entry.start + entry.length
+        has_offset = entry.offset is not None
+        yield end, (entry.present, entry.zero, entry.data, has_offset, end == size)
+    if end < size:
+        yield size, (True, True, False, True, True)

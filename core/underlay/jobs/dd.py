@@ -87,15 +87,17 @@ def dd(
                 )
             )
         )
-        end = disk.size if count is None else min(disk.size, count * block_size)
+        end = _whole_sectors(disk.size)
+        if count is not None:
+            end = min(end, count * block_size)
         start = skip * block_size
-        length = max(0, end - start)
+        length = max(0, min(end, disk.size) - start)
         refuse_same([disk], target, storage_options=target_storage_options)
         made = opened.enter_context(
             new_image(
                 target,
                 format=output_format,
-                size=length + _SECTOR - 1 & -_SECTOR,
+                size=_whole_sectors(max(0, end - start)),
                 options=options or {},
                 overwrite=overwrite,
                 limits=limits,
@@ -112,6 +114,10 @@ def dd(
             progress=progress,
         )
         return DdResult(start=start, length=length, past_end=start > end)
+
+
+def _whole_sectors(size: int) -> int:
+    return size + _SECTOR - 1 & -_SECTOR
 
 
 def _check(option: str, value: int, least: int, most: int) -> None:

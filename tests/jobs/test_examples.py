@@ -1,0 +1,40 @@
+"""The example in each job's docstring does what it says."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import underlay
+import underlay.jobs
+
+from .conftest import Make
+
+_MARK = "Example::\n"
+
+
+#: What every function of ``underlay.jobs`` that documents an example is to be run with.
+JOBS = [
+    name
+    for name in underlay.jobs.__all__
+    if _MARK in (inspect.getdoc(getattr(underlay.jobs, name)) or "")
+]
+
+
+def test_the_long_jobs_have_one() -> None:
+    assert {"compare", "convert", "dd"} <= set(JOBS)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_it_runs(name: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("disk.qcow2", "qcow2", "4M", "write -P 1 1M 1M")
+    make("a.qcow2", "qcow2", "1M", "write -P 1 64k 64k")
+    make("b.raw", "raw", "1M")
+    monkeypatch.chdir(tmp_path)
+    job: Callable[..., object] = getattr(underlay.jobs, name)
+    example = (inspect.getdoc(job) or "").split(_MARK)[1].split("\n\nRaises:")[0]
+    exec(compile(textwrap.dedent(example), f"<{name}>", "exec"), {"underlay": underlay})  # noqa: S102
