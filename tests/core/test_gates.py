@@ -353,12 +353,12 @@ def test_names_on_a_storage_without_paths_lie_in_no_folder() -> None:
         for gate in (DirectoryGate(), DirectoryGate(os.getcwd()), DirectoryGate("/")):
             with pytest.raises(underlay.ImplicitOpenDeniedError, match="leads to no file"):
                 underlay.open_image("memory:dir/top", format="toy", gate=gate)
-        gate = RecordingGate()
-        with underlay.open_image("memory:dir/top", format="toy", gate=gate) as disk:
+        recording = RecordingGate()
+        with underlay.open_image("memory:dir/top", format="toy", gate=recording) as disk:
             assert disk.read_bytes(0, 4096) == bytes(4096)
-        assert gate.asked[0].resolved == "memory:dir/base"
-        assert gate.asked[0].image_folder is None
-        assert gate.opened[0].real_path is None
+        assert recording.asked[0].resolved == "memory:dir/base"
+        assert recording.asked[0].image_folder is None
+        assert recording.opened[0].real_path is None
     finally:
         MemoryStorage.remove("dir/base")
         MemoryStorage.remove("dir/top")

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import ClassVar, Self
+from typing import ClassVar, Self, cast
 
 from underlay import plugins
 from underlay.driver import (
@@ -179,7 +179,7 @@ class Toy(FormatDriverInstance):
             assert not isinstance(opened, StorageHandle)
             self._backing = opened
         else:
-            assert not isinstance(opened, FormatDriverInstance)
+            assert opened is None or isinstance(opened, StorageHandle)
             self._data_file = opened
         self._references = [mine for mine in self._references if mine.kind is not reference.kind]
 
@@ -249,14 +249,14 @@ class Toy(FormatDriverInstance):
     async def begin_write(self, offset: int, length: int) -> WriteTicket:
         self._need_writable()
         number, skip = divmod(offset, CLUSTER)
-        holder = await self._locks.acquire(number, number + 1, exclusive=True)
+        release = await self._acquire(number)
         taken = min(length, CLUSTER - skip)
         location = self.locate(offset)
         if location is not None:  # somebody made room while this one waited
-            return self._ticket(offset, location[1], taken, token=(holder, None))
+            return self._ticket(offset, location[1], taken, token=(release, None))
         host = self._allocate()
         after = CLUSTER - skip - taken
-        return self._ticket(offset, host + skip, taken, (holder, host), before=skip, after=after)
+        return self._ticket(offset, host + skip, taken, (release, host), before=skip, after=after)
 
     def _ticket(
         self,
@@ -280,16 +280,16 @@ class Toy(FormatDriverInstance):
         )
 
     async def commit_write(self, ticket: WriteTicket) -> None:
-        holder, host = ticket.token  # type: ignore[misc]
+        release, host = _token(ticket)
         if host is not None:
             self._show(ticket.guest_offset // CLUSTER, host)
-        self._locks.release(holder)
+        release()
 
     async def abort_write(self, ticket: WriteTicket) -> None:
-        holder, host = ticket.token  # type: ignore[misc]
+        release, host = _token(ticket)
         if host is not None:
             self._free.append(host)
-        self._locks.release(holder)
+        release()
 
     async def ensure_data_mapping(
         self, offset: int, length: int, overwrite: bool
@@ -382,6 +382,11 @@ class Toy(FormatDriverInstance):
         if not self._writable:
             raise ReadOnlyError(f"{self._storage.name()} is open read-only")
 
+    async def _acquire(self, number: int) -> Callable[[], None]:
+        """Lock a cluster; call what this returns to let go of it."""
+        holder = await self._locks.acquire(number, number + 1, exclusive=True)
+        return lambda: self._locks.release(holder)
+
     def _hold(self, first: int, last: int) -> AbstractAsyncContextManager[None]:
         return self._locks.hold(first, last, exclusive=True)
 
@@ -410,6 +415,11 @@ class Toy(FormatDriverInstance):
         await self._storage.write(content, host)
         self._show(number, host)
         return host
+
+
+def _token(ticket: WriteTicket) -> tuple[Callable[[], None], int | None]:
+    """What unlocks a ticket's cluster, and where its room is, if room was made."""
+    return cast("tuple[Callable[[], None], int | None]", ticket.token)
 
 
 def _references(

@@ -76,12 +76,12 @@ class TestOldQcow2(Qcow2):
 
 
 class TestCompressedQcow2(Qcow2):
-    flags = ("-c",)
+    flags: ClassVar[tuple[str, ...]] = ("-c",)
 
 
 class TestZstdQcow2(Qcow2):
     options = "compression_type=zstd,cluster_size=16k"
-    flags = ("-c",)
+    flags: ClassVar[tuple[str, ...]] = ("-c",)
 
 
 class TestSubclusters(Qcow2):

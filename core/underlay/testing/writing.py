@@ -12,6 +12,7 @@ import random
 import threading
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -148,9 +149,9 @@ class WritableDriverContract(DriverContract):
             size = len(model)
             for offset, length in ((size - 1, 2), (size, 1), (size + 5, 1), (0, size + 1)):
                 data = b"\xee" * length
-                await raises(OutOfRangeError, lambda o=offset, d=data: disk.write(d, o))
+                await raises(OutOfRangeError, partial(disk.write, data, offset))
                 for change in (disk.write_zeroes, disk.discard_to_zero, disk.discard_to_any):
-                    await raises(OutOfRangeError, lambda c=change, o=offset, n=length: c(o, n))
+                    await raises(OutOfRangeError, partial(change, offset, length))
             await raises(OutOfRangeError, lambda: disk.write(b"x", -1))
             await disk.write(b"", size)
             assert disk.size == size
