@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -68,9 +69,10 @@ class BuiltImage:
 
     recipe: Recipe
     path: Path
-    #: Sizes and times of every file that belongs to it, as built.
-    stamps: dict[Path, tuple[int, int]]
-    contents: dict[Path, bytes]
+    #: Of every file that belongs to it, as built. A change of any byte changes these: nobody can
+    #: set the last of them, the time of change, back.
+    stamps: dict[Path, tuple[int, int, int]]
+    _told: dict[str, Any] = attrs.field(factory=dict[str, Any], init=False)
 
     @property
     def folder(self) -> Path:
@@ -84,14 +86,11 @@ class BuiltImage:
             return int(struct.unpack_from(">Q", file.read(32), 24)[0])
 
     @property
-    def has_odd_size(self) -> bool:
-        """Whether QEMU, which counts in sectors, shows less of the disk than there is."""
-        return self.exact_size % 512 != 0
-
-    @property
-    def has_odd_raw_file(self) -> bool:
-        """Whether QEMU, which counts in sectors, shows more of a raw backing file than there is."""
-        return any(path.suffix == ".raw" and size % 512 for path, (size, _) in self.stamps.items())
+    def told(self) -> dict[str, Any]:
+        """What ``qemu-img info`` says of it."""
+        if not self._told:
+            self._told.update(json.loads(self.tell("info", "--output=json", self.path.name)))
+        return self._told
 
     def raw(self) -> Path:
         """The guest's bytes as ``qemu-img convert`` writes them."""
@@ -100,9 +99,8 @@ class BuiltImage:
     def snapshot_raw(self, key: str) -> Path:
         """The guest's bytes after going back to an internal snapshot (its ID or name)."""
         # ``convert -l`` would do, but for the size: it shows the present one, not the snapshot's.
-        changes = [("snapshot", "-q", "-a", key, DISK)]
-        told = json.loads(self.tell("info", "--output=json", self.path.name))
-        for bitmap in told["format-specific"]["data"].get("bitmaps", ()):
+        changes: list[tuple[str, ...]] = [("snapshot", "-q", "-a", key, DISK)]
+        for bitmap in self.told["format-specific"]["data"].get("bitmaps", ()):
             changes.insert(0, ("bitmap", "--remove", DISK, bitmap["name"]))
         return self._converted(f"snapshot-{key.encode().hex()}", *changes)
 
@@ -120,7 +118,7 @@ class BuiltImage:
             return target
         size = self.exact_size
         source = self.path
-        if changes or self.has_odd_size:
+        if changes or self.recipe.has_odd_size:
             source = self.folder / f"copy.{self.path.name}"
             shutil.copyfile(self.path, source)
             # QEMU drops the last, incomplete sector: let it read a whole one, and cut that.
@@ -130,25 +128,19 @@ class BuiltImage:
         self.tell("convert", "-f", "qcow2", "-O", "raw", source.name, target.name)
         if source != self.path:
             source.unlink()
-        if self.has_odd_size:
+        if self.recipe.has_odd_size:
             with target.open("r+b") as file:
                 file.truncate(size)
         return target
 
     def touched(self) -> list[str]:
-        """Which of its files are no longer as they were built, and how."""
-        found: list[str] = []
-        for path, stamp in self.stamps.items():
-            if _stamp(path) != stamp:
-                found.append(f"{path.name}: size or modification time changed")
-            elif path in self.contents and path.read_bytes() != self.contents[path]:
-                found.append(f"{path.name}: bytes changed")
-        return found
+        """Which of its files are no longer as they were built."""
+        return [path.name for path, stamp in self.stamps.items() if _stamp(path) != stamp]
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: Path) -> tuple[int, int, int]:
     status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @attrs.define
@@ -182,12 +174,10 @@ class Kitchen:
         """Make an image in an empty folder next to ``noise-*`` and ``text-*``."""
         path = folder / _make(recipe, folder, name="disk")
         files = sorted(file for file in folder.iterdir() if file.is_file())
-        small = [file for file in files if file.stat().st_size <= 64 << 20]
         return BuiltImage(
             recipe=recipe,
             path=path,
             stamps={file: _stamp(file) for file in files},
-            contents={file: file.read_bytes() for file in small},
         )
 
 

@@ -16,11 +16,9 @@ from .recipes import Recipe
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for ``recipe`` or ``image`` runs once for every recipe, under its name."""
-    chosen = any(
-        mark.args[0] == "recipe" for mark in metafunc.definition.iter_markers("parametrize")
-    )
-    if "recipe" in metafunc.fixturenames and not chosen:
+    """A test of an ``image`` runs once for every recipe, unless ``over`` chose some."""
+    chosen = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    if "recipe" in metafunc.fixturenames and "recipe" not in chosen:
         metafunc.parametrize("recipe", RECIPES, ids=[recipe.name for recipe in RECIPES])
 
 

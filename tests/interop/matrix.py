@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
 from . import (
     recipes_backing,
     recipes_compression,
@@ -9,6 +13,7 @@ from . import (
     recipes_geometry,
     recipes_seeded,
 )
+from .recipes import Recipe
 
 RECIPES = (
     *recipes_geometry.RECIPES,
@@ -17,3 +22,9 @@ RECIPES = (
     *recipes_features.RECIPES,
     *recipes_seeded.RECIPES,
 )
+
+
+def over(choice: Callable[[Recipe], bool]) -> pytest.MarkDecorator:
+    """Run a test once for each recipe of this kind."""
+    chosen = [recipe for recipe in RECIPES if choice(recipe)]
+    return pytest.mark.parametrize("recipe", chosen, ids=[recipe.name for recipe in chosen])

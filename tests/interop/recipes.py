@@ -249,6 +249,24 @@ class Recipe:
         """Whether the guest's bytes are in a file of their own."""
         return any(option.startswith("data_file=") for option in self.options)
 
+    @property
+    def has_snapshots(self) -> bool:
+        """Whether internal snapshots were taken of it."""
+        commands = [step.arguments for step in self.steps if isinstance(step, Tool)]
+        return any(command[:2] == ("snapshot", "-c") for command in commands)
+
+    @property
+    def has_odd_size(self) -> bool:
+        """Whether QEMU, which counts in sectors, shows less of the disk than there is."""
+        sizes = [step.value for step in self.steps if isinstance(step, Patch) and step.offset == 24]
+        return any(size % 512 for size in sizes)
+
+    @property
+    def has_odd_raw_file(self) -> bool:
+        """Whether QEMU, which counts in sectors, shows more of a raw backing file than there is."""
+        steps = (step for layer in self.chain for step in layer.steps)
+        return any(isinstance(step, Truncate) and step.size % 512 for step in steps)
+
     def ops(self) -> list[Op]:
         """What touches this image's data."""
         return [op for step in self.steps if isinstance(step, Io | Crash) for op in step.ops]

@@ -11,18 +11,16 @@ import underlay
 from underlay import DirectoryGate, ImplicitOpenDeniedError
 
 from .building import BuiltImage, Done
+from .matrix import over
 
 Both = Callable[..., tuple[Done, Done]]
 
 
-@pytest.fixture
-def whole_sectors(image: BuiltImage) -> None:
-    """QEMU shows only whole sectors of a disk; where there is more, it cannot be compared with."""
-    if image.has_odd_size:
-        pytest.skip("QEMU cuts this disk at its last whole sector")
+#: Where QEMU, which counts in sectors, and we see a disk of the same size.
+comparable = over(lambda recipe: not recipe.has_odd_size)
 
 
-@pytest.mark.usefixtures("whole_sectors")
+@comparable
 def test_info_tells_what_qemu_img_tells(image: BuiltImage, both: Both) -> None:
     theirs, ours = both("info", "--output=json", image.path.name)
     assert ours.status == theirs.status == 0
@@ -38,10 +36,8 @@ def test_info_tells_what_qemu_img_tells(image: BuiltImage, both: Both) -> None:
     assert bool(ours.stderr) == suspicious
 
 
-@pytest.mark.usefixtures("whole_sectors")
+@over(lambda recipe: recipe.backing is not None and not recipe.has_odd_size)
 def test_info_of_the_chain_tells_what_qemu_img_tells(image: BuiltImage, both: Both) -> None:
-    if image.recipe.backing is None:
-        pytest.skip("no chain")
     theirs, ours = both("info", "--backing-chain", "--output=json", image.path.name)
     assert ours.status == theirs.status == 0
     told = json.loads(ours.stdout)
@@ -49,16 +45,15 @@ def test_info_of_the_chain_tells_what_qemu_img_tells(image: BuiltImage, both: Bo
         if layer["format"] == "raw":
             layer["virtual-size"] += -layer["virtual-size"] % 512
     assert told == json.loads(theirs.stdout)
-    if image.has_odd_raw_file:
+    if image.recipe.has_odd_raw_file:
         return
     theirs, ours = both("info", "--backing-chain", image.path.name)
     assert ours == theirs
 
 
-@pytest.mark.usefixtures("whole_sectors")
+# QEMU lets an odd raw file end with its last sector, we with its last byte.
+@over(lambda recipe: not (recipe.has_odd_size or recipe.has_odd_raw_file))
 def test_map_shows_what_qemu_img_shows(image: BuiltImage, both: Both) -> None:
-    if image.has_odd_raw_file:
-        pytest.skip("QEMU lets this raw file end with its last sector, we with its last byte")
     theirs, ours = both("map", "--output=json", image.path.name)
     assert ours.status == theirs.status
     assert json.loads(ours.stdout) == json.loads(theirs.stdout)
@@ -67,33 +62,46 @@ def test_map_shows_what_qemu_img_shows(image: BuiltImage, both: Both) -> None:
     assert ours == theirs
 
 
+def _names(image: BuiltImage) -> set[str]:
+    """What else the image names, as QEMU reads it."""
+    told = image.told
+    data_file = told["format-specific"]["data"].get("data-file")
+    return {name for name in (told.get("backing-filename"), data_file) if name}
+
+
 def test_probe_and_inspect_judge_from_the_image_alone(image: BuiltImage) -> None:
     probed = underlay.probe(image.path)
-    assert probed.format == "qcow2"
-    assert not probed.guessed
-    assert not probed.failures
+    assert (probed.format, probed.guessed, probed.failures) == ("qcow2", False, ())
     report = underlay.inspect(image.path)
-    assert report.format == "qcow2"
-    assert report.virtual_size == image.exact_size
-    named = {reference.name for reference in report.references}
-    told = json.loads(
-        image.tell("info", "--output=json", image.path.name)  # what QEMU reads of it
-    )
-    data_file = told["format-specific"]["data"].get("data-file")
-    assert named == {name for name in (told.get("backing-filename"), data_file) if name}
-    damaged = told["dirty-flag"] or told["format-specific"]["data"].get("corrupt")
-    assert bool(report.damage) == bool(damaged)
+    assert (report.format, report.virtual_size) == ("qcow2", image.exact_size)
+    named = _names(image)
+    assert {reference.name for reference in report.references} == named
+    told = image.told
+    damaged = told["dirty-flag"] or told["format-specific"]["data"].get("corrupt", False)
+    assert bool(report.damage) == damaged
     assert report.verdict == ("unsafe" if named or damaged else "safe"), report.reasons
 
 
 def test_what_an_image_names_is_opened_by_the_gates_word_alone(image: BuiltImage) -> None:
-    names_others = image.recipe.has_data_file or image.recipe.backing is not None
-    if not names_others:
+    if _names(image):
+        with pytest.raises(ImplicitOpenDeniedError):
+            underlay.open_any(image.path)
+    else:
         underlay.open_any(image.path).close()
-        return
-    told = json.loads(image.tell("info", "--output=json", image.path.name))
-    if "backing-filename" not in told and not image.recipe.has_data_file:
-        pytest.skip("rebased onto nothing")
-    with pytest.raises(ImplicitOpenDeniedError):
-        underlay.open_any(image.path)
-    underlay.open_any(image.path, gate=DirectoryGate()).close()
+
+
+def test_bitmaps_are_listed_as_qemu_lists_them(image: BuiltImage) -> None:
+    with underlay.open_any(image.path, gate=DirectoryGate()) as disk:
+        bitmaps = disk.info().description.bitmaps
+    assert [
+        {
+            "name": bitmap.name,
+            "granularity": bitmap.granularity,
+            "flags": [
+                flag
+                for flag, is_set in (("in-use", bitmap.in_use), ("auto", bitmap.auto))
+                if is_set
+            ],
+        }
+        for bitmap in bitmaps
+    ] == image.told["format-specific"]["data"].get("bitmaps", [])

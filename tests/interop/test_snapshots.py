@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -12,31 +11,19 @@ from underlay import DirectoryGate, ReadOnlyError
 from underlay.capabilities import Snapshottable
 
 from .building import BuiltImage
-from .matrix import RECIPES
-from .recipes import Recipe, Tool
+from .matrix import over
 
-WITH_SNAPSHOTS = [
-    recipe
-    for recipe in RECIPES
-    if any(
-        isinstance(step, Tool) and step.arguments[:2] == ("snapshot", "-c") for step in recipe.steps
-    )
-]
-
-over_snapshots = pytest.mark.parametrize(
-    "recipe", WITH_SNAPSHOTS, ids=[recipe.name for recipe in WITH_SNAPSHOTS]
-)
+over_snapshots = over(lambda recipe: recipe.has_snapshots)
 
 
 def _listed(image: BuiltImage) -> list[dict[str, Any]]:
     """The snapshots as QEMU tells them."""
-    told = json.loads(image.tell("info", "--output=json", image.path.name))
-    snapshots: list[dict[str, Any]] = told["snapshots"]
+    snapshots: list[dict[str, Any]] = image.told["snapshots"]
     return snapshots
 
 
 @over_snapshots
-def test_every_snapshot_reads_as_qemu_reads_it(image: BuiltImage, recipe: Recipe) -> None:
+def test_every_snapshot_reads_as_qemu_reads_it(image: BuiltImage) -> None:
     listed = _listed(image)
     names = [snapshot["name"] for snapshot in listed]
     ids = [snapshot["id"] for snapshot in listed]
@@ -58,7 +45,7 @@ def test_every_snapshot_reads_as_qemu_reads_it(image: BuiltImage, recipe: Recipe
 
 
 @over_snapshots
-def test_snapshots_are_listed_as_qemu_lists_them(image: BuiltImage, recipe: Recipe) -> None:
+def test_snapshots_are_listed_as_qemu_lists_them(image: BuiltImage) -> None:
     with underlay.open_any(image.path, gate=DirectoryGate()) as disk:
         store = disk.capability(Snapshottable)
         assert store is not None
