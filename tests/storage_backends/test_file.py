@@ -9,7 +9,8 @@ import pickle
 import resource
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,6 @@ def test_opening_and_reading_change_no_byte_and_no_time(
     path = tmp_path / "disk"
     path.write_bytes(os.urandom(10_001))
     os.utime(path, ns=(10**18, 10**18))
-    path.chmod(0o444)
     before, content = path.stat(), path.read_bytes()
     for options in ({}, {"lock": True}, {"options": {"direct": True}}):
         for writable in (False, True):
@@ -261,21 +261,27 @@ def test_a_short_read_or_write_is_gone_on_with(
     storage.close()
 
 
+@contextmanager
+def files_limited_to(size: int) -> Generator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_full_disk_is_a_typed_error_and_not_a_short_write(tmp_path: Path) -> None:
     storage = create(tmp_path / "disk")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, hard))
-    try:
+    with files_limited_to(MIB):
         with pytest.raises(StorageError) as caught:
             storage.writev((bytes(600_000), bytes(600_000)), 0)
         assert caught.value.errno == errno.EFBIG
-        with pytest.raises(StorageError):
-            storage.resize(2 * MIB)
-        with pytest.raises(StorageError):
-            storage.resize(2 * MIB, PreallocateMode.FULL)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert storage.size() <= MIB
+        storage.resize(100)
+        for mode in PreallocateMode:
+            with pytest.raises(StorageError):
+                storage.resize(2 * MIB, mode)
+            assert storage.size() == 100
     storage.close()
 
 
@@ -431,8 +437,8 @@ def test_a_create_that_fails_leaves_the_folder_as_it_was(tmp_path: Path) -> None
     path = tmp_path / "old"
     path.write_bytes(b"precious")
     for name in ("new", "old"):
-        with pytest.raises(StorageError):
-            create(tmp_path / name, size=(1 << 63) - 1, overwrite=True)
+        with files_limited_to(MIB), pytest.raises(StorageError):
+            create(tmp_path / name, size=2 * MIB, overwrite=True)
         with pytest.raises(OptionError):
             create(tmp_path / name, size=-1, overwrite=True)
     holder = FileStorage.open(StorageOpenOptions(name=str(path)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import pickle
+import socket
 import subprocess
 import sys
 import time
@@ -67,16 +68,26 @@ def held_by_qemu_io(qemu: Paths, path: Path, *options: str) -> Generator[None]:
 
 @contextmanager
 def held_by_qemu_nbd(qemu: Paths, path: Path, *options: str) -> Generator[None]:
-    socket = path.with_suffix(".sock")
-    command = [qemu("qemu-nbd"), "-f", "qcow2", "-t", "-k", str(socket), *options, str(path)]
+    listen = ("-t", "-k", str(path.with_suffix(".sock")))
+    command = [qemu("qemu-nbd"), "-f", "qcow2", *listen, *options, str(path)]
     with subprocess.Popen(command) as process:
         try:
-            while not socket.exists():
+            while not greets(path.with_suffix(".sock")):
                 assert process.poll() is None, "qemu-nbd ended"
                 time.sleep(0.01)
             yield
         finally:
-            process.terminate()
+            process.kill()
+
+
+def greets(address: Path) -> bool:
+    """Whether a server is up, which by then has opened its image."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(address))
+        except OSError:
+            return False
+        return client.recv(8) == b"NBDMAGIC"
 
 
 def test_while_we_write_qemu_neither_writes_nor_reads(qemu: Paths, image: Path) -> None:
