@@ -76,7 +76,7 @@ def command(
     if target_is_zero and not target_exists:
         raise CommandError("--target-is-zero requires use of -n flag")
     if len(names) < 2:  # noqa: PLR2004 (from one to another)
-        raise click.UsageError("Must specify image file name")
+        raise CommandError("Must specify image file name")
     with ExitStack() as disks:
         sources = [
             disks.enter_context(

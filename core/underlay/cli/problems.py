@@ -52,7 +52,7 @@ def exit_status(argv: Sequence[str]) -> int:
         complain(*failure.lines)
         status = failure.status
     except click.ClickException as error:
-        complain(_usage(error))
+        complain(_usage(error, argv))
         sys.stderr.write(_TRY)
         status = FAILED
     except (UnderlayError, OSError) as error:
@@ -117,12 +117,14 @@ def _denied(request: ImplicitOpenRequest, reason: str) -> str:
     )
 
 
-def _usage(error: click.ClickException) -> str:
+def _usage(error: click.ClickException, argv: Sequence[str]) -> str:
     """What qemu-img says of a wrong command line."""
     if isinstance(error, click.NoSuchOption):
         return f"unrecognized option '{error.option_name}'"
     if isinstance(error, click.BadOptionUsage):
         if "requires an argument" in error.message:
             return f"missing argument for option '{error.option_name}'"
-        return f"unrecognized option '{error.option_name}'"
+        # A flag with a value: shown as it was typed.
+        typed = (word for word in argv if word.startswith(f"{error.option_name}="))
+        return f"unrecognized option '{next(typed, error.option_name)}'"
     return error.format_message().rstrip(".")
