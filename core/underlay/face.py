@@ -9,6 +9,7 @@ does the same inside a running loop as outside of one.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -249,8 +250,6 @@ async def to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def current_loop() -> asyncio.AbstractEventLoop | None:
     """The event loop running in this thread, or None; imports no asyncio to find out."""
-    import sys
-
     # Another thread may be in the middle of importing it: then nothing runs here yet.
     running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
     if running is None:

@@ -126,11 +126,11 @@ class RangeLocks:
         Raises:
             RuntimeError: a blocking call would wait for a task of the event loop that it stops.
         """
+        wanted = self.acquire_if_idle(start, end, exclusive=exclusive)
+        if wanted is not None:
+            return wanted
         wanted = _Holder(start, end, exclusive=exclusive)
         with self._mutex:
-            if not self._held and not self._queue:
-                self._held.append(wanted)
-                return wanted
             blockers = self._blockers(wanted)
             if not blockers:
                 self._held.append(wanted)
@@ -145,11 +145,21 @@ class RangeLocks:
             raise
         return wanted
 
+    def acquire_if_idle(self, start: int, end: int, *, exclusive: bool) -> _Holder | None:
+        """Take a lock at once if nobody at all holds one or waits; None otherwise."""
+        with self._mutex:
+            if self._held or self._queue:
+                return None
+            holder = _Holder(start, end, exclusive=exclusive)
+            self._held.append(holder)
+            return holder
+
     def release(self, holder: _Holder) -> None:
         """Give a lock back, and hand its range on."""
         with self._mutex:
             self._held.remove(holder)
-            self._hand_on()
+            if self._queue:
+                self._hand_on()
 
     def _blockers(self, wanted: _Holder) -> list[_Holder]:
         return [held for held in self._held if held.excludes(wanted)] + [
@@ -187,7 +197,8 @@ class Lock:
         self._holder: _Holder | None = None
 
     async def __aenter__(self) -> None:
-        self._holder = await self._ranges.acquire(0, 1, exclusive=True)
+        holder = self._ranges.acquire_if_idle(0, 1, exclusive=True)
+        self._holder = holder or await self._ranges.acquire(0, 1, exclusive=True)
 
     async def __aexit__(
         self,
