@@ -80,13 +80,14 @@ class FormatAccess:
         guard: RawGuard | None = None,
         view_of: FormatAccess | None = None,
     ) -> None:
+        self._resources: Resources | None = None
         self._driver = driver
-        self._resources = resources
         self._guard = guard
         self._life: Lifecycle = Lifecycle() if view_of is None else view_of._life
         self._is_view = view_of is not None
         for disk in resources.lent if resources is not None else ():
-            disk._life.serve(self._life)
+            disk._life.serve(self._life)  # one that is closed is an error, and this disk none
+        self._resources = resources
         self._reader = Reader(driver)
         self._writer = Writer(driver, self._reader)
         self._read_parallel = 1
@@ -503,8 +504,9 @@ class FormatAccess:
         await self.close()
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        life = getattr(self, "_life", None)
-        if self._resources and life is not None and not life.ended and not life.forked:
+        # An __init__ that raised may have set nothing yet.
+        open_ = getattr(self, "_resources", None) is not None
+        if open_ and not self._life.ended and not self._life.forked:
             _warn(f"unclosed disk {self!r}", ResourceWarning, source=self)
 
     def __repr__(self) -> str:
