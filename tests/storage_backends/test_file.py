@@ -8,6 +8,7 @@ import os
 import pickle
 import resource
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -550,3 +551,20 @@ def test_creating_on_a_block_device_wipes_it(block_device: str) -> None:
     storage.abandon()
     storage.close()
     assert os.path.exists(block_device)
+
+
+def test_reading_without_waiting_is_possible_where_files_are_memory() -> None:
+    memory = "/dev/shm"  # noqa: S108 - a real tmpfs is what is tested
+    if not os.path.isdir(memory):
+        pytest.skip("no filesystem in memory here")
+    with tempfile.NamedTemporaryFile(dir=memory) as file:
+        file.write(b"x" * 8192)
+        file.flush()
+        storage = FileStorage.open(StorageOpenOptions(name=file.name))
+        try:
+            buffer = bytearray(4096)
+            storage.try_readv((buffer,), 0)  # finds out what the filesystem can
+            assert storage.try_readv((buffer,), 4096) == 4096
+            assert buffer == b"x" * 4096
+        finally:
+            storage.close()

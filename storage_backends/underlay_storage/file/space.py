@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from underlay.storage import Extent
 
-__all__ = ["Space", "extent"]
+__all__ = ["Space", "extent", "lives_in_memory"]
 
 # fallocate(2): modes, none of which lets the file grow.
 _KEEP_SIZE = 0x01
@@ -20,6 +20,9 @@ _ZERO_RANGE = 0x10 | _KEEP_SIZE
 _NEVER = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.ENOTTY, errno.ESPIPE})
 #: Not for this range: a block device takes whole sectors only.
 _NOT_NOW = errno.EINVAL
+
+#: TMPFS_MAGIC and RAMFS_MAGIC of statfs(2).
+_MEMORY_FILESYSTEMS = frozenset({0x0102_1994, 0x8584_58F6})
 
 
 class Space:
@@ -86,6 +89,19 @@ def extent(descriptor: int, offset: int, end: int) -> Extent:
 
 
 @functools.cache
+def lives_in_memory(descriptor: int) -> bool:
+    """Whether the file is on a filesystem that keeps its files in memory (tmpfs, ramfs)."""
+    import ctypes
+
+    # The filesystem's type is the first word of struct statfs, which is 120 bytes; room to spare.
+    facts = (ctypes.c_long * 64)()
+    try:
+        failed = ctypes.CDLL(None).fstatfs(descriptor, facts)
+    except (OSError, AttributeError):
+        return False
+    return not failed and facts[0] in _MEMORY_FILESYSTEMS
+
+
 def _libc_fallocate() -> Callable[[int, int, int, int], int] | None:
     """The C library's ``fallocate``, which returns an errno here; ``os`` has none with a mode."""
     import ctypes

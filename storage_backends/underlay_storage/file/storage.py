@@ -33,7 +33,7 @@ from underlay.storage import (
 from underlay_storage.file import descriptors, locks
 from underlay_storage.file.direct import Alignment, direct_option, enable, set_direct
 from underlay_storage.file.naming import folder_of, path_of
-from underlay_storage.file.space import Space, extent
+from underlay_storage.file.space import Space, extent, lives_in_memory
 
 __all__ = ["FileStorage"]
 
@@ -251,7 +251,8 @@ class FileStorage(BlockingStorage):
             return 0
         except OSError as error:
             if error.errno in _NO_NOWAIT:
-                self._nowait = None
+                # A filesystem that is memory never waits for a device: there any read will do.
+                self._nowait = 0 if lives_in_memory(self._fd) else None
                 return None
             self._fail(error, f"read {total(buffers)} bytes at {offset} of")
         wanted = len(buffers[0]) if len(buffers) == 1 else total(buffers)
