@@ -75,7 +75,7 @@ class Qcow2OpenBuilder:
         self._set.add("backing")
         return self
 
-    def backing_path(self, path: str | os.PathLike[str], format: str) -> Self:  # noqa: A002 (its name)
+    def backing_path(self, path: str | os.PathLike[str], format: str) -> Self:
         """Open this image as backing image. What it names in turn is up to the gate."""
         self._backing, self._backing_path = None, (path, format)
         self._set.add("backing")

@@ -19,6 +19,7 @@ from underlay.capabilities import (
 from underlay.driver import FormatOpenOptions, OptionSpec
 from underlay.errors import (
     CorruptImageError,
+    LimitExceededError,
     OptionError,
     ReadOnlyError,
     StorageChangedError,
@@ -191,9 +192,9 @@ class Qcow2(Dependencies, Describable, Snapshottable, BitmapStore, Inspectable):
 
     def decode(self, host_length: int, raw: memoryview, out: memoryview) -> None:
         """See ``FormatDriverInstance.decode``."""
-        self._limits.check(
-            "decoded_unit", len(out), what=f"'{self.image.name()}': a compressed cluster's size"
-        )
+        if len(out) > self._limits.decoded_unit:
+            what = f"'{self.image.name()}': the size of a compressed cluster"
+            self._limits.check("decoded_unit", len(out), what=what)
         decompress(self.header.compression_type, raw[:host_length], out, name=self.image.name())
 
     async def invalidate_cache(self) -> None:
@@ -220,11 +221,11 @@ class Qcow2(Dependencies, Describable, Snapshottable, BitmapStore, Inspectable):
         bitmaps: Sequence[Bitmap] = ()
         try:
             snapshots = await self.snapshots()
-        except CorruptImageError as error:
+        except (CorruptImageError, LimitExceededError) as error:
             warnings.append(str(error))
         try:
             bitmaps = await self.bitmaps()
-        except CorruptImageError as error:
+        except (CorruptImageError, LimitExceededError) as error:
             warnings.append(str(error))
         return describe(self.header, snapshots=snapshots, bitmaps=bitmaps, warnings=warnings)
 

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ClusterMap"]
 
-#: Ranges of so many clusters are walked table by table with numpy, which takes a while to import.
-_BULK_CLUSTERS = 4096
+#: So many clusters are looked at table by table with numpy, which takes a while to import.
+_BULK_CLUSTERS = 16384
 #: Further than any file: the data file's "end", since past its end there are zeroes.
 _NO_END = 1 << 64
 
@@ -181,7 +181,7 @@ class ClusterMap(FormatDriverInstance):
         """See ``FormatDriverInstance.iter_mappings``. What continues is not split."""
         end = min(offset + length, self._size)
         pending: Run | None = None
-        if end - offset >> self._cluster_bits < _BULK_CLUSTERS:
+        if self._clusters_to_look_at(end - offset) < _BULK_CLUSTERS:
             source = self._runs(offset, end)
         else:
             from underlay_drivers.qcow2.bulk import table_runs
@@ -205,6 +205,10 @@ class ClusterMap(FormatDriverInstance):
             raise
         if pending is not None:
             yield self._mapping(offset, pending)
+
+    def _clusters_to_look_at(self, length: int) -> int:
+        tables = len(self.l1) - self.l1.count(0)
+        return min(length >> self._cluster_bits, tables * self.geometry.l2_entries)
 
     async def _runs(self, offset: int, end: int) -> AsyncIterator[Iterable[Run]]:
         while offset < end:
@@ -260,13 +264,11 @@ class ClusterMap(FormatDriverInstance):
             return kind, host, size - within
         if kind == MIXED:
             return self._subcluster_run(host, bitmap, within)
-        most = min(
-            geometry.l2_entries - index,
-            (within + wanted + size - 1) >> self._cluster_bits,
-            self._clusters_before_damage(kind, host),
-        )
         count = 1
+        most = (within + wanted + size - 1) >> self._cluster_bits
         if most > 1:
+            damage = self._clusters_before_damage(kind, host)
+            most = min(most, geometry.l2_entries - index, damage)
             # With a host offset, the bit that tells about its refcount makes no difference.
             step, mask = (0, -1) if host == NOWHERE else (size, ~layout.COPIED)
             expected = entry & mask
