@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 from underlay.access import FormatAccess
 from underlay.buffers import AnyBuffer
-from underlay.driver import FormatDriverInstance
+from underlay.driver import FormatDriverInstance, Location
 from underlay.face import run_blocking
 from underlay.fileobj import DiskFile
 from underlay.handle import StorageStats
@@ -32,15 +32,15 @@ T = TypeVar("T")
 class SyncFormatAccess:
     """An open disk. All offsets and lengths are guest bytes; every method is ``FormatAccess``'s."""
 
-    __slots__ = ("_calls", "_core", "_leases", "_life", "_locate", "_write_fast")
+    __slots__ = ("_calls", "_core", "_life", "_locate", "_write_fast")
 
     def __init__(self, core: FormatAccess) -> None:
         self._core = core
         self._life = core._life
         self._calls = core._life.calls
-        self._locate = core._driver.locate
-        self._leases = core._driver.leases()
-        self._write_fast = core._guard is None and self._leases is None
+        leases = core._driver.leases()
+        self._locate = core._driver.locate if leases is None else _nowhere
+        self._write_fast = core._guard is None and leases is None
 
     # -- reading
 
@@ -56,13 +56,12 @@ class SyncFormatAccess:
         try:
             if self._life.reason is not None:
                 self._life.check()
-            if type(buf) is bytearray and self._leases is None:
+            if type(buf) is bytearray or (type(buf) is memoryview and _is_flat(buf)):
                 location = self._locate(offset)
                 if location is not None:
                     handle, host, run, _ = location
                     inline = handle.inline_readv
                     if inline is not None and 0 < len(buf) <= run:
-                        handle.stats.read_requests += 1
                         inline((buf,), host)
                         return
             run_blocking(self._core.readv((buf,), offset))
@@ -97,7 +96,6 @@ class SyncFormatAccess:
                     handle, host, run, writable = location
                     inline = handle.inline_writev
                     if writable and inline is not None and 0 < len(data) <= run:
-                        handle.stats.write_requests += 1
                         inline((data,), host)
                         return
             run_blocking(self._core.writev((data,), offset))
@@ -307,6 +305,16 @@ class SyncFormatAccess:
 
     def __repr__(self) -> str:
         return repr(self._core).replace("FormatAccess", "SyncFormatAccess", 1)
+
+
+def _nowhere(_offset: int) -> Location | None:
+    """For a disk whose mappings move: they need a lease, which the short way does not take."""
+    return None
+
+
+def _is_flat(view: memoryview) -> bool:
+    """Whether bytes can be read into a view as it is."""
+    return view.format == "B" and view.ndim == 1 and view.c_contiguous and not view.readonly
 
 
 class _BlockingCapability:
