@@ -5,6 +5,7 @@ One module a subcommand, imported when it is used. They are thin: parse, call a 
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -17,6 +18,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     Nothing outlives the call: it may be made again in the same process.
     """
-    from underlay.cli.problems import exit_status
+    thresholds = gc.get_threshold()
+    # What is loaded stays: looking through it again and again meanwhile costs some milliseconds.
+    gc.set_threshold(50_000, *thresholds[1:])
+    try:
+        from underlay.cli.problems import exit_status
 
-    sys.exit(exit_status(sys.argv[1:] if argv is None else argv))
+        status = exit_status(sys.argv[1:] if argv is None else argv)
+    finally:
+        gc.set_threshold(*thresholds)
+    sys.exit(status)

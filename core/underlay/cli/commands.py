@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import click
 
+from underlay.cli.help import CONTEXT, help_option
 from underlay.cli.output import echo
 
 __all__ = ["COMMANDS", "underlay"]
@@ -58,7 +59,8 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
 
 @click.group(
     cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    add_help_option=False,
+    context_settings=CONTEXT,
     invoke_without_command=True,
     no_args_is_help=False,
     epilog="""\b
@@ -80,3 +82,6 @@ def underlay(context: click.Context) -> None:
     """Virtual-disk images: look at them, judge them, compare and convert them."""
     if context.invoked_subcommand is None:
         raise click.UsageError("Not enough arguments")
+
+
+underlay.params.append(help_option)

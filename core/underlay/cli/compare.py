@@ -24,7 +24,7 @@ _FAILED = {"map": 3}
 _NOT_READ = 4
 
 
-@click.command("compare", context_settings=options.CONTEXT)
+@options.command("compare")
 @options.format_option("-f", "format_name", what="The first image's format.")
 @options.format_option("-F", "other_format", what="The second image's format.")
 @click.option("-s", "strict", is_flag=True, help="Sizes and what is allocated must be equal too.")
@@ -33,7 +33,7 @@ _NOT_READ = 4
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @options.force_share
 @options.access_options
-@options.names
+@options.names("FILENAME FILENAME")
 def command(
     names: tuple[str, ...],
     *,

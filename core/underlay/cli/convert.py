@@ -22,7 +22,7 @@ _LARGEST_SPARSE_SIZE = 16 << 20
 _MOST_PARALLEL = 16
 
 
-@click.command("convert", context_settings=options.CONTEXT)
+@options.command("convert")
 @options.format_option("-f", "format_name", what="The format of the images to read.")
 @options.format_option("-O", "output_format", what="The format of the new image (default raw).")
 @click.option("-o", "creation", metavar="OPTIONS", multiple=True, help="How to create it; or help.")
@@ -44,7 +44,7 @@ _MOST_PARALLEL = 16
 @options.force_share
 @options.access_options
 @options.target_storage_option
-@options.names
+@options.names("FILENAME... OUTPUT")
 def command(
     names: tuple[str, ...],
     *,

@@ -17,7 +17,7 @@ _OPERANDS = ("bs", "count", "if", "of", "skip")
 _LARGEST_BLOCK = (1 << 31) - 1
 
 
-@click.command("dd", context_settings=options.CONTEXT)
+@options.command("dd")
 @options.format_option("-f", "format_name", what="The format of the image to read.")
 @options.format_option("-O", "output_format", what="The format of the new image (default raw).")
 @options.force_share

@@ -19,13 +19,13 @@ __all__ = ["command"]
 _NANOSECONDS = 1_000_000_000
 
 
-@click.command("info", context_settings=options.CONTEXT)
+@options.command("info")
 @options.format_option("-f", "--format", "format_name", what="The image's format.")
 @options.output_option
 @click.option("--backing-chain", is_flag=True, help="Tell of all images below it, too.")
 @options.force_share
 @options.access_options
-@options.names
+@options.names()
 def command(
     names: tuple[str, ...],
     *,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Unpack
 
-import click
-
 from underlay.blocking import inspect
 from underlay.cli import options
 from underlay.cli.output import echo, harmless, human_size, json_text, printable
@@ -22,10 +20,10 @@ _MEANING = {
 }
 
 
-@click.command("inspect", context_settings=options.CONTEXT)
+@options.command("inspect")
 @options.output_option
 @options.access_options
-@options.names
+@options.names()
 def command(names: tuple[str, ...], *, output: str, **access: Unpack[options.Access]) -> int:
     """Judge an image from a stranger: may it be handed to a machine?
 

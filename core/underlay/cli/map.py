@@ -15,14 +15,14 @@ from underlay.jobs.map import MapEntry, map_image
 __all__ = ["command"]
 
 
-@click.command("map", context_settings=options.CONTEXT)
+@options.command("map")
 @options.format_option("-f", "--format", "format_name", what="The image's format.")
 @options.output_option
 @click.option("-s", "--start-offset", metavar="OFFSET", help="Begin there.")
 @click.option("-l", "--max-length", metavar="LENGTH", help="Go on for no more than that.")
 @options.force_share
 @options.access_options
-@options.names
+@options.names()
 def command(
     names: tuple[str, ...],
     *,

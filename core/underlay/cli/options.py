@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 import attrs
 import click
 
 from underlay.blocking import open_any, open_image
+from underlay.cli.help import CONTEXT, help_option
 from underlay.cli.problems import CommandError
 from underlay.errors import OptionError
 from underlay.gate import (
@@ -23,10 +24,10 @@ from underlay.sync import SyncFormatAccess
 from underlay.units import parse_size
 
 __all__ = [
-    "CONTEXT",
     "Access",
     "access_options",
     "cache_option",
+    "command",
     "force_share",
     "format_option",
     "given_size",
@@ -40,8 +41,16 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., object])
 
-#: Settings of every command.
-CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+def command(name: str) -> Callable[[Callable[..., int]], click.Command]:
+    """A subcommand of this name."""
+
+    def decorate(function: Callable[..., int]) -> click.Command:
+        made = click.command(name, add_help_option=False, context_settings=CONTEXT)(function)
+        made.params.append(help_option)
+        return made
+
+    return decorate
 
 
 # -- how images are opened
@@ -199,7 +208,9 @@ def cache_option(
 # -- names, sizes, output
 
 
-names = click.argument("names", nargs=-1, metavar="FILENAME")
+def names(metavar: str = "FILENAME") -> Callable[[F], F]:
+    """The names on the command line; each command counts them itself, for qemu-img's words."""
+    return click.argument("names", nargs=-1, metavar=metavar)
 
 
 def one_name(given: Sequence[str]) -> str:

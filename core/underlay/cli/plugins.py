@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import click
-
 from underlay.cli import options
 from underlay.cli.output import echo, harmless, json_text
 from underlay.plugins import PluginRecord, Registry, registry
@@ -16,7 +14,7 @@ __all__ = ["command"]
 VERSION = 1
 
 
-@click.command("plugins", context_settings=options.CONTEXT)
+@options.command("plugins")
 @options.output_option
 def command(*, output: str) -> int:
     """List what is loaded and from where, and what is not and why."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Unpack
 
 import attrs
-import click
 
 from underlay.blocking import probe
 from underlay.cli import options
@@ -18,10 +17,10 @@ __all__ = ["command"]
 VERSION = 1
 
 
-@click.command("probe", context_settings=options.CONTEXT)
+@options.command("probe")
 @options.output_option
 @options.access_options
-@options.names
+@options.names()
 def command(names: tuple[str, ...], *, output: str, **access: Unpack[options.Access]) -> int:
     """Say what format an object has, and why; opens nothing else, and takes no lock.
 
