@@ -6,10 +6,9 @@ from collections.abc import Iterable
 
 from underlay.driver import FormatDriverInstance
 from underlay.hookspecs import hookimpl
-from underlay_drivers.qcow2.builder import Qcow2OpenBuilder
 from underlay_drivers.qcow2.driver import Qcow2
 
-__all__ = ["Qcow2", "Qcow2OpenBuilder", "underlay_format_drivers"]
+__all__ = ["Qcow2", "underlay_format_drivers"]
 
 
 @hookimpl

@@ -1,10 +1,13 @@
-"""The qcow2 driver: what the core sees. The work is in the modules around it."""
+"""The qcow2 driver: what the core sees. The work is in the modules around it.
+
+What only some images or programs need is imported there: starting up is to be quick.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NoReturn, Self
+from typing import TYPE_CHECKING, ClassVar, NoReturn, Self
 
 from underlay.capabilities import (
     Bitmap,
@@ -31,17 +34,15 @@ from underlay.limits import Limits
 from underlay.probing import Match, NoMatch, ProbeVerdict, ProbeView
 from underlay.storage import AnyStorage
 from underlay_drivers.qcow2 import layout
-from underlay_drivers.qcow2.bitmaps import read_bitmaps
-from underlay_drivers.qcow2.builder import Qcow2OpenBuilder
 from underlay_drivers.qcow2.compressed import decompress
 from underlay_drivers.qcow2.dependencies import Dependencies
 from underlay_drivers.qcow2.description import bitmap_warnings, describe, flagged_damage
 from underlay_drivers.qcow2.header import Header
-from underlay_drivers.qcow2.inspection import inspect_image
 from underlay_drivers.qcow2.loading import load_header, load_l1
-from underlay_drivers.qcow2.refcounts import looks_preallocated
-from underlay_drivers.qcow2.snapshots import find_snapshot, read_snapshots, snapshot_view
 from underlay_drivers.qcow2.validation import write_obstacles
+
+if TYPE_CHECKING:
+    from underlay_drivers.qcow2.builder import Qcow2OpenBuilder
 
 __all__ = ["Qcow2"]
 
@@ -95,11 +96,15 @@ class Qcow2(Dependencies, Describable, Snapshottable, BitmapStore, Inspectable):
     @classmethod
     def builder(cls, image: AnyStorage | StorageHandle) -> Qcow2OpenBuilder:
         """Open the image in this storage, which stays the caller's, step by step."""
+        from underlay_drivers.qcow2.builder import Qcow2OpenBuilder
+
         return Qcow2OpenBuilder(cls, image)
 
     @classmethod
     def builder_path(cls, image_path: str | os.PathLike[str]) -> Qcow2OpenBuilder:
         """Open the image at this path step by step."""
+        from underlay_drivers.qcow2.builder import Qcow2OpenBuilder
+
         return Qcow2OpenBuilder(cls, image_path)
 
     @classmethod
@@ -152,6 +157,12 @@ class Qcow2(Dependencies, Describable, Snapshottable, BitmapStore, Inspectable):
         name = self.image.name()
         offset, entries, size = header.l1_table_offset, header.l1_size, header.size
         if self._snapshot is not None:
+            from underlay_drivers.qcow2.snapshots import (
+                find_snapshot,
+                read_snapshots,
+                snapshot_view,
+            )
+
             table = await read_snapshots(self.image, header, self._limits)
             entry = find_snapshot(table, self._snapshot, image=name)
             offset, entries, size = snapshot_view(
@@ -180,6 +191,8 @@ class Qcow2(Dependencies, Describable, Snapshottable, BitmapStore, Inspectable):
     @classmethod
     async def inspect(cls, storage: StorageHandle, limits: Limits) -> Inspection:
         """See ``Inspectable.inspect``."""
+        from underlay_drivers.qcow2.inspection import inspect_image
+
         return await inspect_image(storage, limits)
 
     # -- reading
@@ -187,6 +200,8 @@ class Qcow2(Dependencies, Describable, Snapshottable, BitmapStore, Inspectable):
     async def sparse_data(self) -> bool:
         """Whether holes lie under data: by QEMU's own rule, so that ``map`` agrees with it."""
         if self._sparse is None:
+            from underlay_drivers.qcow2.refcounts import looks_preallocated
+
             self._sparse = await looks_preallocated(self.image, self.header)
         return self._sparse
 
@@ -231,11 +246,19 @@ class Qcow2(Dependencies, Describable, Snapshottable, BitmapStore, Inspectable):
 
     async def snapshots(self) -> Sequence[Snapshot]:
         """See ``Snapshottable.snapshots``."""
+        if not self.header.nb_snapshots:
+            return []
+        from underlay_drivers.qcow2.snapshots import read_snapshots
+
         entries = await read_snapshots(self.image, self.header, self._limits)
         return [entry.public(disk_size=self.header.size) for entry in entries]
 
     async def bitmaps(self) -> Sequence[Bitmap]:
         """See ``BitmapStore.bitmaps``."""
+        if self.header.extension(layout.EXTENSION_BITMAPS) is None:
+            return []
+        from underlay_drivers.qcow2.bitmaps import read_bitmaps
+
         entries = await read_bitmaps(self.image, self.header, self._limits)
         return [entry.public() for entry in entries]
 
