@@ -7,6 +7,7 @@ import random
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from .recipes import (
     WiderHeader,
 )
 
-__all__ = ["BuiltImage", "Done", "Kitchen", "qemu"]
+__all__ = ["BuiltImage", "Done", "Kitchen", "qemu", "start"]
 
 #: Seconds; an oracle that takes longer is no oracle.
 TIMEOUT = 60
@@ -41,18 +42,32 @@ class Done:
     stderr: str
 
 
-def qemu(program: str, *arguments: object, cwd: Path | None = None) -> Done:
-    """Run one of QEMU's tools, whatever comes of it."""
-    done = subprocess.run(
+def start(program: str, *arguments: object, cwd: Path | None = None) -> Callable[[], Done]:
+    """Start one of QEMU's tools; call what comes back to wait for its end, whatever that is."""
+    process = subprocess.Popen(
         [program, *map(str, arguments)],
         cwd=cwd,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=TIMEOUT,
-        check=False,
     )
-    return Done(done.returncode, done.stdout, done.stderr)
+
+    def finish() -> Done:
+        with process:
+            try:
+                stdout, stderr = process.communicate(timeout=TIMEOUT)
+            except BaseException:
+                process.kill()
+                raise
+        return Done(process.returncode, stdout, stderr)
+
+    return finish
+
+
+def qemu(program: str, *arguments: object, cwd: Path | None = None) -> Done:
+    """Run one of QEMU's tools, whatever comes of it."""
+    return start(program, *arguments, cwd=cwd)()
 
 
 def _must(done: Done, *, status: int = 0) -> str:
@@ -91,6 +106,14 @@ class BuiltImage:
         if not self._told:
             self._told.update(json.loads(self.tell("info", "--output=json", self.path.name)))
         return self._told
+
+    def check(self) -> dict[str, Any]:
+        """What ``qemu-img check`` counts; it must find the image as its recipe says."""
+        done = qemu("qemu-img", "check", "--output=json", self.path.name, cwd=self.folder)
+        if done.status not in self.recipe.check:
+            raise AssertionError(f"{self.recipe.name}: exit {done.status}\n{done.stdout}")
+        counts: dict[str, Any] = json.loads(done.stdout)
+        return counts
 
     def raw(self) -> Path:
         """The guest's bytes as ``qemu-img convert`` writes them."""

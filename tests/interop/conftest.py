@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from .building import BuiltImage, Done, Kitchen, qemu
+from .building import BuiltImage, Done, Kitchen, start
 from .matrix import RECIPES
 from .recipes import Recipe
 
@@ -50,8 +50,11 @@ def both(underlay_command: Callable[..., Done]) -> Callable[..., tuple[Done, Don
     """Run ``qemu-img`` and our command with the same arguments, in the folder that one is in."""
 
     def run(subcommand: str, *arguments: object) -> tuple[Done, Done]:
-        theirs = qemu("qemu-img", subcommand, *arguments)
-        ours = underlay_command(subcommand, "--gate", "directory", *arguments)
+        finish = start("qemu-img", subcommand, *arguments)
+        try:  # ours meanwhile
+            ours = underlay_command(subcommand, "--gate", "directory", *arguments)
+        finally:
+            theirs = finish()
         return _prefixed(theirs, "qemu-img: "), _prefixed(ours, "underlay: ")
 
     return run

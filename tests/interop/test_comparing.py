@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_convert_writes_the_file_that_qemu_img_writes(
 
 
 @contextmanager
-def flipped(path: Path, offset: int) -> Iterator[None]:
+def flipped(path: Path, offset: int) -> Generator[None]:
     """One bit of a file is another one for a while."""
     with path.open("r+b") as file:
         file.seek(offset)
