@@ -324,8 +324,6 @@ def _extensions(header: Header, data: bytes, name: str) -> Iterator[Extension]:
         start = at + layout.EXTENSION.size
         if start <= end:
             kind, length = layout.EXTENSION.unpack_from(data, at)
-            if kind == layout.EXTENSION_END:
-                return
         count += 1
         if length > end - start or count > layout.EXTENSIONS_MAX:
             what = "too many" if count > layout.EXTENSIONS_MAX else "one that is too long"
@@ -336,6 +334,8 @@ def _extensions(header: Header, data: bytes, name: str) -> Iterator[Extension]:
                 field="header extension length",
                 value=length,
             )
+        if kind == layout.EXTENSION_END:
+            return
         if start + length > len(data):
             raise IncompleteHeaderError(header.cluster_size)
         yield Extension(kind, bytes(data[start : start + length]))

@@ -258,9 +258,7 @@ def _snapshot_problems(header: Header, name: str) -> Iterator[UnderlayError]:
             field="nb_snapshots",
             value=count,
         )
-    elif count and (
-        offset % header.cluster_size or offset > _OFFSET_END - layout.SNAPSHOT_TABLE_BYTES_MAX
-    ):
+    elif offset % header.cluster_size or offset > _OFFSET_END - layout.SNAPSHOT_TABLE_BYTES_MAX:
         yield _damage(
             name,
             f"the snapshot table's offset {offset:#x} starts no cluster",

@@ -102,6 +102,7 @@ REFUSED: dict[str, Damage] = {
     "37 nb_snapshots 2^32-1": field(60, "I", 2**32 - 1),
     "38 nb_snapshots 65,537": field(60, "I", 65_537),
     "40 snapshot table unaligned": lambda image: image.put(60, "IQ", 1, 0x10200),
+    "40 snapshot table unaligned, and empty": field(64, "Q", 0x10200),
     "42 unknown incompatible bit 5": incompatible(5),
     "43 unknown incompatible bit 63": incompatible(63),
     "47 compression bit, type 0": incompatible(3),
@@ -118,6 +119,7 @@ REFUSED: dict[str, Damage] = {
     "63 extension past the cluster": extension_length(CLUSTER),
     "64 extension 2^31-1": extension_length(2**31 - 1),
     "65 extension 2^32-1": extension_length(2**32 - 1),
+    "65 end marker past the cluster": lambda image: image.put(112, "II", 0, CLUSTER),
     "66 nothing but extensions": lambda image: image.put(
         112, f"{(CLUSTER - 112) // 4}I", *([7, 0] * ((CLUSTER - 112) // 8))
     ),
