@@ -263,8 +263,10 @@ async def create(
         await driver_class.create(attrs.evolve(wanted, storage=storage))
         return await opening.open_storage(storage, format, {})
     except BaseException:
-        await to_the_end(storage.abandon())
-        await opening.resources.close()
+        try:
+            await to_the_end(storage.abandon())
+        finally:
+            await opening.resources.close()
         raise
 
 

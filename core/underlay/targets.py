@@ -117,6 +117,8 @@ async def _call(
         await in_worker(lambda: opened.append(function(options)))
     except BaseException:
         for storage in opened:  # the task was cancelled while it was being opened
+            if method == "create_open":
+                storage.abandon()
             storage.close()
         raise
     return StorageHandle(opened[0], owned=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -105,7 +106,7 @@ def test_two_matches_are_an_error_that_names_both(formats: Formats) -> None:
     result = underlay.probe(image)
     assert result.format is None
     assert set(result.matches) == {"aaaa", "zzzz"}
-    with pytest.raises(underlay.AmbiguousFormatError, match="aaaa.*zzzz") as caught:
+    with pytest.raises(underlay.AmbiguousFormatError, match=r"aaaa.*zzzz") as caught:
         underlay.open_any(image)
     assert caught.value.formats == ("aaaa", "zzzz")
     with underlay.open_image(image, format="zzzz") as disk:
@@ -144,8 +145,8 @@ def test_a_driver_sees_both_ends_and_no_more(formats: Formats) -> None:
         (_raise(ValueError("oh no")), "ValueError: oh no"),
         (_raise(underlay.InvalidImageError("x")), "InvalidImageError: x"),
         (_raise(RecursionError()), "RecursionError"),
-        (lambda view: None, "its verdict was None"),
-        (lambda view: True, "its verdict was True"),
+        (lambda _: None, "its verdict was None"),
+        (lambda _: True, "its verdict was True"),
     ],
 )
 def test_a_failing_probe_leaves_raw_read_only(
@@ -161,7 +162,7 @@ def test_a_failing_probe_leaves_raw_read_only(
     assert reason in why
     with underlay.open_any(image) as disk:
         assert disk.read_bytes(0, 2) == b"no"
-    with pytest.raises(underlay.PluginError, match="rotten.*format='raw'"):
+    with pytest.raises(underlay.PluginError, match=r"rotten.*format='raw'"):
         underlay.open_any(image, writable=True)
     with underlay.open_image(image, format="raw", writable=True) as disk:
         disk.write(b"so", 0)
@@ -174,9 +175,9 @@ def test_a_plug_in_that_failed_to_load_leaves_raw_read_only(formats: Formats) ->
     image = MemoryStorage(bytes(1024))
     with underlay.open_any(image) as disk:
         assert disk.format_name == "raw"
-    with pytest.raises(underlay.PluginError, match="vhdx.*nope"):
+    with pytest.raises(underlay.PluginError, match=r"vhdx.*nope"):
         underlay.open_any(image, writable=True)
-    with pytest.raises(underlay.PluginError, match="vhdx.*broken 1.*nope"):
+    with pytest.raises(underlay.PluginError, match=r"vhdx.*broken 1.*nope"):
         underlay.open_image(image, format="vhdx")
 
 
@@ -193,8 +194,8 @@ def test_a_contested_format_is_an_error_for_its_images_alone(formats: Formats) -
 
 def test_an_unknown_format_lists_those_there_are() -> None:
     for call in (
-        lambda: underlay.open_image(MemoryStorage(), format="qcow17"),
-        lambda: underlay.create(MemoryStorage(), format="qcow17", size=1),
+        partial(underlay.open_image, MemoryStorage(), format="qcow17"),
+        partial(underlay.create, MemoryStorage(), format="qcow17", size=1),
     ):
         with pytest.raises(underlay.PluginError, match=r"qcow17.*qcow2.*raw"):
             call()
