@@ -15,7 +15,7 @@ from underlay.chain import FROM_IMAGE, BackingChoice, DataFileChoice, Resolver
 from underlay.driver import FormatCreateOptions, FormatDriverInstance, FormatOpenOptions, OptionSpec
 from underlay.errors import OptionError
 from underlay.face import to_the_end
-from underlay.gate import DenyImplicitOpenGate, ImplicitOpenGate
+from underlay.gate import CallersWordGate, DenyImplicitOpenGate, ImplicitOpenGate
 from underlay.guard import RawGuard
 from underlay.handle import StorageHandle
 from underlay.limits import DEFAULT_LIMITS, Limits
@@ -228,7 +228,8 @@ async def create(
 
     Options are qemu-img's with underscores. A target that exists is an error unless ``overwrite``
     is set; then nothing of its old content survives. If creating fails, a new object is removed
-    again.
+    again. A name among the options (``backing_file``) is the caller's word and is opened; what
+    *that* image names is up to ``gate``.
 
     Raises:
         StorageExistsError: the target exists.
@@ -251,9 +252,10 @@ async def create(
     storage = await create_storage(
         target, overwrite=overwrite, lock=lock, storage_options=storage_options
     )
+    given = {value for value in options.values() if isinstance(value, str)}
     opening = _Opening(
         writable=True,
-        gate=gate or DenyImplicitOpenGate(),
+        gate=CallersWordGate(gate or DenyImplicitOpenGate(), given),
         limits=limits,
         lock=lock,
         storage_options=storage_options or {},

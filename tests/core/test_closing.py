@@ -304,7 +304,7 @@ def test_a_forked_child_cannot_use_the_disk(tmp_path: Path) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # pytest may have threads
         child = os.fork()
     if not child:
-        answers = []
+        answers: list[str] = []
         for call in (
             lambda: disk.read(bytearray(10), 0),
             lambda: disk.write(b"y", 0),

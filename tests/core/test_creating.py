@@ -11,6 +11,8 @@ import underlay
 from underlay.storage import PreallocateMode
 from underlay_storage.memory import MemoryStorage
 
+from .toy_format import pack
+
 pytestmark = pytest.mark.usefixtures("toy")
 
 
@@ -67,6 +69,24 @@ def test_an_empty_storage_needs_no_permission() -> None:
         disk.write(b"x", 4999)
 
 
+def test_a_name_among_the_options_is_the_callers_word(tmp_path: Path) -> None:
+    """What the image so named names in turn is not."""
+    (tmp_path / "base").write_bytes(pack(b"base" * 1000))
+    (tmp_path / "middle").write_bytes(pack(b"", size=4000, backing="base"))
+    with underlay.create(tmp_path / "one", format="toy", size=4000, backing_file="base") as disk:
+        assert disk.read_bytes(0, 4) == b"base"
+    with pytest.raises(underlay.ImplicitOpenDeniedError) as caught:
+        underlay.create(tmp_path / "two", format="toy", size=4000, backing_file="middle")
+    assert caught.value.request.image == str(tmp_path / "middle")
+    assert not (tmp_path / "two").exists()
+    gate = underlay.DirectoryGate()
+    options = {"format": "toy", "size": 4000, "gate": gate, "backing_file": "middle"}
+    with underlay.create(tmp_path / "two", **options) as disk:  # type: ignore[arg-type]
+        assert disk.read_bytes(0, 4) == b"base"
+    with pytest.raises(underlay.ImplicitOpenDeniedError):
+        underlay.open_any(tmp_path / "one")
+
+
 def test_a_given_storage_must_be_writable() -> None:
     with pytest.raises(underlay.ReadOnlyError):
         underlay.create(MemoryStorage(writable=False), format="raw", size=512)
@@ -86,9 +106,8 @@ def test_a_create_that_fails_leaves_no_new_file(tmp_path: Path, face: str) -> No
     with pytest.raises(underlay.InvalidImageError, match="sour"):
         create(flavour="sour")
     assert list(tmp_path.iterdir()) == []
-    # The image that was made names another one, which the default gate does not allow.
-    with pytest.raises(underlay.ImplicitOpenDeniedError):
-        create(backing_file="/etc/passwd")
+    with pytest.raises(underlay.StorageNotFoundError):
+        create(backing_file="nowhere")
     assert list(tmp_path.iterdir()) == []
     path.write_bytes(b"old")
     with pytest.raises(underlay.InvalidImageError, match="sour"):

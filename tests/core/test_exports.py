@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import inspect
 import types
+from typing import Any
 
 import pytest
 
@@ -36,12 +37,15 @@ def test_every_public_error_is_exported() -> None:
     assert found <= set(underlay.__all__)
 
 
-@pytest.mark.parametrize(
-    "offered",
-    [value for name in underlay.__all__ if isinstance(value := getattr(underlay, name), type)],
-    ids=lambda offered: offered.__name__,
-)
-def test_every_public_method_has_a_docstring_of_its_own_or_inherits_one(offered: type) -> None:
+_CLASSES: list[type[Any]] = [
+    value for name in underlay.__all__ if isinstance(value := getattr(underlay, name), type)
+]
+
+
+@pytest.mark.parametrize("offered", _CLASSES, ids=lambda offered: offered.__name__)
+def test_every_public_method_has_a_docstring_of_its_own_or_inherits_one(
+    offered: type[Any],
+) -> None:
     if issubclass(offered, enum.Enum):
         return
     for name, value in vars(offered).items():

@@ -252,7 +252,8 @@ def test_given_folders_and_no_others(tmp_path: Path) -> None:
 
 def test_a_symbolic_link_counts_as_what_it_leads_to(tmp_path: Path) -> None:
     inside, outside = tmp_path / "inside", tmp_path / "outside"
-    _base(inside), _base(outside)
+    _base(inside)
+    _base(outside)
     (inside / "out").symlink_to(outside / "base.toy")
     (inside / "folder").symlink_to(outside)
     (inside / "in").symlink_to("base.toy")
@@ -272,7 +273,8 @@ def test_a_symbolic_link_counts_as_what_it_leads_to(tmp_path: Path) -> None:
 def test_a_link_swapped_in_between_changes_nothing(tmp_path: Path) -> None:
     """After the decision and before the open somebody puts a link in the file's place."""
     inside, outside = tmp_path / "inside", tmp_path / "outside"
-    _base(inside), _base(outside)
+    _base(inside)
+    _base(outside)
     image = _overlay(inside, "base.toy")
 
     class Raced(DirectoryGate):

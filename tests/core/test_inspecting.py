@@ -63,7 +63,10 @@ def test_two_formats_at_once_are_unsafe(monkeypatch: pytest.MonkeyPatch) -> None
     from underlay.probing import Match
     from underlay_drivers.raw import Raw
 
-    monkeypatch.setattr(Raw, "probe", lambda _view: Match("anything goes"))
+    def claim(view: object) -> object:
+        return Match("anything goes")
+
+    monkeypatch.setattr(Raw, "probe", claim)
     report = underlay.inspect(MemoryStorage(pack(b"x")))
     assert (report.verdict, report.format) == ("unsafe", None)
     assert set(report.matches) == {"raw", "toy"}

@@ -88,6 +88,13 @@ def _raise(error: BaseException) -> Verdict:
     return verdict
 
 
+def _always(verdict: object) -> Verdict:
+    def say(view: ProbeView) -> object:
+        return verdict
+
+    return say
+
+
 def test_one_match_is_the_format(formats: Formats) -> None:
     formats.add("aaaa", _starts(b"AAAA"))
     formats.add("bbbb", _starts(b"BBBB"))
@@ -145,8 +152,8 @@ def test_a_driver_sees_both_ends_and_no_more(formats: Formats) -> None:
         (_raise(ValueError("oh no")), "ValueError: oh no"),
         (_raise(underlay.InvalidImageError("x")), "InvalidImageError: x"),
         (_raise(RecursionError()), "RecursionError"),
-        (lambda _: None, "its verdict was None"),
-        (lambda _: True, "its verdict was True"),
+        (_always(None), "its verdict was None"),
+        (_always("yes"), "its verdict was"),
     ],
 )
 def test_a_failing_probe_leaves_raw_read_only(

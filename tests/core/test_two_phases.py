@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 import underlay
+from underlay import plugins
 from underlay.driver import WriteTicket
 from underlay.errors import StorageError, UnderlayError
+from underlay.face import run_blocking
 from underlay.lease import Leases
 from underlay.storage import ReadBuffers, WriteBuffers
 from underlay.testing import PausedStorage, WrappedStorage
@@ -67,7 +69,7 @@ def _in_loop() -> bool:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toy_format, "Toy", _Recorder)
-    monkeypatch.setattr(underlay.plugins, "_registry", toy_format.register())
+    monkeypatch.setattr(plugins, "_registry", toy_format.register())
 
 
 class _Failing(WrappedStorage):
@@ -195,7 +197,7 @@ def _on(
     if face == "async":
         asyncio.run(run())
     else:
-        underlay.face.run_blocking(run())
+        run_blocking(run())
 
 
 def test_a_cancelled_write_ends_in_commit_or_abort(recorder: None) -> None:

@@ -61,7 +61,7 @@ def pack(
     entries, clusters, at = [0] * _ENTRIES, bytearray(), _FIRST
     for number in range(-(-len(content) // CLUSTER)):
         cluster = content[number * CLUSTER : (number + 1) * CLUSTER].ljust(CLUSTER, b"\0")
-        if not any(cluster):
+        if cluster == bytes(CLUSTER):
             entries[number] = 0 if backing is not None else _ZERO
             continue
         stored, flag = cluster, 0

@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import threading
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -340,7 +340,7 @@ class WritableDriverContract(DriverContract):
     # -- helpers
 
     @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[tuple[FormatAccess, bytearray]]:
+    async def _writing(self) -> AsyncGenerator[tuple[FormatAccess, bytearray], None]:
         """A writable disk and its model, which are equal at the end, also to whoever comes next."""
         model = bytearray(self._content(_SIZE))
         with self._image(_SIZE) as image:
