@@ -13,30 +13,33 @@ Tool = Callable[..., str]
 
 _BAR = 160 << 20
 
+# Not getrusage(): what it tells is no less than the parent had before the child was started.
+_PEAK = """
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
 _CONVERT = """
-import resource, sys
+import sys
 from underlay.jobs import convert
 convert(sys.argv[1], sys.argv[2], parallel=int(sys.argv[3]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 _COMPARE = """
-import resource, sys, underlay
+import sys, underlay
 from underlay.jobs import compare
 with underlay.open_any(sys.argv[1]) as first, underlay.open_any(sys.argv[2]) as second:
     assert compare(first, second, parallel=int(sys.argv[3])).identical
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
 def _peak(program: str, first: Path, second: Path, parallel: int) -> int:
     """The peak resident memory of a child that does it, in bytes."""
     done = subprocess.run(
-        [sys.executable, "-c", program, first, second, str(parallel)],
+        [sys.executable, "-c", program + _PEAK, first, second, str(parallel)],
         capture_output=True,
         text=True,
         check=True,
     )
-    return int(done.stdout)
+    return int(done.stdout) * 1024
 
 
 def _write(path: Path, size: int) -> None:
