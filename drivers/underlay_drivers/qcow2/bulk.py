@@ -120,12 +120,14 @@ def _judged(
 class Classifier:
     """Sorts the entries of whole tables into runs, by the rules of ``Geometry.fault``."""
 
-    __slots__ = ("_file_end", "_geometry", "_regions")
+    __slots__ = ("_file_end", "_geometry", "_regions", "_steps")
 
     def __init__(self, geometry: Geometry, *, file_end: int, regions: Iterable[Region]) -> None:
         self._geometry = geometry
         self._file_end = file_end
         self._regions = tuple(regions)
+        #: How far the clusters of a table are from its first, where they follow each other.
+        self._steps = np.arange(geometry.l2_entries, dtype=np.uint64) * geometry.cluster_size
 
     def runs(self, words: Words, offset: int, until: int) -> Iterator[Run]:
         """The runs of guest bytes ``offset`` to ``until``, which lie in this table.
@@ -138,6 +140,10 @@ class Classifier:
         first = (offset >> geometry.cluster_bits) % geometry.l2_entries
         count = (until - 1 >> geometry.cluster_bits) - (offset >> geometry.cluster_bits) + 1
         entries = words[first * geometry.words : (first + count) * geometry.words]
+        host = self._all_in_a_row(entries)
+        if host is not None:
+            yield DATA, host + within, count * size - within
+            return
         bitmaps = None
         if geometry.extended:
             entries, bitmaps = entries[0::2], entries[1::2]
@@ -158,6 +164,26 @@ class Classifier:
             else:
                 yield kind, host + within, length * size - within
             within = 0
+
+    def _all_in_a_row(self, entries: Words) -> int | None:
+        """Where the clusters are, if they are plain data that follow each other on the host.
+
+        So they are in most tables of large images, and one look is much less than ``_classify``.
+        """
+        geometry = self._geometry
+        first, count = int(entries[0]), len(entries)
+        host = first & layout.HOST_OFFSET
+        if not host or first & geometry.plain_bad or geometry.extended or geometry.external:
+            return None
+        if not (entries - self._steps[:count] == entries[0]).all():
+            return None
+        last = host + (count - 1) * geometry.cluster_size
+        if last >= min(self._file_end, layout.HOST_OFFSET_LIMIT):
+            return None
+        for region in self._regions:
+            if region.offset <= last and host < region.offset + region.length:
+                return None
+        return host
 
     def _mixed(self, bitmap: int, host: int, within: int) -> Iterator[Run]:
         size = self._geometry.subcluster_size
