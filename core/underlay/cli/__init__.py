@@ -5,6 +5,7 @@ One module a subcommand, imported when it is used. They are thin: parse, call a 
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 from collections.abc import Sequence
@@ -16,8 +17,11 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, by default that of this process, and exit with its status.
 
-    Nothing outlives the call: it may be made again in the same process.
+    It may be called again in the same process.
     """
+    # When the process ends, its memory goes whole: no need to look through it for garbage once more.
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
     thresholds = gc.get_threshold()
     # What is loaded stays: looking through it again and again meanwhile costs some milliseconds.
     gc.set_threshold(50_000, *thresholds[1:])
