@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     It may be called again in the same process.
     """
-    # When the process ends, its memory goes whole: no need to look through it for garbage once more.
+    # When the process ends its memory goes whole: no need to look for garbage once more.
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
     thresholds = gc.get_threshold()
