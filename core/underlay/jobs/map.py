@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import attrs
 
-from underlay.naming import shown_name
 from underlay.mapping import Data, DiskExtent, Special, Zero
+from underlay.naming import shown_name
 from underlay.recognition import RAW
 from underlay.sync import SyncFormatAccess
 
