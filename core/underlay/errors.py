@@ -271,11 +271,15 @@ class StorageAccessError(StorageError, PermissionError):
 
 def printable(text: str) -> str:
     """Text on one line and without control characters: those are escaped, as broken bytes are."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(char: str) -> str:
+    if char.isprintable():
+        return char
+    if "\udc80" <= char <= "\udcff":  # how Python holds a byte that is no UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
 
 
 def storage_error(error: OSError, *, doing: str, name: str) -> StorageError:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import attrs
 
 from underlay.capabilities import Feature, Inspectable, Inspection, offers
+from underlay.chain import quotable
 from underlay.driver import FormatOpenOptions
 from underlay.errors import (
     PluginConflictError,
@@ -186,7 +187,7 @@ async def _look(
 
 def _judge(inspection: Inspection, limits: Limits, unsafe: list[str], unknown: list[str]) -> None:
     unsafe.extend(
-        f"it names the {reference.kind.value} {reference.name!a}"
+        f"it names the {reference.kind.value} '{quotable(reference.name)}'"
         for reference in inspection.references
     )
     unsafe.extend(

@@ -11,7 +11,8 @@ import click
 from underlay.capabilities import Snapshot
 from underlay.chaininfo import image_info_json, info
 from underlay.cli import options
-from underlay.cli.output import echo, harmless, human_size, json_text, warn
+from underlay.cli.output import echo, human_size, json_text, warn
+from underlay.errors import printable
 from underlay.info import ImageInfo
 
 __all__ = ["command"]
@@ -70,7 +71,7 @@ def _warnings(image: ImageInfo, *, locked: bool) -> Iterator[str]:
 def _human(image: ImageInfo) -> Iterator[str]:
     """The lines of qemu-img; what comes from the image cannot break out of its line."""
     about = image.description
-    yield f"image: {harmless(image.filename)}"
+    yield f"image: {printable(image.filename)}"
     yield f"file format: {image.format}"
     yield f"virtual size: {human_size(image.virtual_size)} ({image.virtual_size} bytes)"
     size = image.actual_size
@@ -84,9 +85,9 @@ def _human(image: ImageInfo) -> Iterator[str]:
     if about.backing_name is not None:
         full = image.full_backing_name
         where = "" if full in {None, about.backing_name} else f" (actual path: {full})"
-        yield harmless(f"backing file: {about.backing_name}{where}")
+        yield printable(f"backing file: {about.backing_name}{where}")
     if about.backing_format is not None:
-        yield f"backing file format: {harmless(about.backing_format)}"
+        yield f"backing file format: {printable(about.backing_format)}"
     if about.snapshots:
         yield "Snapshot list:"
         yield from _snapshot_table(about.snapshots)
@@ -100,8 +101,8 @@ def _snapshot_table(snapshots: Sequence[Snapshot]) -> Iterator[str]:
     for snapshot in snapshots:
         seconds, nanoseconds = divmod(snapshot.vm_clock_nsec, _NANOSECONDS)
         yield _row(
-            harmless(snapshot.id),
-            harmless(snapshot.name),
+            printable(snapshot.id),
+            printable(snapshot.name),
             human_size(snapshot.vm_state_size),
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(snapshot.date_sec)),
             f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
@@ -122,11 +123,11 @@ def _tree(value: object, depth: int) -> Iterator[str]:
     else:
         items = [(f"[{at}]", item) for at, item in enumerate(cast("Sequence[object]", value))]
     for name, item in items:
-        start = f"{'    ' * depth}{harmless(name)}:"
+        start = f"{'    ' * depth}{printable(name)}:"
         if isinstance(item, Mapping | list | tuple):
             yield start
             yield from _tree(cast("object", item), depth + 1)
         elif isinstance(item, bool):
             yield f"{start} {'true' if item else 'false'}"
         else:
-            yield f"{start} {harmless(str(item))}"
+            yield f"{start} {printable(str(item))}"

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Unpack
 
 from underlay.blocking import inspect
+from underlay.chain import quotable
 from underlay.cli import options
-from underlay.cli.output import echo, harmless, human_size, json_text, printable
+from underlay.cli.output import echo, human_size, json_text
+from underlay.errors import printable
 from underlay.inspection import InspectionReport
 
 __all__ = ["command"]
@@ -44,9 +46,9 @@ def command(names: tuple[str, ...], *, output: str, **access: Unpack[options.Acc
 
 
 def _human(report: InspectionReport) -> Iterator[str]:
-    yield f"{report.verdict.upper()}: {harmless(report.filename)}: {_MEANING[report.verdict]}"
+    yield f"{report.verdict.upper()}: {printable(report.filename)}: {_MEANING[report.verdict]}"
     for reason in report.reasons:
-        yield f"  - {harmless(reason)}"
+        yield f"  - {printable(reason)}"
     yield f"format: {_formats(report)}"
     size = report.virtual_size
     if size is not None:
@@ -54,13 +56,13 @@ def _human(report: InspectionReport) -> Iterator[str]:
     yield f"file size: {human_size(report.file_size)} ({report.file_size} bytes)"
     for feature in report.features:
         known = "supported" if feature.supported else "not supported"
-        yield f"feature: {harmless(feature.name)} ({feature.kind}, {known})"
+        yield f"feature: {printable(feature.name)} ({feature.kind}, {known})"
     for reference in report.references:
         as_format = f", as {printable(reference.format)}" if reference.format else ""
-        yield f"names: {reference.kind.value} '{printable(reference.name)}'{as_format}; not opened"
+        yield f"names: {reference.kind.value} '{quotable(reference.name)}'{as_format}; not opened"
 
 
 def _formats(report: InspectionReport) -> str:
     if report.guessed:
         return f"{report.format} (a guess: no format matches)"
-    return ", ".join(f"{name} ({harmless(why)})" for name, why in report.matches.items())
+    return ", ".join(f"{name} ({printable(why)})" for name, why in report.matches.items())

@@ -8,8 +8,9 @@ from typing import Unpack
 import click
 
 from underlay.cli import options
-from underlay.cli.output import echo, harmless
+from underlay.cli.output import echo
 from underlay.cli.problems import CommandError
+from underlay.errors import printable
 from underlay.jobs.map import MapEntry, map_image
 
 __all__ = ["command"]
@@ -57,7 +58,7 @@ def _print_table(entries: Iterable[MapEntry]) -> None:
         if entry.data and entry.offset is None:
             raise CommandError("File contains external, encrypted or compressed clusters.")
         if entry.data and not entry.zero:
-            name = harmless(entry.filename or "")
+            name = printable(entry.filename or "")
             numbers = (entry.start, entry.length, entry.offset or 0)
             echo("".join(f"{_hex(number):<16}" for number in numbers) + name)
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from math import frexp
 from typing import TextIO, cast
 
-from underlay.errors import StorageError, storage_error
+from underlay.errors import StorageError, printable, storage_error
 
-__all__ = ["complain", "echo", "flush", "harmless", "human_size", "json_text", "printable", "warn"]
+__all__ = ["complain", "echo", "flush", "human_size", "json_text", "warn"]
 
 
 def echo(text: str, *, end: str = "\n") -> None:
@@ -44,7 +44,7 @@ def _writing() -> Generator[None]:
 def complain(*lines: str) -> None:
     """Write each line to stderr, after the command's name."""
     for line in lines:
-        _write(sys.stderr, f"underlay: {harmless(line)}\n")
+        _write(sys.stderr, f"underlay: {printable(line)}\n")
 
 
 def warn(text: str) -> None:
@@ -58,24 +58,6 @@ def _write(stream: TextIO, text: str) -> None:
     except UnicodeEncodeError:
         encoding = stream.encoding or "ascii"
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-
-
-def harmless(text: str) -> str:
-    """A text on one line, with nothing in it that moves a terminal's cursor or colours it."""
-    return text if text.isprintable() else "".join(map(_escaped, text))
-
-
-def printable(name: str) -> str:
-    """A name from an image as it is shown between quotes."""
-    return "".join("\\'" if char == "'" else _escaped(char) for char in name)
-
-
-def _escaped(char: str) -> str:
-    if char.isprintable():
-        return char
-    if "\udc80" <= char <= "\udcff":  # a byte that is no UTF-8
-        return f"\\x{ord(char) - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode()
 
 
 def human_size(size: int) -> str:

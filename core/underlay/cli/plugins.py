@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from underlay.cli import options
-from underlay.cli.output import echo, harmless, json_text
+from underlay.cli.output import echo, json_text
+from underlay.errors import printable
 from underlay.plugins import PluginRecord, Registry, registry
 
 __all__ = ["command"]
@@ -23,7 +24,7 @@ def command(*, output: str) -> int:
         echo(json_text(_as_json(known)))
     else:
         for line in _human(known):
-            echo(harmless(line))
+            echo(printable(line))
     return 0
 
 

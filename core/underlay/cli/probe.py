@@ -8,7 +8,8 @@ import attrs
 
 from underlay.blocking import probe
 from underlay.cli import options
-from underlay.cli.output import echo, harmless, json_text
+from underlay.cli.output import echo, json_text
+from underlay.errors import printable
 from underlay.probing import ProbeResult
 
 __all__ = ["command"]
@@ -37,14 +38,14 @@ def command(names: tuple[str, ...], *, output: str, **access: Unpack[options.Acc
 
 
 def _human(name: str, result: ProbeResult) -> str:
-    lines = [f"{harmless(name)}: {' or '.join(result.matches) or result.format}"]
+    lines = [f"{printable(name)}: {' or '.join(result.matches) or result.format}"]
     lines += [f"  {format_name}: {why}" for format_name, why in result.matches.items()]
     if result.guessed:
         lines.append("  no format matches, so it is taken to be raw: that is a guess")
     if result.format is None:
         lines.append("  more than one format matches: say which with -f")
     for failure in result.failures:
-        lines.append(f"  {failure.format} could not be asked: {harmless(failure.reason)}")
+        lines.append(f"  {failure.format} could not be asked: {printable(failure.reason)}")
     return "\n".join(lines)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import click
 
-from underlay.cli.output import complain, flush, printable
+from underlay.chain import quotable
+from underlay.cli.output import complain, flush
 from underlay.errors import (
     AmbiguousFormatError,
     ImplicitOpenDeniedError,
@@ -103,12 +104,12 @@ def explain(error: BaseException) -> str:
 
 
 def _denied(request: ImplicitOpenRequest, reason: str) -> str:
-    kind, name = request.reference.kind.value, printable(request.reference.name)
+    kind, name = request.reference.kind.value, quotable(request.reference.name)
     if isinstance(DirectoryGate().decide(request), Allow):
         way = "--gate directory allows files in the image's folder and below"
     elif request.resolved is not None and request.scheme is None:
         folder = os.path.dirname(os.path.realpath(request.resolved))
-        way = f"--gate 'directory:{printable(folder)}' allows files in that folder and below"
+        way = f"--gate 'directory:{quotable(folder)}' allows files in that folder and below"
     else:
         way = "no folder contains it"
     return (
