@@ -79,6 +79,12 @@ def test_a_name_among_the_options_is_the_callers_word(tmp_path: Path) -> None:
         underlay.create(tmp_path / "two", format="toy", size=4000, backing_file="middle")
     assert caught.value.request.image == str(tmp_path / "middle")
     assert not (tmp_path / "two").exists()
+    # The same name in another image is that image's, not the caller's.
+    (tmp_path / "below" / "below").mkdir(parents=True)
+    (tmp_path / "below" / "base").write_bytes(pack(b"x" * 4000, backing="below/base"))
+    (tmp_path / "below" / "below" / "base").write_bytes(pack(b"y"))
+    with pytest.raises(underlay.ImplicitOpenDeniedError):
+        underlay.create(tmp_path / "two", format="toy", size=4000, backing_file="below/base")
     gate = underlay.DirectoryGate()
     options = {"format": "toy", "size": 4000, "gate": gate, "backing_file": "middle"}
     with underlay.create(tmp_path / "two", **options) as disk:  # type: ignore[arg-type]

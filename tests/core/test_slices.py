@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -79,6 +80,25 @@ def test_its_mappings_end_with_it(tmp_path: Path) -> None:
         assert isinstance(part.get_mapping(part.size), underlay.Eof)
         assert len(part.collect_storage_dependencies()) == 2
         assert part.backing is None
+
+
+def test_nothing_behind_it_is_read_or_written() -> None:
+    """Through the short ways of both faces, too."""
+    with underlay.open_image(MemoryStorage(b"x" * 1000), format="raw", writable=True) as disk:
+        part = disk.slice(100, 200)
+        buffer = bytearray(b"?" * 20)
+        part.read(buffer, 190)
+        assert buffer == b"x" * 10 + bytes(10)
+
+        async def check() -> None:
+            buffer = bytearray(b"?" * 20)
+            await part.awaitable().read(buffer, 190)
+            assert buffer == b"x" * 10 + bytes(10)
+
+        asyncio.run(check())
+        with pytest.raises(underlay.OutOfRangeError):
+            part.write(b"y" * 20, 190)
+        assert disk.read_bytes(0, 1000) == b"x" * 1000
 
 
 def test_it_ends_with_its_disk() -> None:

@@ -78,6 +78,13 @@ def test_a_path_object_is_never_a_url(in_folder: Path, in_memory: str) -> None:
     assert (in_folder / "memory:created").stat().st_size == 9
 
 
+def test_a_file_that_is_called_like_a_file_url_is_found(in_folder: Path) -> None:
+    (in_folder / "file:x").write_bytes(b"in a file")
+    (in_folder / "x").write_bytes(b"no, not me")
+    for target in ("file:x", Path("file:x"), _Path("file:x"), _Path(b"file:x")):
+        assert _first(target) == b"in a file"
+
+
 def test_an_unknown_scheme_is_a_path(in_folder: Path) -> None:
     with pytest.raises(underlay.StorageNotFoundError):
         _first("gopher://host/disk")

@@ -210,9 +210,9 @@ def test_a_cancelled_write_ends_in_commit_or_abort(recorder: None) -> None:
             task = asyncio.ensure_future(disk.write(b"new" * 10, _HOLE + 100))
             for _ in range(turns):
                 await asyncio.sleep(0)
-            task.cancel()
-            task.cancel()
-            await asyncio.wait([task])
+            while not task.done():  # in the midst of committing and aborting, too
+                task.cancel()
+                await asyncio.sleep(0)
             ended: list[str] = getattr(driver, "ended", [])
             assert len(ended) == getattr(driver, "begun", 0), "a ticket was left open"
             after = bytearray(before)
@@ -348,27 +348,34 @@ def test_leases_are_thread_safe() -> None:
     assert len(done) == 8000
 
 
-class _HoldsReader(WrappedStorage):
-    """Stops the thread called "reader" before each of its reads."""
+class _HoldsThread(WrappedStorage):
+    """Stops the thread called "held" before each of its requests."""
 
     def __init__(self, inner: MemoryStorage) -> None:
         super().__init__(inner)
         self.waiting, self.go_on = threading.Event(), threading.Event()
 
     def readv(self, buffers: ReadBuffers, offset: int) -> None:
-        if threading.current_thread().name == "reader":
+        self._hold()
+        super().readv(buffers, offset)
+
+    def writev(self, buffers: WriteBuffers, offset: int) -> None:
+        self._hold()
+        super().writev(buffers, offset)
+
+    def _hold(self) -> None:
+        if threading.current_thread().name == "held":
             self.waiting.set()
             assert self.go_on.wait(20)
-        super().readv(buffers, offset)
 
 
 def test_a_read_in_flight_never_sees_what_reuses_its_cluster() -> None:
     """It holds a lease: what is discarded meanwhile is not given to the next write."""
-    storage = _HoldsReader(_image())
+    storage = _HoldsThread(_image())
     with underlay.open_image(storage, format="toy", writable=True) as disk:
         found: list[bytes] = []
         reader = threading.Thread(
-            target=lambda: found.append(disk.read_bytes(0, CLUSTER)), name="reader"
+            target=lambda: found.append(disk.read_bytes(0, CLUSTER)), name="held"
         )
         reader.start()
         assert storage.waiting.wait(10)
@@ -378,6 +385,20 @@ def test_a_read_in_flight_never_sees_what_reuses_its_cluster() -> None:
         storage.go_on.set()
         reader.join(10)
         assert found == [_OLD[:CLUSTER]]
+
+
+def test_a_write_in_flight_never_hits_what_reuses_its_cluster() -> None:
+    storage = _HoldsThread(_image())
+    with underlay.open_image(storage, format="toy", writable=True) as disk:
+        writer = threading.Thread(target=lambda: disk.write(b"late" * 100, 0), name="held")
+        writer.start()
+        assert storage.waiting.wait(10)
+        disk.discard_to_zero(0, CLUSTER)
+        disk.flush()
+        disk.write(b"\xaa" * CLUSTER, _HOLE)
+        storage.go_on.set()
+        writer.join(10)
+        assert disk.read_bytes(_HOLE, CLUSTER) == b"\xaa" * CLUSTER
 
 
 def test_a_program_holds_a_lease_around_its_own_use() -> None:
