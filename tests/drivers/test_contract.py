@@ -89,13 +89,17 @@ class TestSubclusters(Qcow2):
 
 
 class TestDataFile(Qcow2):
+    stands_alone = False
+
     def make(self, content: bytes, folder: Path) -> Path:
         self.options = f"data_file={folder / 'data'}"  # type: ignore[misc]
         return super().make(content, folder)
 
 
 class TestChain(Qcow2):
-    """Half of the disk in a backing image, which is compressed and shorter."""
+    """Half of the disk in a backing image, which is shorter."""
+
+    stands_alone = False
 
     def make(self, content: bytes, folder: Path) -> Path:
         half = len(content) // 2 // 512 * 512

@@ -27,8 +27,6 @@ import threading
 from abc import abstractmethod
 from collections.abc import (
     AsyncGenerator,
-    Awaitable,
-    Callable,
     Generator,
     Mapping,
 )
@@ -49,18 +47,27 @@ from underlay.errors import (
 )
 from underlay.face import run_blocking
 from underlay.gate import DirectoryGate, ImplicitOpenGate
-from underlay.handle import StorageHandle
 from underlay.limits import Limits
-from underlay.mapping import Backing, Data, Eof, ShallowMapping, Special, Zero
+from underlay.mapping import Data, Eof, Special
 from underlay.opening import open_image, probe
 from underlay.plugins import registry
-from underlay.probing import VIEW_BYTES, Match, NoMatch, ProbeView
+from underlay.probing import Match, NoMatch
 from underlay.storage import AnyStorage, StorageOpenOptions
 from underlay.sync import SyncFormatAccess
 from underlay.targets import open_with
 from underlay.testing.faces import Parametrized, both_faces
+from underlay.testing.helping import (
+    content_of,
+    files,
+    nothing_left_open,
+    other_storages,
+    place,
+    raises,
+    ranges,
+    view,
+)
 
-__all__ = ["DriverContract", "raises"]
+__all__ = ["DriverContract"]
 
 #: Several units of any format, and no multiple of anything.
 _SIZE = 400_003
@@ -77,6 +84,8 @@ class DriverContract(Parametrized):
     size_unit: ClassVar[int] = 1
     #: Whether its images can be told from other bytes (raw's cannot).
     has_signature: ClassVar[bool] = True
+    #: Whether its images name no others, so that one can be moved to another storage.
+    stands_alone: ClassVar[bool] = True
 
     @abstractmethod
     def make(self, content: bytes, folder: Path) -> Path:
@@ -91,7 +100,7 @@ class DriverContract(Parametrized):
     def test_its_images_are_recognised(self) -> None:
         """By a verdict with a reason, which is what ``probe()`` finds out too."""
         with self._image() as image:
-            verdict = self._driver().probe(_view(image.read_bytes()))
+            verdict = self._driver().probe(view(image.read_bytes()))
             result = run_blocking(probe(image))
             if self.has_signature:
                 assert isinstance(verdict, Match), verdict
@@ -107,12 +116,12 @@ class DriverContract(Parametrized):
         dice = random.Random(1)
         for size in (0, 1, 3, 4, 8, 511, 512, 100_000):
             for content in (bytes(size), b"\xff" * size, dice.randbytes(size)):
-                verdict = self._driver().probe(_view(content))
+                verdict = self._driver().probe(view(content))
                 assert isinstance(verdict, NoMatch), (size, verdict)
         with self._image() as image:
             whole = image.read_bytes()
             for size in [*range(130), 511, 512, 513, 4096]:
-                verdict = self._driver().probe(_view(whole[:size]))
+                verdict = self._driver().probe(view(whole[:size]))
                 assert isinstance(verdict, Match | NoMatch), (size, verdict)
 
     @both_faces
@@ -125,7 +134,7 @@ class DriverContract(Parametrized):
             path = Path(name, "garbage")
             for content in (b"", b"\0", bytes(70_000), dice.randbytes(512), dice.randbytes(70_000)):
                 path.write_bytes(content)
-                with _nothing_left_open():
+                with nothing_left_open():
                     await raises(InvalidImageError, lambda: self._open(path))
                 assert path.read_bytes() == content
 
@@ -142,7 +151,7 @@ class DriverContract(Parametrized):
                     for _ in range(dice.randrange(1, 4)):
                         damaged[dice.randrange(min(len(whole), 512))] = dice.choice((0, 1, 255))
                 image.write_bytes(damaged)
-                with _nothing_left_open():
+                with nothing_left_open():
                     run_blocking(self._read_what_can_be_read(image))
 
     async def _read_what_can_be_read(self, image: Path) -> None:
@@ -165,7 +174,7 @@ class DriverContract(Parametrized):
         with self._image() as image, self._blocking(image) as disk:
             assert disk.size == len(content)
             assert disk.format_name == self.format_name
-            for offset, length in _ranges(len(content)):
+            for offset, length in ranges(len(content)):
                 buffer = bytearray(b"?" * length)
                 disk.read(buffer, offset)
                 assert buffer == content[offset : offset + length], (offset, length)
@@ -189,7 +198,7 @@ class DriverContract(Parametrized):
                     await disk.read(buffer, offset)
                     assert buffer == content[offset : offset + length], (offset, length)
 
-                await asyncio.gather(*(read(*at) for at in _ranges(len(content))))
+                await asyncio.gather(*(read(*at) for at in ranges(len(content))))
                 disk.set_async_read_parallelization(8)
                 assert await disk.read_bytes(0, len(content)) == content
 
@@ -215,7 +224,7 @@ class DriverContract(Parametrized):
 
         def work(disk: SyncFormatAccess, seed: int) -> None:
             try:
-                for offset, length in _ranges(len(content), seed=seed):
+                for offset, length in ranges(len(content), seed=seed):
                     assert disk.read_bytes(offset, length) == content[offset : offset + length]
             except BaseException as error:  # noqa: BLE001 - handed to the test's thread
                 failures.append(error)
@@ -248,6 +257,20 @@ class DriverContract(Parametrized):
                 assert await disk.read_bytes(0, len(content)) == content
                 await disk.invalidate_cache()
 
+    @both_faces
+    async def test_it_lies_on_any_kind_of_storage(self) -> None:
+        """On coroutines that live in a loop, and on blocks that must be read whole."""
+        if not self.stands_alone:
+            return
+        content = self._content()
+        with self._image() as image:
+            async for storage in other_storages(image):
+                async with await self._open(storage) as disk:
+                    assert await disk.read_bytes(0, len(content) + 5) == content + bytes(5)
+                    for offset, length in ranges(len(content))[:20]:
+                        found = await disk.read_bytes(offset, length)
+                        assert found == content[offset : offset + length]
+
     # -- mapping
 
     @both_faces
@@ -259,7 +282,7 @@ class DriverContract(Parametrized):
             async for mapping in disk.inner.iter_mappings(0, len(content) + 100):
                 assert mapping.length > 0
                 assert at + mapping.length <= len(content)
-                found = await _content_of(mapping)
+                found = await content_of(mapping)
                 assert found == content[at : at + mapping.length], (at, mapping)
                 at += mapping.length
             assert at == len(content)
@@ -269,12 +292,12 @@ class DriverContract(Parametrized):
         """``get_mapping``, ``iter_mappings`` and ``locate`` say the same of every byte."""
         async with self._disk() as disk:
             driver, size = disk.inner, disk.size
-            for offset, length in _ranges(size):
+            for offset, length in ranges(size):
                 mapping = await driver.get_mapping(offset, length)
                 assert 0 < mapping.length <= size - offset
                 runs = [run async for run in driver.iter_mappings(offset, length)]
                 assert sum(run.length for run in runs) == length
-                assert _place(runs[0]) == _place(mapping)
+                assert place(runs[0]) == place(mapping)
                 located = driver.locate(offset)
                 if located is not None:
                     storage, host, run, writable = located
@@ -335,7 +358,7 @@ class DriverContract(Parametrized):
         """With an end of its own, past which are zeroes."""
         content = self._content()
         async with self._disk() as disk:
-            for offset, length in [*_ranges(len(content))[:20], (0, 0), (len(content), 0)]:
+            for offset, length in [*ranges(len(content))[:20], (0, 0), (len(content), 0)]:
                 part = disk.slice(offset, length)
                 expected = content[offset : offset + length]
                 assert part.size == length
@@ -361,7 +384,7 @@ class DriverContract(Parametrized):
     async def test_read_only_means_it(self) -> None:
         """Every change is refused, and after all kinds of use every byte is as it was."""
         with self._image() as image:
-            before = _files(image.parent)
+            before = files(image.parent)
             async with await self._open(image) as disk:
                 assert not disk.writable
                 assert not disk.inner.writable()
@@ -375,7 +398,7 @@ class DriverContract(Parametrized):
                 await disk.info()
                 await disk.flush()
                 await disk.sync()
-            assert _files(image.parent) == before
+            assert files(image.parent) == before
 
     @both_faces
     async def test_it_tells_of_itself(self) -> None:
@@ -392,7 +415,7 @@ class DriverContract(Parametrized):
     async def test_closing_closes_what_was_opened(self) -> None:
         """And nothing that the caller gave."""
         with self._image() as image:
-            with _nothing_left_open():
+            with nothing_left_open():
                 disk = await self._open(image)
                 await disk.read_bytes(0, 1000)
                 await disk.close()
@@ -456,74 +479,3 @@ class DriverContract(Parametrized):
         with self._image() as image:
             async with await self._open(image) as disk:
                 yield disk
-
-
-async def raises(
-    kinds: type[BaseException] | tuple[type[BaseException], ...], call: Callable[[], object]
-) -> None:
-    """Call it, await what it gives, and insist on an exception of these kinds."""
-    try:
-        result = call()
-        if isinstance(result, Awaitable):
-            await result
-    except kinds:
-        return
-    raise AssertionError(f"it was let through, and should have raised {kinds}")
-
-
-def _view(content: bytes) -> ProbeView:
-    return ProbeView(content[:VIEW_BYTES], content[-VIEW_BYTES:], len(content))
-
-
-def _ranges(size: int, *, seed: int = 0) -> list[tuple[int, int]]:
-    """Offsets and lengths inside the disk."""
-    dice = random.Random(seed)
-    found = [(0, 1), (0, 512), (511, 2), (size - 1, 1), (0, size), (65_535, 65_538)]
-    for _ in range(60):
-        offset = dice.randrange(size)
-        found.append((offset, dice.randrange(1, min(size - offset, 70_000) + 1)))
-    return found
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@contextmanager
-def _nothing_left_open() -> Generator[None]:
-    """Insist that as many descriptors are open afterwards, where the system can tell."""
-    descriptors = Path("/proc/self/fd")
-    if not descriptors.is_dir():
-        yield
-        return
-    before = sorted(os.listdir(descriptors))
-    yield
-    assert sorted(os.listdir(descriptors)) == before, "a descriptor was left open"
-
-
-def _place(mapping: ShallowMapping) -> tuple[object, ...]:
-    """Where a mapping leads, without how far."""
-    if isinstance(mapping, Data):
-        return "data", mapping.storage, mapping.offset, mapping.writable
-    if isinstance(mapping, Backing):
-        return "backing", mapping.layer, mapping.offset
-    if isinstance(mapping, Special):
-        return "special", mapping.storage, mapping.offset, mapping.host_length, mapping.skip
-    return (type(mapping),)
-
-
-async def _content_of(mapping: ShallowMapping) -> bytes:
-    """The bytes that a mapping leads to, got without the core's reader where that is possible."""
-    if isinstance(mapping, Zero):
-        return bytes(mapping.length)
-    if isinstance(mapping, Backing):
-        return await FormatAccess(mapping.layer).read_bytes(mapping.offset, mapping.length)
-    assert not isinstance(mapping, Eof)
-    storage: StorageHandle = mapping.storage
-    if isinstance(mapping, Data):
-        return bytes(await storage.read_bytes(mapping.offset, mapping.length))
-    raw = await storage.read_bytes(mapping.offset, mapping.host_length)
-    unit = bytearray(mapping.unit)
-    mapping.layer.decode(mapping.host_length, memoryview(raw), memoryview(unit))
-    assert mapping.skip + mapping.length <= mapping.unit
-    return bytes(unit[mapping.skip : mapping.skip + mapping.length])

@@ -30,8 +30,9 @@ from underlay.mapping import Data
 from underlay.plugins import registry
 from underlay.storage import StorageOpenOptions, WriteBuffers
 from underlay.targets import open_with
-from underlay.testing.driver import DriverContract, raises
+from underlay.testing.driver import DriverContract
 from underlay.testing.faces import both_faces
+from underlay.testing.helping import other_storages, raises
 from underlay.testing.wrappers import WrappedStorage
 
 __all__ = ["WritableDriverContract"]
@@ -44,8 +45,6 @@ class WritableDriverContract(DriverContract):
 
     #: Whether ``resize_grow`` and ``resize_shrink`` work.
     can_resize: ClassVar[bool] = True
-    #: Whether its images name others (then some tests, which give a storage, leave it out).
-    stands_alone: ClassVar[bool] = True
 
     def read_by_others(self, image: Path) -> bytes | None:
         """The disk's bytes as another program reads them from the closed image, if one can."""
@@ -84,6 +83,26 @@ class WritableDriverContract(DriverContract):
                     model[offset : offset + len(data)] = data
                 assert disk.read_bytes(0, len(model)) == model
             run_blocking(self._compare(image, model))
+
+    @both_faces
+    async def test_it_writes_to_any_kind_of_storage(self) -> None:
+        """On coroutines that live in a loop, and on blocks that must be written whole."""
+        if not self.stands_alone:
+            return
+        with self._image() as image:
+            async for storage in other_storages(image, writable=True):
+                model, dice = bytearray(self._content()), random.Random(9)
+                async with await self._open(storage, writable=True) as disk:
+                    for _ in range(20):
+                        offset = dice.randrange(len(model) - 9000)
+                        data = dice.randbytes(dice.randrange(1, 9000))
+                        await disk.write(data, offset)
+                        model[offset : offset + len(data)] = data
+                        await disk.write_zeroes(offset // 2, 3000)
+                        model[offset // 2 : offset // 2 + 3000] = bytes(3000)
+                    assert await disk.read_bytes(0, len(model)) == model
+                async with await self._open(storage) as disk:
+                    assert await disk.read_bytes(0, len(model)) == model
 
     @both_faces
     async def test_zeroing_is_exact(self) -> None:
