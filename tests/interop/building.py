@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import struct
@@ -197,11 +198,22 @@ class Kitchen:
         """Make an image in an empty folder next to ``noise-*`` and ``text-*``."""
         path = folder / _make(recipe, folder, name="disk")
         files = sorted(file for file in folder.iterdir() if file.is_file())
+        for file in files:
+            _settle(file)
         return BuiltImage(
             recipe=recipe,
             path=path,
             stamps={file: _stamp(file) for file in files},
         )
+
+
+def _settle(path: Path) -> None:
+    """Let the filesystem allocate what it put off, so that two looks see one "disk size"."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _make(recipe: Recipe, folder: Path, *, name: str) -> str:
