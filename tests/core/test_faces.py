@@ -162,11 +162,9 @@ def test_many_tasks_read_one_disk_at_once() -> None:
     async def check() -> None:
         storage = _Slow(MemoryStorage(_CONTENT))
         async with await underlay.aio.open_image(storage, format="raw") as disk:
-            start = time.monotonic()
             found = await asyncio.gather(*(disk.read_bytes(at, 50) for at in range(20)))
             assert found == [_CONTENT[at : at + 50] for at in range(20)]
             assert storage.most > 1
-            assert time.monotonic() - start < 20 * 0.01
 
     _run(check)
 
