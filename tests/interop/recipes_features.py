@@ -16,6 +16,7 @@ from .recipes import (
     WiderHeader,
     amend,
     bitmap,
+    compressed,
     crash,
     discard,
     fill,
@@ -288,10 +289,62 @@ def _states() -> Iterator[Recipe]:
     )
 
 
+def _many_tables() -> Iterator[Recipe]:
+    """Disks with more entries in their L2 tables than one looks at one by one."""
+    cluster = 64 * KiB
+    for title, entries, options in (
+        ("v3", 8192, ()),
+        ("v2", 8192, ("compat=0.10",)),
+        ("data-file", 8192, ("data_file=disk.data",)),
+        ("extended", 4096, ("extended_l2=on",)),
+    ):
+        count = 70_000 // entries + 2
+        starts = [table * entries * cluster + 5 * cluster for table in range(count)]
+        size = (count * entries - 3) * cluster + 1536
+        below = Recipe(
+            name="below",
+            size=size - 100 * MiB,
+            steps=(run(*(noise(n, start + 1000, 9 * cluster) for n, start in enumerate(starts))),),
+        )
+        steps = [
+            op
+            for table, start in enumerate(starts)
+            for op in (
+                noise(table, start + table * 2048, cluster),
+                text(table, start + 3 * cluster + 40 * KiB, 6 * KiB),
+                noise(table, start + (entries - 7) * cluster, 4 * cluster),
+                unmap(start + (entries - 6) * cluster, 2048 * table + 512),
+                fill(table, start + 3 * cluster + 2048 * (table % 9), 100),
+                noise(table, start + 21 * cluster, cluster),
+                zero(start + 20 * cluster, 2 * cluster),
+            )
+            if op.offset + op.length <= size
+        ]
+        for backing in (None, below):
+            yield Recipe(
+                name=f"many-tables-{title}{'-backed' if backing else ''}",
+                size=size,
+                options=options,
+                backing=backing,
+                steps=(run(*steps),),
+            )
+        if title in ("v3", "extended"):
+            yield Recipe(
+                name=f"many-tables-{title}-compressed",
+                size=size,
+                options=options,
+                steps=(
+                    run(*(compressed("text-1", start, 2 * cluster) for start in starts)),
+                    run(*(fill(7, start + 100, 100) for start in starts[::2])),
+                ),
+            )
+
+
 RECIPES = (
     *_snapshots(),
     *_subclusters(),
     *_data_files(),
     *_bitmaps(),
     *_states(),
+    *_many_tables(),
 )
