@@ -48,7 +48,10 @@ def bare(
     mapping: Data[StorageHandle] | Zero | Special[StorageHandle] | Eof,
 ) -> Data[Any] | Zero | Special[Any] | Eof:
     """The mapping for callers: with the storage itself in place of our handle on it."""
-    if isinstance(mapping, Data | Special):
+    if isinstance(mapping, Data):
+        storage = mapping.storage.storage
+        return Data(storage, mapping.offset, mapping.length, mapping.writable)
+    if isinstance(mapping, Special):
         return attrs.evolve(mapping, storage=mapping.storage.storage)  # type: ignore[arg-type]
     return mapping
 

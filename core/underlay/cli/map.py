@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Unpack
 
 import click
@@ -14,6 +15,9 @@ from underlay.errors import printable
 from underlay.jobs.map import MapEntry, map_image
 
 __all__ = ["command"]
+
+#: How many lines to write at a time.
+_BATCH = 256
 
 
 @options.command("map")
@@ -68,16 +72,17 @@ def _hex(number: int) -> str:
 
 
 def _print_json(entries: Iterable[MapEntry], start: int) -> None:
-    """A run a line, each written as soon as it is known."""
-    line = None
-    for entry in entries:
-        echo("[" if line is None else f"{line},\n", end="")
-        line = _json_line(entry)
-    if line is None:
+    """A run a line, written while more are looked for."""
+    before = "["
+    lines = (_json_line(entry) for entry in entries)
+    while batch := list(islice(lines, _BATCH)):
+        echo(before + ",\n".join(batch), end="")
+        before = ",\n"
+    if before == "[":
         # An empty range is one empty run, as qemu-img has it.
         empty = MapEntry(start, 0, 0, present=False, zero=False, data=False)
-        line = f"[{_json_line(empty)}"
-    echo(f"{line}]")
+        echo(before + _json_line(empty), end="")
+    echo("]")
 
 
 _WORDS = {True: "true", False: "false"}

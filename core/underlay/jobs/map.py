@@ -6,12 +6,18 @@ from collections.abc import Iterator
 
 import attrs
 
+from underlay.errors import OutOfRangeError
+from underlay.face import run_blocking
 from underlay.mapping import Data, DiskExtent, Special, Zero
 from underlay.naming import shown_name
+from underlay.reading import Reader
 from underlay.recognition import RAW
 from underlay.sync import SyncFormatAccess
 
 __all__ = ["MapEntry", "map_image"]
+
+
+_BATCH = 512
 
 
 @attrs.frozen
@@ -57,7 +63,7 @@ def map_image(
     """
     names = _Names(disk)
     pending: MapEntry | None = None
-    for extent in disk.extents(start, length):
+    for extent in _extents(disk, start, length):
         entry = _entry(extent, names)
         if pending is None:
             pending = entry
@@ -68,6 +74,31 @@ def map_image(
             pending = entry
     if pending is not None:
         yield pending
+
+
+def _extents(disk: SyncFormatAccess, start: int, length: int | None) -> Iterator[DiskExtent]:
+    """As ``disk.extents()``, many at a time: entering the core for each takes most of the time."""
+    if start < 0 or (length is not None and length < 0):
+        raise OutOfRangeError(f"The range at {start} of length {length} is negative")
+    found = Reader(disk.inner).extents(start, disk.size if length is None else length)
+    batch: list[DiskExtent] = []
+
+    async def take() -> None:
+        while len(batch) < _BATCH and (extent := await anext(found, None)) is not None:
+            batch.append(extent)
+
+    try:
+        while True:
+            batch.clear()
+            try:
+                with disk.in_use():
+                    run_blocking(take())
+            finally:
+                yield from batch  # before an error, too
+            if len(batch) < _BATCH:
+                return
+    finally:
+        run_blocking(found.aclose())
 
 
 def _entry(extent: DiskExtent, names: _Names) -> MapEntry:
