@@ -28,9 +28,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_settings_of_this_machine() -> Iterator[None]:
-    """The variables that steer underlay are unset, so that a user's settings change no test."""
+    """Variables that change what a command does are unset, so that no setting changes a test.
+
+    PYTHONUNBUFFERED is one: it hides what becomes of output that is still buffered at the end.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        for variable in ("UNDERLAY_GATE", "UNDERLAY_PLUGINS"):
+        for variable in ("PYTHONUNBUFFERED", "UNDERLAY_GATE", "UNDERLAY_PLUGINS"):
             patch.delenv(variable, raising=False)
         yield
 

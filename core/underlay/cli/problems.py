@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO, cast
 
 import click
 
@@ -67,6 +68,7 @@ def exit_status(argv: Sequence[str]) -> int:
             f"a plug-in: UNDERLAY_DEBUG=1 shows where, please report it"
         )
         status = FAILED
+    _drain_stdout()
     return status
 
 
@@ -79,6 +81,16 @@ def _run(argv: Sequence[str]) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     return status if isinstance(status, int) else 0
+
+
+def _drain_stdout() -> None:
+    """What is still buffered goes out or nowhere: a failing flush at exit would end with 120."""
+    stdout = cast("TextIO | None", sys.stdout)
+    if stdout is not None:
+        try:
+            stdout.flush()
+        except (OSError, ValueError):
+            _forget_stdout()
 
 
 def _forget_stdout() -> None:
