@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import attrs
 
@@ -195,15 +195,17 @@ _Walked: TypeAlias = (
 )
 
 
-@attrs.frozen
-class MappedRun:
-    """A mapping with the guest offset, the depth and the image that it was found at."""
+class MappedRun(NamedTuple):
+    """A mapping with the guest offset, the depth and the image that it was found at.
+
+    A tuple, since a walk makes one for every encoded unit of a disk.
+    """
 
     start: int
     mapping: Data[StorageHandle] | Zero | Special[StorageHandle]
     depth: int
     driver: FormatDriverInstance
-    past_backing: bool = attrs.field(default=False, kw_only=True)
+    past_backing: bool = False
 
 
 async def _split_holes(

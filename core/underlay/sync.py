@@ -56,7 +56,9 @@ class SyncFormatAccess:
         try:
             if self._life.reason is not None:
                 self._life.check()
-            if type(buf) is bytearray or (type(buf) is memoryview and _is_flat(buf)):
+            if type(buf) is bytearray or (
+                type(buf) is memoryview and _is_flat(buf) and not buf.readonly
+            ):
                 location = self._locate(offset)
                 if location is not None:
                     handle, host, run, _ = location
@@ -90,7 +92,11 @@ class SyncFormatAccess:
         try:
             if self._life.reason is not None:
                 self._life.check()
-            if self._write_fast and (type(data) is bytes or type(data) is bytearray):
+            if self._write_fast and (
+                type(data) is bytes
+                or type(data) is bytearray
+                or (type(data) is memoryview and _is_flat(data))
+            ):
                 location = self._locate(offset)
                 if location is not None:
                     handle, host, run, writable = location
@@ -313,8 +319,8 @@ def _nowhere(_offset: int) -> Location | None:
 
 
 def _is_flat(view: memoryview) -> bool:
-    """Whether bytes can be read into a view as it is."""
-    return view.format == "B" and view.ndim == 1 and view.c_contiguous and not view.readonly
+    """Whether a view goes to the system as it is."""
+    return view.format == "B" and view.ndim == 1 and view.c_contiguous
 
 
 class _BlockingCapability:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -151,7 +151,11 @@ def _pieces(stretch: Stretch) -> Generator[list[Run], None, None]:
                     piece, length = [], 0
                 yield [run]
                 continue
-            for part in pieces(run, PIECE - length):
+            if run.special is not None or run.length <= PIECE - length:
+                parts: Iterable[Run] = (run,)
+            else:
+                parts = pieces(run, PIECE - length)
+            for part in parts:
                 if length and length + part.length > PIECE:
                     yield piece
                     piece, length = [], 0

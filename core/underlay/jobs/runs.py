@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator
 from typing import NamedTuple
 
-from underlay.driver import FormatDriverInstance
 from underlay.face import run_blocking
 from underlay.handle import StorageHandle
 from underlay.mapping import Data, Special
-from underlay.reading import Reader
+from underlay.reading import MappedRun, Reader
 from underlay.sync import SyncFormatAccess
 
 __all__ = ["Run", "runs"]
@@ -46,7 +45,7 @@ def runs(disk: SyncFormatAccess, start: int, length: int) -> Generator[Run, None
     Raises:
         CorruptImageError: the tables make no sense; what lies before that was yielded.
     """
-    found = _runs(disk.inner, start, length)
+    found = Reader(disk.inner).walk(start, length)
     try:
         while True:
             batch: list[Run] = []
@@ -60,29 +59,22 @@ def runs(disk: SyncFormatAccess, start: int, length: int) -> Generator[Run, None
         run_blocking(found.aclose())
 
 
-async def _take(found: AsyncGenerator[Run, None], batch: list[Run]) -> None:
-    while len(batch) < _BATCH:
-        run = await anext(found, None)
-        if run is None:
-            return
-        batch.append(run)
-
-
-async def _runs(driver: FormatDriverInstance, start: int, length: int) -> AsyncGenerator[Run, None]:
-    async for found in Reader(driver).walk(start, length):
-        mapping, at = found.mapping, found.start
+async def _take(found: AsyncGenerator[MappedRun, None], batch: list[Run]) -> None:
+    """Fill a batch, or as much of it as there still is."""
+    async for at, mapping, _, driver, _ in found:
         if isinstance(mapping, Special):
-            yield Run(at, mapping.length, mapping.storage, mapping.skip, mapping)
+            batch.append(Run(at, mapping.length, mapping.storage, mapping.skip, mapping))
         elif not isinstance(mapping, Data):
-            yield Run(at, mapping.length)
-        elif await found.driver.sparse_data():
-            async for run in _without_holes(at, mapping):
-                yield run
+            batch.append(Run(at, mapping.length))
+        elif await driver.sparse_data():
+            await _take_without_holes(at, mapping, batch)
         else:
-            yield Run(at, mapping.length, mapping.storage, mapping.offset)
+            batch.append(Run(at, mapping.length, mapping.storage, mapping.offset))
+        if len(batch) >= _BATCH:
+            return
 
 
-async def _without_holes(start: int, data: Data[StorageHandle]) -> AsyncGenerator[Run, None]:
+async def _take_without_holes(start: int, data: Data[StorageHandle], batch: list[Run]) -> None:
     """Plain data, with zeroes where its storage has holes or has ended."""
     storage, offset, end = data.storage, data.offset, data.offset + data.length
     while offset < end:
@@ -90,6 +82,6 @@ async def _without_holes(start: int, data: Data[StorageHandle]) -> AsyncGenerato
         if offset < storage.size():
             extent = await storage.extent_at(offset)
             length, is_data = min(extent.length or length, length), extent.is_data
-        yield Run(start, length, storage, offset) if is_data else Run(start, length)
+        batch.append(Run(start, length, storage, offset) if is_data else Run(start, length))
         start += length
         offset += length

@@ -7,7 +7,7 @@ finds out. Bulk work is in ``bulk``.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from underlay.driver import FormatDriverInstance, Location
@@ -211,10 +211,25 @@ class ClusterMap(FormatDriverInstance):
         return min(length >> self._cluster_bits, tables * self.geometry.l2_entries)
 
     async def _runs(self, offset: int, end: int) -> AsyncIterator[Iterable[Run]]:
+        """The runs of a range, those of one L2 table at a time."""
+        shift = self._l1_shift
         while offset < end:
-            kind, host, length = await self._run_at(offset, end - offset)
-            length = min(length, end - offset)
-            yield ((kind, host, length),)
+            table = await self._l2_table(offset >> shift)
+            if table is None:
+                length = min(self._unallocated_length(offset, end - offset), end - offset)
+                yield ((UNALLOCATED, NOWHERE, length),)
+                offset += length
+            else:
+                until = min(end, (offset >> shift) + 1 << shift)
+                yield self._table_runs(table, offset, until)
+                offset = until
+
+    def _table_runs(self, table: Table, offset: int, until: int) -> Iterator[Run]:
+        """The runs of a range that lies inside one L2 table."""
+        while offset < until:
+            kind, host, length = self.run(table, offset, until - offset)
+            length = min(length, until - offset)
+            yield kind, host, length
             offset += length
 
     async def _run_at(self, offset: int, wanted: int) -> Run:
