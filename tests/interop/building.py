@@ -206,22 +206,11 @@ class Kitchen:
         files = sorted(file for file in folder.iterdir() if file.is_file())
         for file in files:
             _settle(file)
-        for file in files:
-            _settle(file)
         return BuiltImage(
             recipe=recipe,
             path=path,
             stamps={file: _stamp(file) for file in files},
         )
-
-
-def _settle(path: Path) -> None:
-    """Let the filesystem allocate what it put off, so that two looks see one "disk size"."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _make(recipe: Recipe, folder: Path, *, name: str) -> str:

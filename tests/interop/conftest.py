@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 
@@ -23,9 +24,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def kitchen(qemu_img: object, qemu_io: object, tmp_path_factory: pytest.TempPathFactory) -> Kitchen:
-    """Where images are made; each once a session."""
-    return Kitchen(tmp_path_factory.mktemp("matrix"))
+def kitchen(
+    request: pytest.FixtureRequest,
+    qemu_img: object,
+    qemu_io: object,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Kitchen]:
+    """Where images are made; each once a session. They stay for a look if a test failed."""
+    root = tmp_path_factory.mktemp("matrix")
+    yield Kitchen(root)
+    if not request.session.testsfailed:
+        shutil.rmtree(root)
 
 
 @pytest.fixture
