@@ -123,6 +123,19 @@ def test_an_impossible_number_of_threads_is_refused(
     assert not (tmp_path / "out.raw").exists()
 
 
+def test_zeroes_that_are_written_make_progress(make: Make, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    hole = make("hole.qcow2", "qcow2", "32M")
+    convert(hole, tmp_path / "full.raw", sparse_size=0, progress=seen.append)
+    assert len(seen) > 4
+
+
+def test_no_source_at_all_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="source"):
+        convert([], tmp_path / "out.raw")
+    assert not (tmp_path / "out.raw").exists()
+
+
 class TestIntoAnImageThatExists:
     @pytest.mark.parametrize("sparse_size", [0, 4096])
     def test_zeroes_replace_what_was_there(

@@ -65,12 +65,16 @@ def convert(
         print(f"{copied.data} of {copied.size} bytes hold data")
 
     Raises:
+        ValueError: there is no source.
         ConflictError: the target is one of the objects that a source is read from.
         StorageExistsError: the target exists; say ``overwrite`` or ``target_exists``.
         OutOfRangeError: the existing target is too small; nothing was written.
         CorruptImageError, StorageError: a source cannot be read; says at which guest offset.
         UnderlayError: as opening, creating and writing say.
     """
+    listed = _listed(sources)
+    if not listed:
+        raise ValueError("convert needs at least one source")
     with ExitStack() as opened:
         disks = [
             source
@@ -80,7 +84,7 @@ def convert(
                     source, gate=gate, limits=limits, lock=lock, storage_options=storage_options
                 )
             )
-            for source in _listed(sources)
+            for source in listed
         ]
         stretches, size = _one_after_the_other(disks)
         refuse_same(disks, target, storage_options=target_storage_options)

@@ -31,6 +31,8 @@ __all__ = ["Copied", "Stretch", "Zeroes", "copy"]
 _TASK = 4 << 20
 #: Pieces of one task, however small they are.
 _TASK_PIECES = 256
+#: More than any disk has.
+_NO_END = 1 << 63
 
 
 class Zeroes(enum.Enum):
@@ -107,7 +109,7 @@ def copy(
             closing(
                 in_parallel(
                     copier.copy,
-                    _tasks(stretches),
+                    _tasks(stretches, zeroes),
                     parallel=workers,
                     executor=executor,
                     stop=copier.stop,
@@ -125,10 +127,12 @@ def _quiet(progress: Progress) -> None:
     """Tell nobody."""
 
 
-def _tasks(stretches: Sequence[Stretch]) -> Iterator[_Task]:
+def _tasks(stretches: Sequence[Stretch], zeroes: Zeroes) -> Iterator[_Task]:
+    # Zeroes that are written take as long as data, and are shared out like them.
+    most_zeroes = _TASK if zeroes is Zeroes.WRITE else _NO_END
     for stretch in stretches:
         task = _Task(stretch, [], 0)
-        with closing(_pieces(stretch)) as found:
+        with closing(_pieces(stretch, most_zeroes)) as found:
             for piece in found:
                 length = piece[-1].end - piece[0].start
                 task = _Task(stretch, [*task.pieces, piece], task.length + length)
@@ -139,8 +143,8 @@ def _tasks(stretches: Sequence[Stretch]) -> Iterator[_Task]:
             yield task
 
 
-def _pieces(stretch: Stretch) -> Generator[list[Run], None, None]:
-    """The runs of a stretch, in lists of about ``PIECE`` bytes of data; zeroes alone, whole."""
+def _pieces(stretch: Stretch, most_zeroes: int) -> Generator[list[Run], None, None]:
+    """The runs of a stretch, in lists of about ``PIECE`` bytes of data; zeroes stand alone."""
     piece: list[Run] = []
     length = 0
     with closing(runs(stretch.disk, stretch.start, stretch.length)) as found:
@@ -149,7 +153,8 @@ def _pieces(stretch: Stretch) -> Generator[list[Run], None, None]:
                 if piece:
                     yield piece
                     piece, length = [], 0
-                yield [run]
+                for at in range(run.start, run.end, most_zeroes):
+                    yield [run.part(at, min(most_zeroes, run.end - at))]
                 continue
             if run.special is not None or run.length <= PIECE - length:
                 parts: Iterable[Run] = (run,)
