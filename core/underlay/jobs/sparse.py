@@ -28,8 +28,9 @@ def check_sparse_size(size: int) -> None:
 def data_ranges(buffer: bytearray, length: int, sparse_size: int) -> list[tuple[int, int]]:
     """Where the first ``length`` bytes hold data: starts and ends, without runs of zeroes.
 
-    Zeroes are left out where at least ``sparse_size`` bytes of them begin at a multiple of the
-    largest power of two that is no larger; with 0 nowhere.
+    Zeroes are looked for in granules: the largest power of two up to ``sparse_size``. Whole granules
+    of them that follow each other are left out if they are ``sparse_size`` bytes or more; with 0
+    nothing is.
     """
     if not sparse_size:
         return [(0, length)]
