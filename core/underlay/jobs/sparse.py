@@ -28,9 +28,9 @@ def check_sparse_size(size: int) -> None:
 def data_ranges(buffer: bytearray, length: int, sparse_size: int) -> list[tuple[int, int]]:
     """Where the first ``length`` bytes hold data: starts and ends, without runs of zeroes.
 
-    Zeroes are looked for in granules: the largest power of two up to ``sparse_size``. Whole granules
-    of them that follow each other are left out if they are ``sparse_size`` bytes or more; with 0
-    nothing is.
+    Zeroes are looked for in granules: the largest power of two up to ``sparse_size``. Whole
+    granules of them that follow each other are left out if they are ``sparse_size`` bytes or more;
+    with 0 nothing is.
     """
     if not sparse_size:
         return [(0, length)]
