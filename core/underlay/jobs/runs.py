@@ -13,8 +13,9 @@ from underlay.sync import SyncFormatAccess
 
 __all__ = ["Run", "runs"]
 
-#: How many runs are looked up at a time. Entering the core once for each costs more than the rest.
-_BATCH = 512
+#: How many runs are looked up at a time: entering the core once for each would cost more than the
+#: rest, and for too many of them no worker would get the interpreter.
+_BATCH = 128
 
 
 class Run(NamedTuple):

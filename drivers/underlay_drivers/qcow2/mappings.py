@@ -56,6 +56,8 @@ class ClusterMap(FormatDriverInstance):
         "_cluster_bits",
         "_cluster_mask",
         "_cluster_size",
+        "_compressed_end",
+        "_compressed_mask",
         "_data",
         "_data_pending",
         "_l1_offset",
@@ -90,6 +92,9 @@ class ClusterMap(FormatDriverInstance):
         self._l1_shift = geometry.l1_shift
         self._l2_mask = geometry.l2_entries - 1
         self._plain_bad = geometry.plain_bad
+        self._compressed_mask = (1 << geometry.compressed_shift) - 1
+        #: With an external data file nothing may be compressed.
+        self._compressed_end = 0 if geometry.external else layout.HOST_OFFSET_LIMIT
         self._cache = TableCache(size=cache_size, table_bytes=geometry.cluster_size)
         self._table = self._cache.hit
 
@@ -272,9 +277,14 @@ class ClusterMap(FormatDriverInstance):
         index = offset >> self._cluster_bits & self._l2_mask
         entry = table[index * words]
         bitmap = table[index * words + 1] if words > 1 else 0
+        size = geometry.cluster_size
+        if entry & layout.COMPRESSED and not bitmap:
+            # Each cluster is a run of its own, so a bulk walk comes here for every one of them.
+            host = entry & self._compressed_mask
+            if size <= host < self.file_end and host < self._compressed_end:
+                return COMPRESSED, entry, size - within
         self._check(entry, bitmap, offset - within, index)
         kind, host = geometry.decode(entry, bitmap)
-        size = geometry.cluster_size
         if kind == COMPRESSED:
             return kind, host, size - within
         if kind == MIXED:
