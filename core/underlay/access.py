@@ -69,7 +69,8 @@ class Resources:
 class FormatAccess:
     """An open disk. All offsets and lengths are guest bytes.
 
-    ``FormatAccess(driver)`` wraps a driver instance whose storages stay the caller's to close.
+    ``FormatAccess(driver)`` takes a driver over and closes it in the end; a storage that the caller
+    gave to the driver stays the caller's.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class FormatAccess:
         self._is_view = view_of is not None
         for disk in resources.lent if resources is not None else ():
             disk._life.serve(self._life)  # one that is closed is an error, and this disk none
+        if resources is None and view_of is None:
+            resources = Resources(drivers=[driver])
         self._resources = resources
         self._reader = Reader(driver)
         self._writer = Writer(driver, self._reader)

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-from underlay.access import FormatAccess
 from underlay.face import home_loop, in_loop
 from underlay.handle import StorageHandle
 from underlay.mapping import Backing, Data, Eof, ShallowMapping, Special, Zero
 from underlay.plugins import registry
 from underlay.probing import VIEW_BYTES, ProbeView
+from underlay.reading import Reader
 from underlay.storage import AnyStorage, BlockingStorage, StorageOpenOptions
 from underlay.targets import open_with
 from underlay.testing.awaitable import AwaitableMemoryStorage
@@ -112,7 +112,9 @@ async def content_of(mapping: ShallowMapping) -> bytes:
     if isinstance(mapping, Zero):
         return bytes(mapping.length)
     if isinstance(mapping, Backing):
-        return await FormatAccess(mapping.layer).read_bytes(mapping.offset, mapping.length)
+        below = bytearray(mapping.length)
+        await Reader(mapping.layer).readv((memoryview(below),), mapping.offset)
+        return bytes(below)
     assert not isinstance(mapping, Eof)
     storage: StorageHandle = mapping.storage
     if isinstance(mapping, Data):

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from underlay.access import FormatAccess
 from underlay.driver import FormatOpenOptions
 from underlay.face import run_blocking
 from underlay.handle import StorageHandle
 from underlay.mapping import ShallowMapping
+from underlay.reading import Reader
 from underlay_drivers.qcow2 import Qcow2
 from underlay_drivers.qcow2.header import Header
 from underlay_storage.memory import MemoryStorage
@@ -105,7 +105,9 @@ def open_bytes(data: bytes | bytearray, **options: Any) -> Generator[Qcow2]:
 
 def read(disk: Qcow2, offset: int, length: int) -> bytes:
     """Guest bytes, through the core."""
-    return FormatAccess(disk).blocking().read_bytes(offset, length)
+    out = bytearray(length)
+    run_blocking(Reader(disk).readv((memoryview(out),) if length else (), offset))
+    return bytes(out)
 
 
 def mappings(

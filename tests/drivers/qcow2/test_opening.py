@@ -60,18 +60,18 @@ def test_a_builder_takes_what_the_caller_has(chain: Path, tmp_path: Path) -> Non
     disk = Qcow2.builder_path(chain).backing(base).data_file(data).open_sync()
     check(disk)
     disk.close_sync()
-    disk = (
-        Qcow2.builder(MemoryStorage(chain.read_bytes()))
-        .backing(FormatAccess(base))
-        .data_file(data)
-        .open_sync()
-    )
-    check(disk)
-    disk.close_sync()
+    with FormatAccess(base).blocking() as lent:
+        disk = (
+            Qcow2.builder(MemoryStorage(chain.read_bytes()))
+            .backing(lent)
+            .data_file(data)
+            .open_sync()
+        )
+        check(disk)
+        disk.close_sync()
     disk = Qcow2.builder_path(chain).backing(None).data_file(data).open_sync()
     assert read(disk, 65536, 1) == b"\0"
     disk.close_sync()
-    base.close_sync()
 
 
 def test_a_builder_opens_a_backing_image_by_path(chain: Path, tmp_path: Path) -> None:
@@ -87,9 +87,8 @@ def test_a_builder_opens_a_backing_image_by_path(chain: Path, tmp_path: Path) ->
 def test_a_builder_opens_in_an_event_loop(chain: Path) -> None:
     async def work() -> None:
         disk = await Qcow2.builder_path(chain).open(DirectoryGate())
-        access = FormatAccess(disk)
-        assert await access.read_bytes(65535, 2) == b"\x22\x11"
-        await disk.close()
+        async with FormatAccess(disk) as access:
+            assert await access.read_bytes(65535, 2) == b"\x22\x11"
 
     asyncio.run(work())
 
@@ -179,3 +178,12 @@ def test_the_image_is_read_anew_when_the_cache_is_dropped(plain: Image) -> None:
     with pytest.raises(StorageChangedError):
         run_blocking(disk.invalidate_cache())
     disk.close_sync()
+
+
+def test_a_disk_made_of_a_driver_closes_what_the_driver_opened(tmp_path: Path, chain: Path) -> None:
+    driver = Qcow2.open_path_sync(tmp_path / "base.qcow2")
+    storage = driver.collect_storage_dependencies()[0]
+    with FormatAccess(driver).blocking() as disk:
+        assert disk.read_bytes(0, 4)
+        assert not storage.closed
+    assert storage.closed
