@@ -278,11 +278,8 @@ class ClusterMap(FormatDriverInstance):
         entry = table[index * words]
         bitmap = table[index * words + 1] if words > 1 else 0
         size = geometry.cluster_size
-        if entry & layout.COMPRESSED and not bitmap:
-            # Each cluster is a run of its own, so a bulk walk comes here for every one of them.
-            host = entry & self._compressed_mask
-            if size <= host < self.file_end and host < self._compressed_end:
-                return COMPRESSED, entry, size - within
+        if entry & layout.COMPRESSED and not bitmap and self._compressed_inside(entry):
+            return COMPRESSED, entry, size - within
         self._check(entry, bitmap, offset - within, index)
         kind, host = geometry.decode(entry, bitmap)
         if kind == COMPRESSED:
@@ -309,6 +306,11 @@ class ClusterMap(FormatDriverInstance):
                         count = number
                         break
         return kind, host if host == NOWHERE else host + within, count * size - within
+
+    def _compressed_inside(self, entry: int) -> bool:
+        """Whether compressed data lies where it may; a walk asks this of every such cluster."""
+        host = entry & self._compressed_mask
+        return self._cluster_size <= host < self.file_end and host < self._compressed_end
 
     def _subcluster_run(self, host: int, bitmap: int, within: int) -> Run:
         size = self.geometry.subcluster_size
