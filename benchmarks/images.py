@@ -23,7 +23,7 @@ class Images:
         return self.folder / f"{self.size // _MIB}M-{name}"
 
     def raw(self) -> Path:
-        """A third noise, a half text, the rest holes; in runs of some MiB."""
+        """Two thirds text, a sixth noise that does not compress, a sixth holes, in long runs."""
         path = self.path("mixed.raw")
         if not path.exists():
             chance = random.Random(1)  # noqa: S311 - the same data every time
@@ -35,7 +35,7 @@ class Images:
                     length = min(chance.choice((1, 2, 4, 8)) * _MIB, self.size - at)
                     kind = chance.random()
                     file.seek(at)
-                    if kind < 1 / 3:
+                    if kind < 1 / 6:
                         file.write(chance.randbytes(length))
                     elif kind < 5 / 6:
                         file.write(text[chance.randrange(_MIB) :][:length])
