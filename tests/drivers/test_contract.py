@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from underlay.testing import DriverContract, WritableDriverContract
+from underlay.testing import WritableDriverContract
 
 Tool = Callable[..., str]
 
@@ -46,11 +46,12 @@ class TestPartition(WritableDriverContract):
         return whole[12_345:-6789]
 
 
-class Qcow2(DriverContract):
-    """Images that the real qemu-img made."""
+class Qcow2(WritableDriverContract):
+    """Images that the real qemu-img made, and finds nothing wrong with after we wrote to them."""
 
     format_name = "qcow2"
     size_unit = 512
+    can_resize = False
     options: ClassVar[str] = "compat=1.1"
     flags: ClassVar[tuple[str, ...]] = ()
 
@@ -65,6 +66,15 @@ class Qcow2(DriverContract):
         self.qemu_img("convert", "-f", "raw", "-O", "qcow2", *more, plain, image)
         plain.unlink()
         return image
+
+    def read_by_others(self, image: Path) -> bytes:
+        self.qemu_img("check", "-q", "-f", "qcow2", image)  # no errors, and no leaks
+        plain = image.with_suffix(".plain")
+        self.qemu_img("convert", "-f", "qcow2", "-O", "raw", image, plain)
+        try:
+            return plain.read_bytes()
+        finally:
+            plain.unlink()
 
 
 class TestQcow2(Qcow2):
@@ -89,6 +99,8 @@ class TestSubclusters(Qcow2):
 
 
 class TestDataFile(Qcow2):
+    stands_alone = False
+
     def make(self, content: bytes, folder: Path) -> Path:
         self.options = f"data_file={folder / 'data'}"  # type: ignore[misc]
         return super().make(content, folder)
@@ -96,6 +108,8 @@ class TestDataFile(Qcow2):
 
 class TestChain(Qcow2):
     """Half of the disk in a backing image, which is compressed and shorter."""
+
+    stands_alone = False
 
     def make(self, content: bytes, folder: Path) -> Path:
         half = len(content) // 2 // 512 * 512

@@ -1,7 +1,8 @@
-"""Where all metadata of an image lies: looked up before the first write, so that none overwrites it."""
+"""Where all metadata lies: looked up before the first write, so that none overwrites it."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from underlay.errors import CorruptImageError
@@ -18,7 +19,7 @@ __all__ = ["survey"]
 
 
 async def survey(disk: Dependencies, limits: Limits) -> set[int]:
-    """The host offsets of all clusters of metadata, but for reference counts and inactive L2 tables.
+    """The host offsets of all metadata, but for refcount blocks and inactive L2 tables.
 
     Raises:
         CorruptImageError: two things claim one cluster.
@@ -61,10 +62,11 @@ async def _directories(image: StorageHandle, header: Header, limits: Limits) -> 
         if extension is not None:
             size = extension.directory_size
             regions.append(Region("bitmap directory", extension.directory_offset, size))
-        regions += [
-            Region("bitmap table", entry.bitmap_table_offset, entry.bitmap_table_size * 8)
-            for entry in await read_bitmaps(image, header, limits)
-        ]
+        with suppress(CorruptImageError):  # they go out of date with the first write anyway
+            regions += [
+                Region("bitmap table", entry.bitmap_table_offset, entry.bitmap_table_size * 8)
+                for entry in await read_bitmaps(image, header, limits)
+            ]
     return regions
 
 

@@ -230,7 +230,7 @@ class Writeback:
         # Nobody can use a closed disk's mappings, whatever leases are still held.
         self._ready.extend(self._waiting)
         self._waiting = []
-        if not self._ready:
+        if not self._ready and not self.allocator.dirty_bytes:
             return
         await self.flush()
         await self._cut_tail()

@@ -99,18 +99,20 @@ class ImageWriter:
             CorruptImageError: its metadata contradicts itself; nothing was changed.
         """
         self.back.check()
+        if not self._ready:
+            async with self._preparing:
+                await self._make_ready()
+
+    async def _make_ready(self) -> None:
         if self._ready:
-            return
-        async with self._preparing:
-            if self._ready:
-                return
-            metadata = self.allocator.metadata
-            metadata.clear()
-            metadata |= await survey(self.disk, self._limits)
-            await self.allocator.load()
-            await self._clear_autoclear_bits()
-            self._ready = True
-            self.disk.allow_writing(metadata)
+            return  # somebody else was quicker
+        metadata = self.allocator.metadata
+        metadata.clear()
+        metadata |= await survey(self.disk, self._limits)
+        await self.allocator.load()
+        await self._clear_autoclear_bits()
+        self._ready = True
+        self.disk.allow_writing(metadata)
 
     async def _clear_autoclear_bits(self) -> None:
         """Tell that what these bits promise is not kept: bitmaps go out of date from now on."""
@@ -222,7 +224,7 @@ class ImageWriter:
                     field="L2 entry",
                     value=entry,
                 )
-        if kind == MIXED or kind == UNALLOCATED:
+        if kind in {MIXED, UNALLOCATED}:
             touched = self._subclusters(offset - guest, min(end - guest, geometry.cluster_size))
             return (_RESERVED if touched & ~bitmap else _IN_PLACE), host
         return (_IN_PLACE if kind == DATA else _RESERVED), host
