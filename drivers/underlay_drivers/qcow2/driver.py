@@ -71,6 +71,10 @@ class Qcow2(Writable, Describable, Snapshottable, BitmapStore, Inspectable, Repa
         "refcount_cache_size": OptionSpec(
             help="Bytes of refcount blocks to keep in memory", type="size", default="8M"
         ),
+        "discard": OptionSpec(
+            help="Whether discarding gives space back (unmap) or does nothing (ignore)",
+            default="unmap",
+        ),
     }
 
     def __init__(self, options: FormatOpenOptions, header: Header) -> None:

@@ -155,6 +155,12 @@ class Writeback:
         waiting = len(self._unlinked) * _FREED_BYTES
         return tables + self.allocator.dirty_bytes + waiting > self.dirty_limit
 
+    async def relieve(self) -> None:
+        """Flush if too much is dirty; without the lock."""
+        self.check()
+        if self.too_dirty:
+            await self.flush()
+
     # -- trouble
 
     def check(self) -> None:

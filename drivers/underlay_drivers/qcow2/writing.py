@@ -131,9 +131,7 @@ class ImageWriter:
         if not self._ready:
             await self.prepare()
         back = self.back
-        back.check()
-        if back.too_dirty:
-            await back.flush()
+        await back.relieve()
         geometry = self.disk.geometry
         shift, bits = geometry.l1_shift, geometry.cluster_bits
         end = min(offset + length, (offset >> shift) + 1 << shift)
@@ -183,7 +181,8 @@ class ImageWriter:
                 if self._reads_zero(table, index, guest):
                     start = offset
                 if self._reads_zero(table, index + count - 1, last):
-                    filled = stop
+                    # Whole sectors: a later write to the same one must not depend on growth.
+                    filled = stop + -stop % layout.SECTOR
         moved = host - guest
         return WriteTicket(
             driver=disk,
