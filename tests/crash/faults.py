@@ -11,7 +11,7 @@ from underlay.errors import storage_error
 from underlay.storage import BlockingStorage, PreallocateMode, ReadBuffers, WriteBuffers
 from underlay.testing.wrappers import WrappedStorage
 
-from .journal import Journal, Lost
+from .journal import SECTOR, Journal, Lost
 
 __all__ = ["Faults", "FaultyStorage"]
 
@@ -61,9 +61,10 @@ class FaultyStorage(WrappedStorage):
         super().readv(buffers, offset)
 
     def writev(self, buffers: WriteBuffers, offset: int) -> None:
-        """May fail when half of it is written."""
+        """May fail when half of its sectors are written."""
         data = b"".join(buffers)
-        half = data[: len(data) // 2]
+        middle = offset + len(data) // 2
+        half = data[: max(middle - middle % SECTOR - offset, 0)]
 
         def write_half() -> None:
             if half:

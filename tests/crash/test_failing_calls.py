@@ -43,6 +43,8 @@ class Run:
     alternatives: dict[int, bytes] = attrs.field(factory=dict[int, bytes], init=False)
     #: Whether the disk could be used after the failure.
     works_on: bool = attrs.field(default=False, init=False)
+    #: What the disk should not have held then.
+    wrong: list[str] = attrs.field(factory=list[str], init=False)
 
     def __attrs_post_init__(self) -> None:
         contents = self.prepared.contents
@@ -121,7 +123,7 @@ class Run:
         except UnderlayError:
             return
         self.works_on = True
-        assert not differences(content, allowed, "the disk after the failure")
+        self.wrong += differences(content, allowed, "the disk after the failure")
 
 
 def _judged(run: Run) -> list[str]:
@@ -165,7 +167,7 @@ def test_any_call_may_fail(shape: Shape, *, for_good: bool) -> None:
         run = Run(prepared=prepared, faults=faults)
         run.go(operations)
         worked_on += run.works_on
-        wrong = _judged(run)
+        wrong = run.wrong + _judged(run)
         if kind == "sync":
             wrong += _after_power_loss(run)
         problems += [f"call {number} ({kind}): {problem}" for problem in wrong[:3]]
