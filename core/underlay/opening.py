@@ -117,18 +117,22 @@ async def open_without_references(
     limits: Limits | None = None,
     lock: bool = True,
     storage_options: Mapping[str, object] | None = None,
+    to_check: bool = False,
+    writable: bool = False,
 ) -> FormatAccess:
-    """Open one object read-only to look at its metadata: nothing that it names is opened.
+    """Open one object to look at its metadata: nothing that it names is opened.
 
-    Data that lies elsewhere cannot be read through this disk. For ``info``, and the like.
+    Data that lies elsewhere cannot be read through this disk. For ``info``, and the like. For
+    ``check`` much may be wrong with it; to repair it, it is opened writable.
     """
     opening = _Opening(
-        writable=False,
+        writable=writable,
         gate=DenyImplicitOpenGate(),
         limits=limits or DEFAULT_LIMITS,
         lock=lock,
         storage_options=storage_options or {},
         follow=False,
+        to_check=to_check,
     )
     return await opening.open(target, format, {})
 
@@ -141,6 +145,7 @@ class _Opening:
     lock: bool
     storage_options: Mapping[str, object]
     follow: bool = True
+    to_check: bool = False
     resources: Resources = attrs.field(factory=Resources, init=False)
 
     async def open(
@@ -178,6 +183,7 @@ class _Opening:
                 writable=self.writable,
                 limits=self.limits,
                 snapshot=snapshot,
+                to_check=self.to_check,
                 options=checked_options(
                     options, driver_class.open_options, what=f"opening {format_name}"
                 ),
