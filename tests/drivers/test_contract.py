@@ -51,7 +51,6 @@ class Qcow2(WritableDriverContract):
 
     format_name = "qcow2"
     size_unit = 512
-    can_resize = False
     options: ClassVar[str] = "compat=1.1"
     flags: ClassVar[tuple[str, ...]] = ()
 

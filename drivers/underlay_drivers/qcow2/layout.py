@@ -24,9 +24,6 @@ HEADER_V3: Final = struct.Struct(">QQQII")
 HEADER_V2_LENGTH: Final = HEADER_V2.size
 HEADER_V3_LENGTH: Final = HEADER_V2_LENGTH + HEADER_V3.size
 
-#: refcount_table_offset and refcount_table_clusters, which change together.
-REFCOUNT_TABLE_POINTER: Final = struct.Struct(">QI")
-REFCOUNT_TABLE_POINTER_OFFSET: Final = 48
 INCOMPATIBLE_FEATURES_OFFSET: Final = 72
 AUTOCLEAR_FEATURES_OFFSET: Final = 88
 

@@ -103,6 +103,17 @@ class ClusterMap(FormatDriverInstance):
 
     def show(self, header: Header, l1: Table, *, l1_offset: int, size: int) -> None:
         """Map ``size`` bytes through this L1 table from now on."""
+        self._look_at_header(header, l1, l1_offset)
+        #: What guest data cannot lie in; once the image is written to, all metadata that there is.
+        self._metadata: AbstractSet[int] = self._foundation
+        self.file_end = _NO_END if self.geometry.external else self.image.size()
+        self.l1 = l1
+        self._l1_offset = l1_offset
+        self.set_size(size)
+        self._cache.clear()
+
+    def _look_at_header(self, header: Header, l1: Table, l1_offset: int) -> None:
+        """Know where the tables are that the header leads to."""
         regions = metadata_regions(header)
         if all(region.offset != l1_offset for region in regions):
             regions += (Region("snapshot's L1 table", l1_offset, len(l1) * 8),)
@@ -120,15 +131,15 @@ class ClusterMap(FormatDriverInstance):
                 self.geometry.cluster_size,
             )
         )
-        #: What guest data cannot lie in; once the image is written to, all metadata that there is.
-        self._metadata: AbstractSet[int] = self._foundation
-        self.file_end = _NO_END if self.geometry.external else file_size
-        self.l1 = l1
-        self._l1_offset = l1_offset
-        self._set_size(size)
-        self._cache.clear()
 
-    def _set_size(self, size: int) -> None:
+    def replace_l1(self, header: Header, l1: Table) -> None:
+        """Map through another L1 table, which leads to the same as far as the old one went."""
+        self._look_at_header(header, l1, header.l1_table_offset)
+        self._l1_offset = header.l1_table_offset
+        self.l1 = l1
+
+    def set_size(self, size: int) -> None:
+        """Let the disk end at ``size`` bytes."""
         self._size = size
         plain = not (self.geometry.extended or self.geometry.external)
         #: Where ``locate`` needs more thought: from the last cluster on, if it is not whole.
@@ -400,6 +411,10 @@ class ClusterMap(FormatDriverInstance):
         """Let ``locate`` name places that may be written, none of which is in ``metadata``."""
         self._metadata = metadata
         self._writable_from = layout.COPIED
+
+    def forget_table(self, number: int) -> None:
+        """Drop a table to which nothing leads any more."""
+        self._cache.forget(number)
 
     def reach(self, end: int) -> None:
         """Data was written up to host offset ``end``."""

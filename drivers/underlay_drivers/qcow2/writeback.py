@@ -28,7 +28,7 @@ from underlay.lease import Leases
 from underlay.locks import Lock
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.allocation import Allocator, RefcountChanges
-from underlay_drivers.qcow2.tables import Table, swap
+from underlay_drivers.qcow2.tables import Table, packed
 
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
@@ -139,6 +139,15 @@ class Writeback:
         self._disk.l1[number] = offset | layout.COPIED
         self.touch_l1(number)
 
+    def unlink_l2(self, number: int) -> None:
+        """Let L1 entry ``number`` lead nowhere, and free its table late."""
+        self.release(self._disk.l1[number] & layout.HOST_OFFSET)
+        self._disk.l1[number] = 0
+        self._disk.forget_table(number)
+        self._dirty_l2.pop(number, None)
+        self._new_l2.discard(number)
+        self._dirty_l1.add(number)
+
     def touch_l1(self, number: int) -> None:
         """L1 entry ``number`` was changed."""
         self._dirty_l1.add(number)
@@ -190,9 +199,8 @@ class Writeback:
             value=error.value,
         )
         self._disk.forbid_writing()
-        header = self._disk.header
-        if header.version > 2:  # noqa: PLR2004 (a version is its own best name)
-            features = header.incompatible_features | layout.CORRUPT
+        if self._disk.header.version > 2:  # noqa: PLR2004 (a version is its own best name)
+            features = self._disk.header.incompatible_features | layout.CORRUPT
             try:
                 await self._disk.image.write(
                     features.to_bytes(8, "big"), layout.INCOMPATIBLE_FEATURES_OFFSET
@@ -200,7 +208,7 @@ class Writeback:
                 await self._disk.image.sync()
             except StorageError:
                 return  # its damage will be met again
-            self._disk.header = attrs.evolve(header, incompatible_features=features)
+            self._disk.header = attrs.evolve(self._disk.header, incompatible_features=features)
 
     # -- to the disk
 
@@ -225,6 +233,27 @@ class Writeback:
             self.check()
             await self._barrier(self._storages())
             await self._free_ready()
+
+    async def update_header(self, **fields: int) -> None:
+        """Change fields of the header at once: after all that was written, and before the rest.
+
+        Raises:
+            StorageError: it could not be written; the image cannot be written any more.
+        """
+        async with self._flushing:
+            self.check()
+            await to_the_end(self._write_header(fields))
+
+    async def _write_header(self, fields: dict[str, int]) -> None:
+        await self._barrier(self._storages())
+        header = attrs.evolve(self._disk.header, **fields)  # type: ignore[arg-type]
+        try:
+            await self._disk.image.write(header.fixed_bytes(), 0)
+        except UnderlayError as error:
+            self.give_up("the header could not be written", error)
+            raise
+        self._disk.header = header
+        await self._barrier(self._storages())
 
     async def finish(self) -> None:
         """At the end of a session: free what is still waiting, and cut the file's free tail.
@@ -285,7 +314,7 @@ class Writeback:
             assert table is not None
             if number in self._new_l2:
                 new[number] = pieces
-                new_bytes.append((offset, _packed(table)))
+                new_bytes.append((offset, packed(table)))
             else:
                 changed[number] = pieces
                 changed_bytes += self._pieces(offset, table, pieces)
@@ -321,7 +350,7 @@ class Writeback:
             while last < count and pieces >> last & 1:
                 last += 1
             found.append(
-                (offset + first * self._slice, _packed(table[first * words : last * words]))
+                (offset + first * self._slice, packed(table[first * words : last * words]))
             )
             first = last
         return found
@@ -332,7 +361,7 @@ class Writeback:
         found: list[tuple[int, bytes]] = []
         for sector in sorted({number // _SECTOR_ENTRIES for number in self._dirty_l1}):
             first = sector * _SECTOR_ENTRIES
-            found.append((base + first * 8, _packed(l1[first : first + _SECTOR_ENTRIES])))
+            found.append((base + first * 8, packed(l1[first : first + _SECTOR_ENTRIES])))
         return found
 
     async def _write(self, work: _Work) -> None:
@@ -378,20 +407,10 @@ class Writeback:
         self.allocator.written(changes)
 
     async def _move_refcount_table(self, offset: int, table: bytes, clusters: int) -> None:
-        image = self._disk.image
-        await image.write(table, offset)
-        await self._barrier([image])
-        pointer = layout.REFCOUNT_TABLE_POINTER.pack(offset, clusters)
-        try:
-            await image.write(pointer, layout.REFCOUNT_TABLE_POINTER_OFFSET)
-        except UnderlayError as error:
-            # Whether the new table is in use, and must not be changed freely, cannot be known.
-            self.give_up("the header could not be written", error)
-            raise
-        self._disk.header = attrs.evolve(
-            self._disk.header, refcount_table_offset=offset, refcount_table_clusters=clusters
+        await self._disk.image.write(table, offset)
+        await self._write_header(
+            {"refcount_table_offset": offset, "refcount_table_clusters": clusters}
         )
-        await self._barrier([image])
 
     async def _write_all(self, pieces: list[tuple[int, bytes]]) -> None:
         for offset, data in pieces:
@@ -402,9 +421,10 @@ class Writeback:
         if work.refcounts is not None and not counted:
             self.allocator.put_back(work.refcounts)
         for number, pieces in (*work.new.items(), *work.changed.items()):
-            self._dirty_l2[number] = self._dirty_l2.get(number, 0) | pieces
+            if self._disk.l1[number]:
+                self._dirty_l2[number] = self._dirty_l2.get(number, 0) | pieces
         if not linked:
-            self._new_l2 |= work.new.keys()
+            self._new_l2 |= work.new.keys() & self._dirty_l2.keys()
         self._dirty_l1 |= work.l1
         self._shows = self._shows or work.shows
         self._unlinked = work.unlinked + self._unlinked
@@ -474,10 +494,3 @@ class Writeback:
                 await image.resize(end)
             except UnderlayError:
                 return  # a block device, say: the tail stays
-
-
-def _packed(table: Table) -> bytes:
-    """A table, or a part of one, as it stands on disk."""
-    copy = table[:]
-    swap(copy)
-    return copy.tobytes()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from array import array
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -34,6 +36,7 @@ from underlay_drivers.qcow2.writeback import Writeback
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
     from underlay.limits import Limits
+    from underlay.storage import PreallocateMode
     from underlay_drivers.qcow2.dependencies import Dependencies
 
 __all__ = ["ImageWriter"]
@@ -283,7 +286,7 @@ class ImageWriter:
                         await self._give_back(claim)
                         raise
         finally:
-            self.tickets.release(claim.holder)
+            self._release(claim)
 
     async def abort(self, ticket: WriteTicket) -> None:
         """See ``FormatDriverInstance.abort_write``."""
@@ -293,6 +296,10 @@ class ImageWriter:
             async with self.back.lock:
                 await self._give_back(claim)
         finally:
+            self._release(claim)
+
+    def _release(self, claim: _Claim) -> None:
+        if claim.holder is not None:
             self.tickets.release(claim.holder)
 
     async def _give_back(self, claim: _Claim) -> None:
@@ -364,34 +371,121 @@ class ImageWriter:
             self.back.release(entry & layout.HOST_OFFSET)
         return table
 
+    # -- for one who is alone with all clusters: resizing, snapshots, and the like
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncGenerator[None]:
+        """While this is held, nobody has a ticket, and no entry is changed by others."""
+        async with self.tickets.hold(0, _FAR, exclusive=True):
+            yield
+
+    async def write_zeroes(self, offset: int, end: int) -> None:
+        """Write zeroes to guest bytes ``offset`` to ``end``, which may lie past the disk's end."""
+        zeroes = memoryview(bytes(min(end - offset, _COPY)))
+        while offset < end:
+            number = offset >> self.disk.geometry.l1_shift
+            stop = min(end, offset + len(zeroes), number + 1 << self.disk.geometry.l1_shift)
+            async with self.back.lock:
+                ticket = await self._claim(offset, stop, None)
+            await self._fulfil(ticket, zeroes[: ticket.length])
+            offset += ticket.length
+
+    async def reserve(self, offset: int, end: int, preallocation: PreallocateMode) -> int:
+        """Give the clusters from guest ``offset`` on room that reads as zeroes: for how many bytes.
+
+        They are unallocated, and nothing shows through them.
+        """
+        disk = self.disk
+        geometry = disk.geometry
+        stop = min(end, (offset >> geometry.l1_shift) + 1 << geometry.l1_shift)
+        async with self.back.lock:
+            ticket = await self._claim(offset, stop, None)
+        claim = ticket.token
+        assert isinstance(claim, _Claim)
+        if claim.kind != _NO_ROOM:
+            return ticket.length
+        host_end = claim.host + claim.count * geometry.cluster_size
+        try:
+            if not geometry.external:
+                size = disk.image.size()
+                if claim.host < size:
+                    await disk.image.write_zeroes(
+                        claim.host, min(host_end, size) - claim.host, allocate=True
+                    )
+                if host_end > size:
+                    await disk.image.resize(host_end, preallocation)
+        except BaseException:
+            await to_the_end(self.abort(ticket))
+            raise
+        async with self.back.lock:
+            table = await self.table(claim.number)
+            if geometry.extended:
+                entries = table[claim.index * 2 : (claim.index + claim.count) * 2]
+                first = claim.host | layout.COPIED
+                entries[::2] = array(
+                    "Q",
+                    range(
+                        first, first + claim.count * geometry.cluster_size, geometry.cluster_size
+                    ),
+                )
+                table[claim.index * 2 : (claim.index + claim.count) * 2] = entries
+                self.back.touch_l2(claim.number, table, claim.index, claim.count, shows=True)
+            else:
+                self._show(claim, table)
+            if not geometry.external:
+                disk.reach(host_end)
+        return ticket.length
+
+    def claim_metadata(self, offset: int, clusters: int) -> None:
+        """These clusters hold a table from now on; under the lock."""
+        size = self.disk.geometry.cluster_size
+        self.allocator.metadata.update(range(offset, offset + clusters * size, size))
+
+    async def give_back_metadata(self, offset: int, clusters: int) -> None:
+        """Free clusters at once to which nothing on disk has ever led."""
+        size = self.disk.geometry.cluster_size
+        async with self.back.lock:
+            await self.allocator.lower(offset, clusters)
+            self.allocator.metadata.difference_update(range(offset, offset + clusters * size, size))
+
     # -- mapping for others
 
     async def ensure_data(self, offset: int, length: int) -> tuple[StorageHandle, int, int]:
         """See ``FormatDriverInstance.ensure_data_mapping``; what is new holds the old content."""
-        from underlay.reading import Reader
-
         await self.prepare()
         location = self.disk.locate(offset)
         if location is not None and location[3]:
             return location[0], location[1], min(location[2], length)
         ticket = await self.begin(offset, length)
+        await self._fulfil(ticket, None)
+        return ticket.storage, ticket.offset, ticket.length
+
+    async def _fulfil(self, ticket: WriteTicket, data: memoryview | None) -> None:
+        """Write a ticket's data (None: what is there now) with what surrounds it, and show it."""
+        from underlay.reading import Reader
+
         claim = ticket.token
         assert isinstance(claim, _Claim)
-        if claim.kind != _IN_PLACE:
-            start = ticket.guest_offset - ticket.before
-            left = ticket.before + ticket.length + ticket.after
-            host = ticket.offset - ticket.before
-            try:
-                reader = Reader(self.disk)
-                while left:
-                    piece = memoryview(bytearray(min(left, _COPY)))
-                    await reader.readv((piece,), start)
-                    await ticket.storage.writev((piece,), host)
-                    start += len(piece)
-                    host += len(piece)
-                    left -= len(piece)
-            except BaseException:
-                await to_the_end(self.abort(ticket))
-                raise
+        reader = Reader(self.disk)
+        moved = ticket.offset - ticket.guest_offset
+        start = ticket.guest_offset - ticket.before
+        end = ticket.guest_offset + ticket.length + ticket.after
+        pieces = [(start, end)]
+        if data is not None:
+            pieces = [(start, ticket.guest_offset), (ticket.guest_offset + ticket.length, end)]
+        elif claim.kind == _IN_PLACE:
+            pieces = []
+        try:
+            for first, stop in pieces:
+                at = first
+                while at < stop:
+                    piece = memoryview(bytearray(min(stop - at, _COPY)))
+                    await reader.readv((piece,), at)
+                    await ticket.storage.writev((piece,), at + moved)
+                    at += len(piece)
+            if data is not None:
+                await ticket.storage.writev((data,), ticket.offset)
+        except BaseException:
+            await to_the_end(self.abort(ticket))
+            raise
         await to_the_end(self.commit(ticket))
-        return ticket.storage, ticket.offset, ticket.length

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from underlay_drivers.qcow2.tables import Table
     from underlay_drivers.qcow2.writing import ImageWriter
 
-__all__ = ["Goal", "change_range"]
+__all__ = ["Goal", "change_entries", "change_range"]
 
 
 class Goal(enum.Enum):
@@ -64,7 +64,7 @@ async def change_range(
             await disk.data_storage().write_zeroes(start, end - start)
         async with writer.back.lock:
             writer.back.check()
-            return start, await _change(writer, start, end, goal) - start
+            return start, await change_entries(writer, start, end, goal) - start
     except CorruptImageError as error:
         await writer.back.condemn(error)
         raise
@@ -83,8 +83,11 @@ def _is_raw(writer: ImageWriter) -> bool:
     return bool(writer.disk.header.autoclear_features & layout.RAW_EXTERNAL_DATA)
 
 
-async def _change(writer: ImageWriter, start: int, end: int, goal: Goal) -> int:
-    """Change the entries of one table, and return the guest offset up to which that went."""
+async def change_entries(writer: ImageWriter, start: int, end: int, goal: Goal) -> int:
+    """Change entries of one table, and return the guest offset up to which that went.
+
+    Under the lock, by one who has the clusters to himself.
+    """
     disk = writer.disk
     geometry = disk.geometry
     number = start >> geometry.l1_shift
