@@ -23,6 +23,7 @@ __all__ = [
     "History",
     "Moment",
     "Operation",
+    "Push",
     "Shrink",
     "Take",
     "WriteData",
@@ -203,6 +204,17 @@ class Flush:
     def run(self, disk: SyncFormatAccess, number: int) -> None:
         disk.flush()
         disk.sync()
+
+    def after(self, history: History, number: int) -> Moment:
+        return history.now
+
+
+@attrs.frozen
+class Push:
+    """Write what is in memory, without making it durable: a driver does that when it has to."""
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        disk.flush()
 
     def after(self, history: History, number: int) -> Moment:
         return history.now

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import attrs
 
 from underlay import SyncFormatAccess
-from underlay.capabilities import Snapshottable
+from underlay.capabilities import Checkable, CheckResult, Snapshottable
 from underlay.errors import UnderlayError
 from underlay.storage import BlockingStorage
 from underlay_storage.memory import MemoryStorage
@@ -84,11 +84,11 @@ class Judge:
         if verdict.corruptions:
             return verdict.corruptions
         try:
-            return self._untrue(state)
+            return self._untrue(state, len(verdict.leaks))
         except UnderlayError as error:
             return [f"{type(error).__name__}: {error}"]
 
-    def _untrue(self, state: CrashState) -> list[str]:
+    def _untrue(self, state: CrashState, leaks: int) -> list[str]:
         """What the guest would see and must not, or miss."""
         moments = self.history.moments[state.promised : state.begun + 1]
         numbers = range(state.promised, state.begun + 1)
@@ -96,6 +96,9 @@ class Judge:
         allowed += [self.alternatives[number] for number in numbers if number in self.alternatives]
         with self._open(state) as disk:
             problems = differences(self._read(disk), allowed, "the disk")
+            found: CheckResult = disk.capability(Checkable).check()
+            if (found.corruptions, found.check_errors, found.leaks) != (0, 0, leaks):
+                problems.append(f"our check finds {found}, and should find {leaks} leaks")
             snapshots = disk.capability(Snapshottable).snapshots()
         names = [snapshot.name for snapshot in snapshots]
         problems += self._wrong_snapshots(names, moments)

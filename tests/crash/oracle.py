@@ -25,13 +25,13 @@ class Oracle:
     def corruptions(self, contents: Sequence[bytes]) -> int:
         """How many corruptions and check errors it finds."""
         found = self.check(contents)
-        return int(found.get("corruptions", 0)) + int(found.get("check-errors", 0))
+        return found.get("corruptions", 0) + found.get("check-errors", 0)
 
     def leaks(self, contents: Sequence[bytes]) -> int:
         """How many leaked clusters it finds."""
-        return int(self.check(contents).get("leaks", 0))
+        return self.check(contents).get("leaks", 0)
 
-    def check(self, contents: Sequence[bytes]) -> dict[str, object] | dict[str, int]:
+    def check(self, contents: Sequence[bytes]) -> dict[str, int]:
         """The report of its check."""
         for name, content in zip(_NAMES, contents, strict=False):
             (self.folder / name).write_bytes(content)

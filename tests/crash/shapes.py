@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -21,6 +22,7 @@ from .guest import (
     History,
     Moment,
     Operation,
+    Push,
     Shrink,
     Take,
     WriteData,
@@ -41,13 +43,21 @@ class Shape:
     cluster: int = 512
     #: Virtual bytes.
     size: int = 48 << 10
-    options: Mapping[str, object] = attrs.field(factory=dict[str, object])
+    options: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
     has_data_file: bool = False
     #: Bytes of the backing image; 0 without one.
     backing: int = 0
     #: Whether it can have internal snapshots.
     snapshots: bool = True
     compression: bool = True
+    #: Guest bytes that are written beforehand, beside a few clusters.
+    filled: int = 0
+    #: For the driver, when the image is opened for writing.
+    open_options: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
+    #: What is tried besides.
+    further: tuple[Operation, ...] = ()
+    #: Of how many states one is judged.
+    thinned: int = 1
 
     @property
     def l2_covers(self) -> int:
@@ -66,6 +76,7 @@ class Shape:
             WriteData(border - cluster // 2, 2 * cluster),
             WriteZeroes(2 * cluster - cluster // 2, 2 * cluster),
             Discard(cluster, 4 * cluster),
+            Push(),
             Grow(self.size // 2),
             Shrink(self.size - 3 * cluster),
         ]
@@ -73,14 +84,15 @@ class Shape:
             some += [Compress(11 * cluster, cluster), Compress(2 * cluster, cluster)]
         if self.snapshots:
             some += [Take("new"), Apply("old"), Delete("old")]
-        return some
+        return [*some, *self.further]
 
     def prepared(self) -> Prepared:
         """An image with some content, and with a snapshot where it can have one."""
         cluster = self.cluster
         below = pattern(0xBAC0, 0, self.backing)
         history = History([Moment(below[: self.size].ljust(self.size, b"\0"))])
-        before: list[Operation] = [WriteData(0, 6 * cluster), WriteZeroes(0, cluster)]
+        filled = max(6 * cluster, self.filled)
+        before: list[Operation] = [WriteData(0, filled), WriteZeroes(0, cluster)]
         if self.compression:
             before.append(Compress(4 * cluster, cluster))
         if self.snapshots:
@@ -139,6 +151,7 @@ class Prepared:
             backing=self.backing(),
             data_file=storages[1] if self.shape.has_data_file else None,
             snapshot=snapshot,
+            **(self.shape.open_options if writable else {}),
         )
 
     def backing(self) -> SyncFormatAccess | None:
@@ -165,10 +178,15 @@ def content_of(name: str) -> bytes:
 
 
 SHAPES = (
-    Shape(name="v3"),
+    Shape(name="v3", further=(Grow(2 << 20),)),
     Shape(name="v2", options={"compat": "v2"}),
     Shape(name="refcount-1", options={"refcount_bits": 1}, snapshots=False, compression=False),
-    Shape(name="refcount-2", options={"refcount_bits": 2}, compression=False),
+    Shape(
+        name="refcount-2",
+        options={"refcount_bits": 2},
+        compression=False,
+        open_options={"cache_size": 2048, "refcount_cache_size": 2048},
+    ),
     Shape(name="refcount-64", options={"refcount_bits": 64}),
     Shape(name="backing", backing=80 << 10),
     Shape(name="data-file", has_data_file=True, snapshots=False, compression=False),
@@ -186,6 +204,15 @@ SHAPES = (
         size=512 << 10,
         options={"extended_l2": True},
         backing=600 << 10,
+    ),
+    # Its refcount table has no room for what comes next.
+    Shape(
+        name="table-growth",
+        options={"refcount_bits": 64},
+        size=2100 << 10,
+        filled=3900 * 512,
+        further=(WriteData(3900 * 512, 150 * 512),),
+        thinned=10,
     ),
     Shape(name="zstd", cluster=4096, size=2112 << 10, options={"compression_type": "zstd"}),
 )

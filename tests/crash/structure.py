@@ -42,7 +42,7 @@ class _Look:
     def __init__(self, image: bytes) -> None:
         self.image = image
         self.found = Verdict()
-        self.references = Counter()
+        self.references: Counter[int] = Counter()
         #: What has the COPIED flag, or could have it: what refers, its flag, the cluster.
         self.copied: list[tuple[str, bool, int]] = []
 

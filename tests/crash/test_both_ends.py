@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -26,7 +27,7 @@ class Kind:
     """How an image is made."""
 
     cluster: int
-    options: dict[str, object]
+    options: dict[str, Any]
     data_file: bool
     backing: bool
     #: Whether QEMU creates it, or we do.
@@ -48,7 +49,7 @@ def kinds(draw: st.DrawFn) -> Kind:
     """The cross of what an image can be made with."""
     extended = draw(st.booleans())
     cluster = draw(st.sampled_from([16 << 10, 64 << 10] if extended else [512, 4096, 64 << 10]))
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     data_file = False
     if extended:
         options["extended_l2"] = True

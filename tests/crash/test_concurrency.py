@@ -6,10 +6,12 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import underlay
+from underlay.capabilities import CompressedWriter
 
 from .judging import chance_of
 from .structure import Verdict, look_at
@@ -24,7 +26,7 @@ def image(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path
     size = 4 * _CLUSTER
     path = tmp_path / "disk.qcow2"
     content = bytes(size)
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     if request.param == "subclusters":
         options["extended_l2"] = True
     if request.param == "backing":
@@ -36,7 +38,7 @@ def image(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path
         if request.param == "compressed":
             content = b"compressed cluster" * (size // 18 + 1)
             content = content[:size]
-            writer = disk.capability(underlay.CompressedWriter)
+            writer = disk.capability(CompressedWriter)
             for offset in range(0, size, _CLUSTER):
                 encoded = writer.encode(memoryview(content)[offset : offset + _CLUSTER])
                 writer.write_encoded(offset, encoded)

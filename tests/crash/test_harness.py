@@ -71,7 +71,7 @@ def test_qemu_without_its_syncs_is_caught(
     qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, _SIZE)
 
     journal, history = _record_qemu(qemu("qemu-io"), path, seed=1)
-    journal.events = [event for event in journal.events if not isinstance(event, Sync)][:80]
+    journal.events[:] = [event for event in journal.events if not isinstance(event, Sync)][:80]
     states = crash_states(journal, chance_of(2), samples=10)
     report = Judge(history=history, open_disk=_open).report(states)
 

@@ -14,6 +14,7 @@ from .guest import (
     Flush,
     Grow,
     Operation,
+    Push,
     Shrink,
     Take,
     WriteData,
@@ -64,6 +65,7 @@ def _anything(shape: Shape, chance: random.Random) -> Operation:
         (10, WriteZeroes(offset, length)),
         (12, Discard(whole, length + cluster)),
         (15, Flush()),
+        (8, Push()),
         (2, Grow(chance.randrange(1, 9) * 512)),
         (2, Shrink(chance.randrange(1, 9) * 512)),
     ]
@@ -72,5 +74,5 @@ def _anything(shape: Shape, chance: random.Random) -> Operation:
     if shape.snapshots:
         name = chance.choice("abc")
         kinds += [(3, Take(name)), (2, Apply(name)), (3, Delete(name))]
-    weights, operations = zip(*kinds, strict=True)
-    return chance.choices(operations, weights)[0]
+    weights = [weight for weight, _ in kinds]
+    return chance.choices(kinds, weights)[0][1]
