@@ -154,7 +154,7 @@ class Allocator:
         index = self._hint
         while True:
             number, at = divmod(index, counts.per_block)
-            block = await self._block(number) or self._add_block(number)
+            block = await self._block(number) or await self._add_block(number)
             found = counts.find_free(block, at)
             if found >= 0:
                 break
@@ -173,16 +173,23 @@ class Allocator:
         Raises:
             CorruptImageError, LimitExceededError: as ``allocate`` does.
         """
+        start = await self._find_run(self._hint, count)
+        self._take(start, count)
+        await self._cover(start, count)
+        await self._fill(start, count)
+        if start == self._hint:
+            self._hint = start + count
+        return start << self._cluster_bits
+
+    async def _find_run(self, start: int, count: int) -> int:
+        """The first of ``count`` free clusters in a row, from cluster ``start`` on."""
         counts = self.counts
-        index = start = self._hint
+        index = start
         while index - start < count:
             number, at = divmod(index, counts.per_block)
             block = await self._block(number)
-            if block is None and any(self._table[number:]):
-                block = self._add_block(number)
             if block is None:
-                # Nothing further is counted yet: make room for all of it at once.
-                index = start = self._extend(number, count)
+                index = (number + 1) * counts.per_block  # all free, since nothing counts them
                 continue
             run = counts.free_run(block, at, count - (index - start))
             index += run
@@ -190,15 +197,15 @@ class Allocator:
                 found = counts.find_free(block, at + run)
                 step = found if found >= 0 else counts.per_block
                 index = start = number * counts.per_block + step
-        self._take(start, count)
+        return start
+
+    async def _fill(self, start: int, count: int) -> None:
+        """Count one reference to each of ``count`` clusters, all of which have a block."""
         for number, at, run in self._pieces(start, count):
             block = await self._block(number)
             assert block is not None
-            counts.fill(block, at, run)
+            self.counts.fill(block, at, run)
             self._dirty_blocks.add(number)
-        if start == self._hint:
-            self._hint = start + count
-        return start << self._cluster_bits
 
     def _take(self, index: int, count: int) -> None:
         """Refuse to hand out what cannot be free."""
@@ -266,7 +273,7 @@ class Allocator:
         """A block, or None where there is none."""
         block = self._blocks.pop(number, None)
         if block is None:
-            if number >= len(self._table) or not self._table[number]:
+            if not self._has_block(number):
                 return None
             block = await self._image.read_bytes(self._table[number], self._cluster_size)
             self._make_room()
@@ -281,39 +288,45 @@ class Allocator:
                 del self._blocks[number]
                 return
 
-    def _add_block(self, number: int) -> bytearray:
+    async def _add_block(self, number: int) -> bytearray:
         """A new block, in the first cluster of those that it describes."""
-        self._extend(number, 1)
-        return self._blocks[number]
+        await self._cover(number * self.counts.per_block, 0)
+        block = await self._block(number)
+        assert block is not None
+        return block
 
-    def _extend(self, number: int, clusters: int) -> int:
-        """Add blocks from ``number`` on, where there are none, for ``clusters`` free clusters.
+    async def _cover(self, start: int, count: int) -> None:
+        """Let there be blocks for ``count`` clusters that are free, and for themselves.
 
-        They stand at the start of what they describe; behind them, if it has become too short for
-        them, the refcount table. The number of the first free cluster behind all that.
+        New ones stand right behind those clusters; behind them, if it has become too short for
+        them, the refcount table.
         """
         per_block = self.counts.per_block
         in_cluster = self._cluster_size // 8
-        blocks, table_clusters = 1, 0
+        first = start // per_block
+        base, needed = start + count, 0
         while True:
-            entries = number + blocks
-            if entries > len(self._table):
-                wanted = max(entries, len(self._table) * 3 // 2)
-                table_clusters = self._table_limit(-(-wanted // in_cluster), entries)
-            needed = -(-(blocks + table_clusters + clusters) // per_block)
-            if needed <= blocks:
+            used = needed
+            base = await self._find_run(start + count, used)
+            last = max(base + used - 1, start + count - 1, start) // per_block
+            missing = [number for number in range(first, last + 1) if not self._has_block(number)]
+            needed = len(missing)
+            if last >= len(self._table):
+                wanted = max(last + 1, len(self._table) * 3 // 2)
+                needed += self._table_limit(-(-wanted // in_cluster), last + 1)
+            if needed <= used:
                 break
-            blocks = needed
-        base = number * per_block
-        used = blocks + table_clusters
-        self._take(base, used)
-        if table_clusters:
-            self._move_table(base + blocks, table_clusters)
-        for step in range(blocks):
-            self._put_block(number + step, base + step << self._cluster_bits)
-        for piece, at, run in self._pieces(base, used):
-            self.counts.fill(self._blocks[piece], at, run)
-        return base + used
+        if not missing:
+            return
+        self._take(base, needed)
+        if needed > len(missing):
+            self._move_table(base + len(missing), needed - len(missing))
+        for step, number in enumerate(missing):
+            self._put_block(number, base + step << self._cluster_bits)
+        await self._fill(base, needed)
+
+    def _has_block(self, number: int) -> bool:
+        return number < len(self._table) and self._table[number] != 0
 
     def _put_block(self, number: int, offset: int) -> None:
         self._make_room()

@@ -23,7 +23,7 @@ from underlay.capabilities import (
     Snapshot,
     Snapshottable,
 )
-from underlay.driver import FormatOpenOptions, OptionSpec
+from underlay.driver import FormatCreateOptions, FormatOpenOptions, OptionSpec
 from underlay.errors import (
     CorruptImageError,
     LimitExceededError,
@@ -39,6 +39,7 @@ from underlay.probing import Match, NoMatch, ProbeVerdict, ProbeView
 from underlay.storage import AnyStorage
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.compressed import decompress
+from underlay_drivers.qcow2.create_options import CREATE_OPTIONS
 from underlay_drivers.qcow2.description import bitmap_warnings, describe, flagged_damage
 from underlay_drivers.qcow2.header import Header
 from underlay_drivers.qcow2.loading import load_header, load_l1
@@ -77,6 +78,8 @@ class Qcow2(Writable, Describable, Snapshottable, BitmapStore, Inspectable, Repa
         ),
     }
 
+    create_options: ClassVar[Mapping[str, OptionSpec]] = CREATE_OPTIONS
+
     def __init__(self, options: FormatOpenOptions, header: Header) -> None:
         super().__init__(
             options, header, cache_size=_size_option(options, "cache_size", _DEFAULT_CACHE_SIZE)
@@ -110,6 +113,20 @@ class Qcow2(Writable, Describable, Snapshottable, BitmapStore, Inspectable, Repa
                 ),
             )
         return disk
+
+    @classmethod
+    def check_create(cls, options: FormatCreateOptions) -> None:
+        """See ``FormatDriverInstance.check_create``."""
+        from underlay_drivers.qcow2.create import check_size, new_image
+
+        check_size(new_image(options), options.size)
+
+    @classmethod
+    async def create(cls, options: FormatCreateOptions) -> None:
+        """See ``FormatDriverInstance.create``."""
+        from underlay_drivers.qcow2.create import create_image
+
+        await create_image(cls, options)
 
     @classmethod
     def builder(cls, image: AnyStorage | StorageHandle) -> Qcow2OpenBuilder:
