@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 import pytest
 
 from underlay import SyncFormatAccess
+from underlay.driver import WriteTicket
 from underlay.errors import UnderlayError
 from underlay.storage import BlockingStorage
+from underlay_drivers.qcow2.writeback import Writeback
+from underlay_drivers.qcow2.writing import ImageWriter
 from underlay_storage.memory import MemoryStorage
 
 from .faults import Faults, FaultyStorage
@@ -25,6 +28,7 @@ from .workloads import long_workload
 pytestmark = pytest.mark.slow
 
 _LENGTH = 14
+_SHAPES = [shape for shape in SHAPES if shape.thinned == 1]
 
 
 @attrs.define(kw_only=True)
@@ -148,11 +152,9 @@ def _operations(shape: Shape) -> list[Operation]:
     return [*operations[: _LENGTH // 2], Flush(), *operations[_LENGTH // 2 :]]
 
 
-@pytest.mark.parametrize("for_good", [False, True], ids=["once", "for-good"])
-@pytest.mark.parametrize("shape", SHAPES, ids=[shape.name for shape in SHAPES])
-def test_any_call_may_fail(shape: Shape, *, for_good: bool) -> None:
-    prepared = shape.prepared()
-    operations = _operations(shape)
+def _try_each_call(prepared: Prepared, *, for_good: bool) -> tuple[list[str], int]:
+    """Let each call of a run fail: what goes wrong, and after how many the disk worked on."""
+    operations = _operations(prepared.shape)
     undisturbed = Run(prepared=prepared, faults=Faults())
     undisturbed.go(operations)
     calls = undisturbed.faults.calls
@@ -171,9 +173,7 @@ def test_any_call_may_fail(shape: Shape, *, for_good: bool) -> None:
         if kind == "sync":
             wrong += _after_power_loss(run)
         problems += [f"call {number} ({kind}): {problem}" for problem in wrong[:3]]
-
-    assert not problems, "\n".join([*map(str, operations), *problems[:20]])
-    assert worked_on
+    return problems, worked_on
 
 
 def _after_power_loss(run: Run) -> list[str]:
@@ -186,3 +186,39 @@ def _after_power_loss(run: Run) -> list[str]:
     judge = Judge(history=run.history, open_disk=open_disk, alternatives=run.alternatives)
     report = judge.report(states)
     return [report.told()] if report.problems else []
+
+
+@pytest.mark.parametrize("for_good", [False, True], ids=["once", "for-good"])
+@pytest.mark.parametrize("shape", _SHAPES, ids=[shape.name for shape in _SHAPES])
+def test_any_call_may_fail(shape: Shape, *, for_good: bool) -> None:
+    problems, worked_on = _try_each_call(shape.prepared(), for_good=for_good)
+
+    assert not problems, "\n".join([*map(str, _operations(shape)), *problems[:20]])
+    assert worked_on
+
+
+def _forget_failed_syncs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Writeback, "give_up", lambda *_: None)
+
+
+def _forget_what_was_not_written(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Writeback, "_put_back", lambda *_, **__: None)
+
+
+def _give_nothing_back(patch: pytest.MonkeyPatch) -> None:
+    async def commit(self: ImageWriter, ticket: WriteTicket) -> None:
+        await self.commit(ticket)
+
+    patch.setattr(ImageWriter, "abort", commit)
+
+
+@pytest.mark.parametrize(
+    "breaks", [_forget_failed_syncs, _forget_what_was_not_written, _give_nothing_back]
+)
+def test_a_driver_that_ignores_failures_is_caught(
+    breaks: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = SHAPES[0].prepared()
+    breaks(monkeypatch)
+
+    assert _try_each_call(prepared, for_good=False)[0]
