@@ -109,7 +109,13 @@ class BothEnds(RuleBasedStateMachine):
                 gate = underlay.DirectoryGate()
                 underlay.create(self.path, size=kind.size, gate=gate, **options).close()
 
-    def qemu(self, program: str, *arguments: object) -> str:
+    def qemu(self, program: str, *arguments: object) -> None:
+        """Let QEMU do what it must be able to do."""
+        said = self.qemu_says(program, *arguments)
+        assert not said, f"{program} {arguments}: {said}"
+
+    def qemu_says(self, program: str, *arguments: object) -> str:
+        """What QEMU has to say; nothing if all is well."""
         done = subprocess.run(
             [self.tools(program), *map(str, arguments)],
             cwd=self.work,
@@ -120,10 +126,7 @@ class BothEnds(RuleBasedStateMachine):
             check=False,
         )
         said = done.stdout + done.stderr
-        assert done.returncode == 0, f"{program} {arguments}: {done.returncode}\n{said}"
-        assert "rror" not in said, said
-        assert "failed" not in said, said
-        return done.stdout
+        return said or (f"exit {done.returncode}" if done.returncode else "")
 
     # -- turns
 
@@ -148,7 +151,6 @@ class BothEnds(RuleBasedStateMachine):
 
     def theirs(self, command: str) -> None:
         """QEMU does something; we have to agree with it."""
-        self.end_our_turn()
         self.qemu("qemu-io", "-f", "qcow2", "-d", "unmap", "-c", command, self.path)
         self.agree()
 
@@ -236,12 +238,14 @@ class BothEnds(RuleBasedStateMachine):
 
     @rule(place=_place, length=_length)
     def they_write(self, place: tuple[int, int], length: int) -> None:
+        self.end_our_turn()
         offset, length = self.range(place, length)
         self.data(offset, length)
         self.theirs(f"write -q -P {self.value} {offset} {length}")
 
     @rule(place=_place, length=_length, unmap=st.sampled_from(["", "-u"]))
     def they_zero(self, place: tuple[int, int], length: int, unmap: str) -> None:
+        self.end_our_turn()
         offset, length = self.range(place, length)
         self.data(offset, length, zero=True)
         self.theirs(f"write -q -z {unmap} {offset} {length}")
@@ -250,11 +254,20 @@ class BothEnds(RuleBasedStateMachine):
     def they_compress(self, place: tuple[int, int]) -> None:
         if self.kind.data_file:
             return
+        self.end_our_turn()
         cluster = self.kind.cluster
         offset, _ = self.range((place[0], 0), 1)
         if offset + cluster <= len(self.model):
+            before = bytes(self.model)
             self.data(offset, cluster)
-            self.theirs(f"write -q -c -P {self.value} {offset} {cluster}")
+            command = f"write -q -c -P {self.value} {offset} {cluster}"
+            said = self.qemu_says("qemu-io", "-f", "qcow2", "-c", command, self.path)
+            if "Input/output error" in said:
+                # It does not compress what is there already.
+                self.model[:] = before
+            else:
+                assert not said
+            self.agree()
 
     @rule(name=st.sampled_from("ab"), how=st.sampled_from(["-c", "-a", "-d"]))
     def they_use_snapshots(self, name: str, how: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -55,6 +56,7 @@ def _kill(image: Path, seed: str, *, after: float) -> dict[str, int]:
         time.sleep(after)
         process.kill()
         lines = [first, *process.stdout]
+    assert process.returncode == -signal.SIGKILL, "it ended by itself"
     said: dict[str, int] = {}
     for line in lines:
         if line.endswith(b"\n"):
