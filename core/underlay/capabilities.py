@@ -188,6 +188,8 @@ class Repair:
 class CheckResult:
     """A check's verdict and counts, named as qemu-img names them."""
 
+    #: The image's format, where a job says it.
+    format: str = ""
     corruptions: int = 0
     leaks: int = 0
     check_errors: int = 0

@@ -144,8 +144,9 @@ class Checker:
             for number, snapshot in enumerate(snapshots):
                 if len(snapshot.extra) < layout.SNAPSHOT_EXTRA_V3:
                     self.incomplete += 1
+                    verb = Verb.REPAIRING if self._mend else Verb.ERROR
                     self.report.corruption(
-                        f"{Verb.REPAIRING if self._mend else Verb.ERROR} snapshot table entry {number} is incomplete",
+                        f"{verb} snapshot table entry {number} is incomplete",
                         f"entry {number} of the snapshot table lacks extra data",
                         offset=header.snapshots_offset,
                         found=len(snapshot.extra),

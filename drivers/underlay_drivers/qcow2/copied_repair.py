@@ -48,27 +48,35 @@ class CopiedRepair:
         mended = 0
         seen: set[int] = set()
         for number in np.flatnonzero(checker.l1).tolist():
-            entry = int(checker.l1[number])
-            table = entry & layout.HOST_OFFSET
-            cluster = table >> header.cluster_bits
-            if not table or not self._may_write(table, header.cluster_size, None):
-                continue
-            if self._doubtful and not checker.is_only_table(cluster):
-                continue
-            count = await checker.refcount(cluster)
-            if (count == 1) != bool(entry & layout.COPIED) and (count == 1) == setting:
-                place = header.l1_table_offset + number * 8
-                changed = entry ^ layout.COPIED
-                self._note(place, entry, changed, f"L2 cluster: l1_index={number} l1_entry", count)
-                if self._apply:
-                    await image.write(struct.pack(">Q", changed), place)
-                mended += 1
-            if table not in seen:
-                seen.add(table)
-                mended += await self._mend_table(table, setting=setting)
+            table = int(checker.l1[number]) & layout.HOST_OFFSET
+            if self._is_table(table):
+                mended += await self._mend_l1_entry(number, setting=setting)
+                if table not in seen:
+                    seen.add(table)
+                    mended += await self._mend_table(table, setting=setting)
         if mended and self._apply:
             await image.sync()
         return mended
+
+    def _is_table(self, offset: int) -> bool:
+        """Whether what an L1 entry leads to may be written as an L2 table."""
+        checker = self._checker
+        if not offset or not self._may_write(offset, checker.header.cluster_size, None):
+            return False
+        return not self._doubtful or checker.is_only_table(offset >> checker.header.cluster_bits)
+
+    async def _mend_l1_entry(self, number: int, *, setting: bool) -> int:
+        checker = self._checker
+        entry = int(checker.l1[number])
+        count = await checker.refcount((entry & layout.HOST_OFFSET) >> checker.header.cluster_bits)
+        if (count == 1) == bool(entry & layout.COPIED) or (count == 1) != setting:
+            return 0
+        place = checker.header.l1_table_offset + number * 8
+        changed = entry ^ layout.COPIED
+        self._note(place, entry, changed, f"L2 cluster: l1_index={number} l1_entry", count)
+        if self._apply:
+            await checker.image.write(struct.pack(">Q", changed), place)
+        return 1
 
     async def _mend_table(self, where: int, *, setting: bool) -> int:
         checker = self._checker

@@ -13,6 +13,7 @@ from underlay.capabilities import (
     Bitmap,
     BitmapStore,
     CheckResult,
+    CompressedWriter,
     Describable,
     Finding,
     ImageDescription,
@@ -55,14 +56,22 @@ _DEFAULT_CACHE_SIZE = 32 << 20
 _DEFAULT_REFCOUNT_CACHE_SIZE = 8 << 20
 
 
-class Qcow2(Writable, Describable, Snapshottable, BitmapStore, Inspectable, Repairable):
+class Qcow2(
+    Writable,
+    Describable,
+    Snapshottable,
+    BitmapStore,
+    Inspectable,
+    Repairable,
+    CompressedWriter,
+):
     """An open qcow2 image: the driver, and the public class for programs that need no more.
 
     ``open_image`` and ``open_path`` open the image alone; ``builder`` and ``builder_path`` also
     what it needs. Offsets and lengths are guest bytes.
     """
 
-    __slots__ = ("_snapshot", "_sparse")
+    __slots__ = ("_options", "_snapshot", "_sparse")
 
     format_name: ClassVar[str] = "qcow2"
     open_options: ClassVar[Mapping[str, OptionSpec]] = {
@@ -84,6 +93,7 @@ class Qcow2(Writable, Describable, Snapshottable, BitmapStore, Inspectable, Repa
         super().__init__(
             options, header, cache_size=_size_option(options, "cache_size", _DEFAULT_CACHE_SIZE)
         )
+        self._options = options
         self._snapshot = options.snapshot
         #: Whether data may lie in holes; None until somebody wants to know.
         self._sparse: bool | None = None
@@ -106,13 +116,16 @@ class Qcow2(Writable, Describable, Snapshottable, BitmapStore, Inspectable, Repa
         await disk._load(header)
         if options.writable and not options.to_check:
             disk._refuse_writing()
-            disk._start_writing(
-                cache_size=_size_option(options, "cache_size", _DEFAULT_CACHE_SIZE),
-                refcount_cache_size=_size_option(
-                    options, "refcount_cache_size", _DEFAULT_REFCOUNT_CACHE_SIZE
-                ),
-            )
+            disk._prepare_writing()
         return disk
+
+    def _prepare_writing(self) -> None:
+        self._start_writing(
+            cache_size=_size_option(self._options, "cache_size", _DEFAULT_CACHE_SIZE),
+            refcount_cache_size=_size_option(
+                self._options, "refcount_cache_size", _DEFAULT_REFCOUNT_CACHE_SIZE
+            ),
+        )
 
     @classmethod
     def check_create(cls, options: FormatCreateOptions) -> None:
@@ -302,10 +315,15 @@ class Qcow2(Writable, Describable, Snapshottable, BitmapStore, Inspectable, Repa
         *,
         report: Callable[[Finding], None] | None = None,
     ) -> CheckResult:
-        """See ``Checkable.check``. Of what is being written meanwhile it may see the half."""
+        """See ``Checkable.check``. What is written meanwhile may be seen in part.
+
+        Clusters of a disk that is written to show as leaks while they wait to be freed.
+        """
         from underlay_drivers.qcow2.check import check_image
         from underlay_drivers.qcow2.findings import Report
 
+        if self.writable():
+            await self.flush()
         header = await load_header(self.image, to_check=True)
         return await check_image(
             self.image, header, self._limits, Report(report), progress=progress
@@ -318,13 +336,21 @@ class Qcow2(Writable, Describable, Snapshottable, BitmapStore, Inspectable, Repa
         dry_run: bool = False,
         report: Callable[[Finding | Repair], None] | None = None,
     ) -> CheckResult:
-        """See ``Repairable.repair``."""
+        """See ``Repairable.repair``. Nothing else may use the disk meanwhile."""
         from underlay_drivers.qcow2.repair import repair_image
 
-        header = await load_header(self.image, to_check=True)
+        writer = self._writer
+        if not dry_run and not self._options.writable:
+            raise ReadOnlyError(
+                f"'{self.image.name()}' is open read-only; open it writable to repair it"
+            )
+        if writer is not None:
+            await self.flush()
+            await self.sync()
+            await writer.back.finish()
         result = await repair_image(
             self.image,
-            header,
+            await load_header(self.image, to_check=True),
             self._limits,
             leaks_only=leaks_only,
             dry_run=dry_run,
@@ -332,6 +358,11 @@ class Qcow2(Writable, Describable, Snapshottable, BitmapStore, Inspectable, Repa
         )
         if not dry_run:
             await self._load(await load_header(self.image, to_check=True))
+            if writer is not None:
+                # What it knew of the tables is out of date; whoever holds a lease holds it still.
+                self.forbid_writing()
+                self._prepare_writing()
+                self.writer.back.leases = writer.back.leases
         return result
 
 

@@ -49,21 +49,21 @@ class Report:
     ) -> None:
         """Something is wrong."""
         self.corruptions += count
-        self._add("corruption", line, what, offset, found, expected)
+        self._add("corruption", line, what, offset, found=found, expected=expected)
 
     def leak(self, line: str, what: str, *, offset: int, found: int, expected: int) -> None:
         """A cluster is lost."""
         self.leaks += 1
-        self._add("leak", line, what, offset, found, expected)
+        self._add("leak", line, what, offset, found=found, expected=expected)
 
     def error(self, line: str, what: str, *, offset: int | None = None) -> None:
         """Something cannot be checked."""
         self.check_errors += 1
-        self._add("error", line, what, offset, None, None)
+        self._add("error", line, what, offset)
 
     def note(self, line: str, what: str) -> None:
         """Something that is no finding, and worth knowing."""
-        self._add("note", line, what, None, None, None)
+        self._add("note", line, what)
 
     def repair(
         self, what: str, *, offset: int, before: int | None = None, after: int | None = None
@@ -85,9 +85,10 @@ class Report:
         kind: str,
         line: str,
         what: str,
-        offset: int | None,
-        found: int | None,
-        expected: int | None,
+        offset: int | None = None,
+        *,
+        found: int | None = None,
+        expected: int | None = None,
     ) -> None:
         if self.sink is None and len(self.findings) >= KEPT:
             self.omitted += 1

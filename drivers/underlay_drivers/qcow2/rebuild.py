@@ -40,8 +40,12 @@ class Rebuild:
         report: Report,
         *,
         snapshot_table: bytes | None,
+        start: int,
     ) -> None:
-        """Without a new ``snapshot_table`` the old one stays, and is among the references."""
+        """Without a new ``snapshot_table`` the old one stays, and is among the references.
+
+        From the cluster ``start`` on nothing is used, not even by the old structures.
+        """
         self._image = image
         self._snapshot_table = snapshot_table
         self._snapshot_clusters = -(-len(snapshot_table or b"") // header.cluster_size)
@@ -52,8 +56,7 @@ class Rebuild:
         self._in_block = header.cluster_size * 8 // header.refcount_bits
         #: The indexes of the blocks that are needed, in order.
         self._blocks: list[int] = []
-        #: The first cluster behind all that is in use, where the new structures begin.
-        self._start = max(-(-image.size() // header.cluster_size), references.size)
+        self._start = start
         self.table_clusters = 0
 
     @property
@@ -80,6 +83,8 @@ class Rebuild:
             LimitExceededError: the refcount table would be larger than any may be.
         """
         counts, in_block = self._references.counts[: self._references.size], self._in_block
+        if counts[self._start :].any():
+            raise ValueError(f"something is in use behind cluster {self._start}")
         needed = {
             first // in_block
             for first in range(0, len(counts), in_block)
@@ -126,7 +131,8 @@ class Rebuild:
             await image.sync()
         except BaseException:
             # Nothing leads there yet.
-            await image.resize(old_size)
+            if image.size() > old_size:
+                await image.resize(old_size)
             raise
         new = self.header
         pointer = struct.pack(

@@ -84,6 +84,7 @@ class RefcountCheck:
     __slots__ = (
         "_ledger",
         "_report",
+        "broken",
         "corruptions",
         "differs",
         "highest",
@@ -102,6 +103,8 @@ class RefcountCheck:
         self.highest = 0
         #: Whether nothing less than new refcount structures can mend the image.
         self.rebuild = False
+        #: Whether the refcount table itself is wrong.
+        self.broken = False
         #: Whether any count is not what it should be.
         self.differs = False
         #: Clusters, from the first to before the last, whose refcount cannot be read.
@@ -158,7 +161,7 @@ class RefcountCheck:
         offset: int | None = None,
         expected: int | None = None,
     ) -> None:
-        self.rebuild = True
+        self.rebuild = self.broken = True
         self._report.corruption(line, what, offset=offset, found=found, expected=expected)
 
     # -- the counts
@@ -181,12 +184,10 @@ class RefcountCheck:
 
         With ``mend_…`` a difference is reported as one that gets mended.
         """
-        async for first, stored, wanted in self.blocks():
-            if stored is None:
-                if wanted.any():
-                    stored = np.zeros(len(wanted), np.uint8)
-                else:
-                    continue
+        async for first, block, wanted in self.blocks():
+            if block is None and not wanted.any():
+                continue
+            stored = np.zeros(len(wanted), np.uint8) if block is None else block
             self._note_highest(first, stored, wanted)
             differs = stored != wanted
             if differs.any():

@@ -72,6 +72,11 @@ class References:
         """The count of one cluster."""
         return int(self.counts[cluster]) if cluster < len(self.counts) else 0
 
+    def end(self) -> int:
+        """The first cluster behind all that are referenced."""
+        used = np.flatnonzero(self.counts)
+        return int(used[-1]) + 1 if len(used) else 0
+
     def _add(self, first: int, part: Counts, times: NDArray[np.int64] | int) -> None:
         highest = int(part.max()) + (times if isinstance(times, int) else int(times.max()))
         if highest <= self._fits:

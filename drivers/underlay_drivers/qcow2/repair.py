@@ -54,6 +54,8 @@ async def repair_image(
     repair = _ImageRepair(image, header, limits, report, leaks_only=leaks_only, dry_run=dry_run)
     await repair.mend()
     if dry_run:
+        if not repair.hopeless:
+            repair.note_sound(header)
         return attrs.evolve(
             repair.checker.result(),
             corruptions_fixed=repair.corruptions_fixed,
@@ -87,6 +89,8 @@ class _ImageRepair:
         self.checker = self._new_checker(self._report)
         self.corruptions_fixed = 0
         self.leaks_fixed = 0
+        #: Errors that stay.
+        self.hopeless = 0
 
     def _new_checker(self, report: Report) -> Checker:
         return Checker(self._image, self._header, self._limits, report, mend=self._entries)
@@ -129,9 +133,11 @@ class _ImageRepair:
             await self._mend_in_place(refcounts)
         else:
             await self._mend_refcounts(refcounts, rising=False)
+            self.hopeless = report.corruptions
 
     async def _mend_in_place(self, refcounts: RefcountCheck) -> None:
         hopeless = self._report.corruptions - self.corruptions_fixed - refcounts.corruptions
+        self.hopeless = hopeless
         await self._mend_refcounts(refcounts, rising=True)
         await self._zero_entries()
         copied = CopiedRepair(
@@ -189,12 +195,19 @@ class _ImageRepair:
             size = sum(len(snapshot.pack()) for snapshot in snapshots)
             recount.ledger.region("the snapshot table", self._header.snapshots_offset, size)
         references = recount.ledger.references
-        rebuild = Rebuild(self._image, self._header, references, found, snapshot_table=table)
+        self.hopeless = hopeless = quiet.corruptions - len(recount.tables.to_zero)
+        start = self.checker.ledger.references.end()
+        refcounts = self.checker.refcounts
+        if hopeless or refcounts is None or refcounts.broken:
+            # What nothing leads to may be what somebody wants to rescue, or an old refcount block.
+            start = max(start, -(-self._image.size() >> self._header.cluster_bits))
+        rebuild = Rebuild(
+            self._image, self._header, references, found, snapshot_table=table, start=start
+        )
         rebuild.plan()
         if self._apply:
             await rebuild.write()
         recount.header = rebuild.header
-        hopeless = quiet.corruptions - len(recount.tables.to_zero)
         self.corruptions_fixed += max(0, corruptions - hopeless)
         self.leaks_fixed += leaks
         recount.judge_by_references()
@@ -226,21 +239,28 @@ class _ImageRepair:
             await self._image.write(entry, place)
         await self._image.sync()
 
+    def note_sound(self, header: Header) -> int:
+        """The incompatible feature bits of an image that is neither dirty nor corrupt."""
+        marked = header.incompatible_features
+        sound = marked & ~(layout.DIRTY | layout.CORRUPT)
+        if sound != marked:
+            self._report.repair(
+                "clear the bits that mark the image as dirty or corrupt",
+                offset=_FEATURES,
+                before=marked,
+                after=sound,
+            )
+        return sound
+
     async def verify(self) -> CheckResult:
         """Check again; an image that is sound now is marked so."""
         header = await load_header(self._image, to_check=True)
         left = await check_image(self._image, header, self._limits, Report())
-        bad = header.incompatible_features & (layout.DIRTY | layout.CORRUPT)
-        if bad and not left.corruptions and not left.check_errors:
-            sound = header.incompatible_features & ~bad
-            self._report.repair(
-                "clear the bits that mark the image as dirty or corrupt",
-                offset=_FEATURES,
-                before=header.incompatible_features,
-                after=sound,
-            )
-            await self._image.write(struct.pack(">Q", sound), _FEATURES)
-            await self._image.sync()
+        if not left.corruptions and not left.check_errors:
+            sound = self.note_sound(header)
+            if sound != header.incompatible_features:
+                await self._image.write(struct.pack(">Q", sound), _FEATURES)
+                await self._image.sync()
         done = self._report.result()
         return attrs.evolve(
             left,

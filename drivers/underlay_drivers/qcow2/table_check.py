@@ -236,9 +236,10 @@ class TableCheck:
             )
             mend = self._mend and not reads_data
             kind = "Data" if reads_data else "Preallocated"
+            verb = Verb.REPAIRING if mend else Verb.ERROR
             self._report.corruption(
-                f"{Verb.REPAIRING if mend else Verb.ERROR} offset={offset:x}: {kind} cluster is not "
-                "properly aligned; L2 entry corrupted.",
+                f"{verb} offset={offset:x}: {kind} cluster is not properly aligned; L2 entry "
+                "corrupted.",
                 f"the L2 entry at {place:#x} points into a cluster instead of at its start",
                 offset=place,
                 found=offset,

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from underlay.capabilities import Finding
-from underlay.errors import UnderlayError
+from underlay.errors import LimitExceededError, UnderlayError
+from underlay.limits import Limits
 from underlay_drivers.qcow2 import layout
 
 from .checking import check_bytes, exit_status
@@ -37,7 +38,7 @@ COUNTS = {
     "fragmented_clusters": "fragmented-clusters",
     "compressed_clusters": "compressed-clusters",
 }
-#: Printed by QEMU when it opens an image with bitmaps that are out of date, without ending the line.
+#: Printed by QEMU when it opens an image with bitmaps that are out of date; ends no line.
 HINT = "Some clusters may be leaked, run 'qemu-img check -r' on the image file to fix."
 
 
@@ -296,9 +297,9 @@ PLAIN: dict[str, Damage] = {
     "134 refcount 0 of the L2 table": refcount(4, 0),
     "142 snapshot table: the L1 table": field(60, "IQ", 1, 0x30000),
     "144 cut inside data": cut(lambda image: len(image.data) - 0x18000),
-    "144 cut at 100 bytes into a cluster": cut(lambda image: 0x50064),
+    "144 cut at 100 bytes into a cluster": cut(lambda _: 0x50064),
     "145 cut before L2": cut(lambda image: image.l2(0) & -image.cluster),
-    "145 cut after the refcount table": cut(lambda image: 0x20000),
+    "145 cut after the refcount table": cut(lambda _: 0x20000),
     "much at once": both(
         refcount(6, 3), refcount(5, 2), l2(9, COPIED | 0x60000), l2(10, 3), l1(lambda e: e | 4)
     ),
@@ -423,3 +424,34 @@ def test_damaged_refcounts_of_every_width(
     image.put(image.l2(3), "Q", image.word(image.l2(2)))
     image.put(image.l2(4), "Q", image.word(image.l2(2)))
     assert agree(image, verdict).status == 2
+
+
+# -- bounds
+
+
+def test_findings_are_kept_up_to_a_bound_and_reported_all(make: Maker) -> None:
+    image = make("cluster_size=512", "4M", "write 0 2M")
+    block = image.refcount_block()
+    for table in range(8):
+        entry = image.word(image.header.refcount_table_offset + 8 * table)
+        if entry:
+            image.put(entry, "256H", *[9] * 256)
+    assert image.word(block)
+    seen: list[Finding] = []
+    result = check_bytes(image.data, report=seen.append)
+    assert len(result.findings) == 1000
+    assert result.findings_omitted == len(seen) - 1000 > 0
+    assert list(result.findings) == seen[:1000]
+    assert check_bytes(image.data).findings == result.findings
+
+
+def test_a_finding_says_where_and_what_was_expected(plain: Image) -> None:
+    refcount(6, 3)(plain)
+    (leak, *_) = check_bytes(plain.data).findings
+    assert (leak.kind, leak.offset, leak.found, leak.expected) == ("leak", 6 * 65536, 3, 1)
+
+
+def test_counting_is_bounded_by_the_limits(plain: Image) -> None:
+    plain.add_cluster()
+    with pytest.raises(LimitExceededError, match="metadata"):
+        check_bytes(plain.data, limits=Limits(metadata=8))
