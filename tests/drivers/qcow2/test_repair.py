@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from underlay.capabilities import CheckResult
+import underlay
+from underlay.capabilities import CheckResult, Repairable
 from underlay.driver import FormatOpenOptions
 from underlay.errors import CorruptImageError, ReadOnlyError, StorageError, UnderlayError
 from underlay.face import run_blocking
@@ -193,18 +194,29 @@ def test_a_read_only_image_is_not_repaired(plain: Image) -> None:
         run_blocking(disk.repair(leaks_only=False))
 
 
-def test_a_disk_goes_on_after_its_repair(plain: Image) -> None:
-    good = guest_bytes(plain.data)
+def test_a_disk_goes_on_after_its_repair(plain: Image, qemu_check: Ask) -> None:
     refcount(6, 9)(plain)
     storage = MemoryStorage(bytes(plain.data))
-    handle = StorageHandle(storage, owned=True)
-    options = FormatOpenOptions(storage=handle, writable=True)
-    disk = run_blocking(Qcow2.open(options))
-    result = run_blocking(disk.repair(leaks_only=False))
-    assert (result.leaks, result.leaks_fixed) == (0, 1)
-    assert read(disk, 0, disk.size()) == good
-    run_blocking(disk.close())
-    run_blocking(handle.close())
+    with underlay.open_image(storage, format="qcow2", writable=True) as disk:
+        disk.write(b"before" * 1000, 1 << 20)
+        repairable = disk.capability(Repairable)
+        assert repairable.check().leaks == 1
+        result = repairable.repair(leaks_only=False)
+        assert (result.leaks, result.leaks_fixed) == (0, 1)
+        disk.write(b"after" * 30_000, 2 << 20)
+        disk.write(b"again", 0)
+        disk.write_zeroes(64 << 10, 64 << 10)
+        assert disk.read_bytes(1 << 20, 6000) == b"before" * 1000
+        assert disk.read_bytes(2 << 20, 150_000) == b"after" * 30_000
+        disk.flush()
+        assert repairable.check().corruptions == 0
+    after = bytearray(storage.size())
+    storage.readv((after,), 0)
+    assert qemu_check(after)[0] == 0
+    seen = guest_bytes(after)
+    assert seen is not None
+    assert seen[: 64 << 10] == b"again" + b"\x11" * ((64 << 10) - 5)
+    assert seen[64 << 10 : 128 << 10] == bytes(64 << 10)
 
 
 # -- crashes and errors
