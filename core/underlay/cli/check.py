@@ -8,11 +8,11 @@ from typing import Unpack
 import click
 
 from underlay.capabilities import CheckResult, Finding, Repair
+from underlay.checking import check, repair
 from underlay.cli import options
 from underlay.cli.output import echo, harmless, json_text, say
 from underlay.cli.problems import CommandError
 from underlay.errors import UnsupportedOperationError
-from underlay.jobs.check import check, repair
 
 __all__ = ["command"]
 
