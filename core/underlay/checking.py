@@ -7,7 +7,7 @@ for that alone, for which more may be wrong with it than for reading or writing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 
@@ -18,9 +18,6 @@ from underlay.limits import Limits
 from underlay.opening import open_without_references
 from underlay.sync import SyncFormatAccess
 from underlay.targets import Target
-
-if TYPE_CHECKING:
-    from underlay.jobs.progress import ProgressCallback
 
 __all__ = ["check", "repair"]
 
@@ -34,10 +31,12 @@ def check(
     limits: Limits | None = None,
     lock: bool = True,
     storage_options: Mapping[str, object] | None = None,
-    progress: ProgressCallback | None = None,
+    progress: Callable[[int, int], None] | None = None,
     report: Callable[[Finding], None] | None = None,
 ) -> CheckResult:
-    """Check the metadata of an image, which stays as it is; ``progress`` counts its tables.
+    """Check the metadata of an image, which stays as it is.
+
+    ``progress`` is told how many of its tables are done, of how many.
 
     ``report`` is called with each finding at once. The result holds the first thousand, and how
     many there were.
@@ -47,17 +46,9 @@ def check(
         CorruptImageError: so much is wrong that nothing can be checked.
         LimitExceededError: the image has more clusters than ``limits.metadata`` bytes can count.
     """
-    counted = None
-    if progress is not None:
-        from underlay.jobs.progress import Progress
-
-        callback = progress
-
-        def counted(done: int, total: int) -> None:
-            callback(Progress(done, total))
-
     with _opened(target, format, limits=limits, lock=lock, storage_options=storage_options) as disk:
-        result: CheckResult = _ability(disk, Checkable).check(counted, report=report)
+        ability = _ability(disk, Checkable)
+        result: CheckResult = ability.check(progress, report=report)
         return attrs.evolve(result, format=disk.format_name)
 
 

@@ -171,6 +171,15 @@ def test_the_jobs_say_the_same(plain: Path) -> None:
     assert jobs.check(plain).leaks == 0
 
 
+def test_progress_is_told_by_tables(here: Path, qemu_img: Tool) -> None:
+    options = ("-o", "preallocation=metadata,cluster_size=4k")
+    qemu_img("create", "-q", "-f", "qcow2", *options, here / "tables.qcow2", "512M")
+    told: list[jobs.Progress] = []
+    jobs.check(here / "tables.qcow2", progress=told.append)
+    assert [progress.done for progress in told] == [64, 128, 192, 256]
+    assert {progress.total for progress in told} == {256}
+
+
 def test_an_image_in_use_is_not_repaired(plain: Path) -> None:
     with underlay.open_any(plain), pytest.raises(underlay.ImageInUseError):
         jobs.repair(plain)

@@ -4,6 +4,38 @@ The work is in ``underlay.checking``, which needs none of the machinery of the o
 ``underlay check`` starts quickly.
 """
 
-from underlay.checking import check, repair
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from underlay import checking
+from underlay.capabilities import CheckResult, Finding
+from underlay.checking import repair
+from underlay.jobs.progress import Progress, ProgressCallback
+from underlay.limits import Limits
+from underlay.targets import Target
 
 __all__ = ["check", "repair"]
+
+
+def check(
+    target: Target,
+    *,
+    format: str | None = None,
+    limits: Limits | None = None,
+    lock: bool = True,
+    storage_options: Mapping[str, object] | None = None,
+    progress: ProgressCallback | None = None,
+    report: Callable[[Finding], None] | None = None,
+) -> CheckResult:
+    """See ``underlay.checking.check``; ``progress`` counts tables instead of bytes."""
+    counted = None if progress is None else lambda done, total: progress(Progress(done, total))
+    return checking.check(
+        target,
+        format=format,
+        limits=limits,
+        lock=lock,
+        storage_options=storage_options,
+        progress=counted,
+        report=report,
+    )
