@@ -29,7 +29,9 @@ def check(
     report: Callable[[Finding], None] | None = None,
 ) -> CheckResult:
     """See ``underlay.checking.check``; ``progress`` counts tables instead of bytes."""
-    counted = None if progress is None else lambda done, total: progress(Progress(done, total))
+    counted: Callable[[int, int], None] | None = None
+    if progress is not None:
+        counted = _counting(progress)
     return checking.check(
         target,
         format=format,
@@ -39,3 +41,7 @@ def check(
         progress=counted,
         report=report,
     )
+
+
+def _counting(progress: ProgressCallback) -> Callable[[int, int], None]:
+    return lambda done, total: progress(Progress(done, total))
