@@ -82,3 +82,13 @@ def qemu_io() -> Tool:
 def qemu() -> Callable[[str], str]:
     """Where a tool of QEMU's is, for what runs beside a test: ``qemu("qemu-nbd")``."""
     return _oracle
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much the tests that never end by themselves are to do."""
+    parser.addoption(
+        "--crash-states",
+        type=int,
+        default=20_000,
+        help="how many states after a power loss tests/crash judges (20000)",
+    )

@@ -35,6 +35,7 @@ __all__ = [
     "Inspection",
     "Measurable",
     "Measurement",
+    "Repair",
     "Repairable",
     "Snapshot",
     "Snapshottable",
@@ -159,7 +160,7 @@ class Inspectable(Protocol):
 class Finding:
     """One thing that a check found."""
 
-    #: ``"corruption"`` or ``"leak"``.
+    #: ``"corruption"``, ``"leak"``, ``"error"`` (something could not be checked) or ``"note"``.
     kind: str
     #: What is wrong, in one sentence.
     what: str
@@ -167,23 +168,49 @@ class Finding:
     offset: int | None = None
     found: int | None = None
     expected: int | None = None
+    #: The line that qemu-img prints of it; empty where it prints none.
+    line: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Repair:
+    """One change that a repair makes, or with ``dry_run`` would make."""
+
+    #: What is done, in one sentence.
+    what: str
+    #: The host byte offset that is written.
+    offset: int
+    before: int | None = None
+    after: int | None = None
 
 
 @attrs.frozen(kw_only=True)
 class CheckResult:
     """A check's verdict and counts, named as qemu-img names them."""
 
+    #: The image's format, where a job says it.
+    format: str = ""
     corruptions: int = 0
     leaks: int = 0
     check_errors: int = 0
+    #: What a repair mended, or with ``dry_run`` would mend.
     corruptions_fixed: int = 0
     leaks_fixed: int = 0
+    #: Host bytes.
     image_end_offset: int = 0
+    #: Of the virtual disk.
     total_clusters: int = 0
     allocated_clusters: int = 0
+    #: Allocated clusters that do not lie right behind the one before.
     fragmented_clusters: int = 0
     compressed_clusters: int = 0
+    #: The first of them; the counts count all.
     findings: tuple[Finding, ...] = ()
+    #: How many more findings there were.
+    findings_omitted: int = 0
+    #: The first changes of a repair, in the order of their being made.
+    repairs: tuple[Repair, ...] = ()
+    repairs_omitted: int = 0
 
 
 class Checkable(Protocol):
@@ -192,8 +219,20 @@ class Checkable(Protocol):
     __slots__ = ()
 
     @abstractmethod
-    async def check(self, progress: Callable[[int, int], None] | None = None) -> CheckResult:
-        """Read all metadata and report; changes nothing."""
+    async def check(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        report: Callable[[Finding], None] | None = None,
+    ) -> CheckResult:
+        """Read all metadata and report; changes nothing.
+
+        ``progress`` is told how many steps of how many are done, ``report`` of each finding at
+        once, however many there are.
+
+        Raises:
+            CorruptImageError: so much is wrong that nothing can be checked.
+        """
         ...
 
 
@@ -203,8 +242,22 @@ class Repairable(Checkable, Protocol):
     __slots__ = ()
 
     @abstractmethod
-    async def repair(self, *, leaks_only: bool, dry_run: bool = False) -> CheckResult:
-        """Mend, or with ``dry_run`` say what would be done."""
+    async def repair(
+        self,
+        *,
+        leaks_only: bool,
+        dry_run: bool = False,
+        report: Callable[[Finding | Repair], None] | None = None,
+    ) -> CheckResult:
+        """Mend, or with ``dry_run`` say what would be done.
+
+        ``corruptions`` and ``leaks`` are what is left, found by a second check; what cannot be
+        mended stays as it is. With ``dry_run`` they are what there is now.
+
+        Raises:
+            ReadOnlyError: the image is not open for writing, and this is no dry run.
+            CorruptImageError: so much is wrong that nothing can be mended.
+        """
         ...
 
 

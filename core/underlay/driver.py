@@ -65,6 +65,9 @@ class FormatOpenOptions:
     limits: Limits = DEFAULT_LIMITS
     #: Open this internal snapshot (its ID or name), read-only, as a disk of its own.
     snapshot: str | None = None
+    #: Open it to check and to repair it: what makes an image unfit for writing is no obstacle then,
+    #: and nothing is mended by the opening itself. The guest's bytes are not asked for.
+    to_check: bool = False
     #: The caller's options, each one of ``open_options``.
     options: Mapping[str, object] = attrs.field(factory=dict[str, object])
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 import enum
 import os
 from abc import abstractmethod
-from collections.abc import Collection
 from typing import Protocol, TypeAlias
 
 import attrs
 
 __all__ = [
     "Allow",
-    "CallersWordGate",
     "Deny",
     "DenyImplicitOpenGate",
     "DirectoryGate",
@@ -158,31 +156,6 @@ class PermissiveImplicitOpenGate(ImplicitOpenGate):
 
     def __repr__(self) -> str:
         return f"PermissiveImplicitOpenGate(probe={self._probe})"
-
-
-class CallersWordGate(ImplicitOpenGate):
-    """Opens what the caller named for an image that is being created; ``gate`` decides the rest."""
-
-    __slots__ = ("_gate", "_names")
-
-    def __init__(self, gate: ImplicitOpenGate, names: Collection[str]) -> None:
-        self._gate = gate
-        self._names = names
-
-    def decide(self, request: ImplicitOpenRequest) -> GateDecision:
-        if not self._is_given(request):
-            return self._gate.decide(request)
-        # As with every name that a caller gives: a path first, then a URL.
-        return Allow(url=request.resolved is None or not os.path.lexists(request.resolved))
-
-    def confirm(self, request: ImplicitOpenRequest, opened: OpenedObject) -> Allow | Deny:
-        return Allow() if self._is_given(request) else self._gate.confirm(request, opened)
-
-    def _is_given(self, request: ImplicitOpenRequest) -> bool:
-        return request.depth == 1 and request.reference.name in self._names
-
-    def __repr__(self) -> str:
-        return f"CallersWordGate({self._gate!r}, {sorted(self._names)})"
 
 
 class DirectoryGate(ImplicitOpenGate):

@@ -5,25 +5,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
 from underlay.access import FormatAccess, Resources
 from underlay.chain import FROM_IMAGE, BackingChoice, DataFileChoice, Resolver
 from underlay.driver import FormatCreateOptions, FormatDriverInstance, FormatOpenOptions, OptionSpec
-from underlay.errors import OptionError
+from underlay.errors import ConflictError, OptionError, StorageError
 from underlay.face import to_the_end
-from underlay.gate import CallersWordGate, DenyImplicitOpenGate, ImplicitOpenGate
+from underlay.gate import DenyImplicitOpenGate, ImplicitOpenGate
 from underlay.guard import RawGuard
 from underlay.handle import StorageHandle
 from underlay.limits import DEFAULT_LIMITS, Limits
 from underlay.plugins import registry
 from underlay.probing import ProbeResult
 from underlay.recognition import matching_formats, recognise
-from underlay.storage import PreallocateMode
-from underlay.targets import Target, create_storage, open_storage
+from underlay.storage import AnyStorage, PreallocateMode, is_storage
+from underlay.targets import Target, create_storage, open_storage, scheme_of
 from underlay.units import parse_size
 
 __all__ = ["create", "open_any", "open_image", "open_without_references", "probe"]
@@ -117,18 +118,22 @@ async def open_without_references(
     limits: Limits | None = None,
     lock: bool = True,
     storage_options: Mapping[str, object] | None = None,
+    to_check: bool = False,
+    writable: bool = False,
 ) -> FormatAccess:
-    """Open one object read-only to look at its metadata: nothing that it names is opened.
+    """Open one object to look at its metadata: nothing that it names is opened.
 
-    Data that lies elsewhere cannot be read through this disk. For ``info``, and the like.
+    Data that lies elsewhere cannot be read through this disk. For ``info``, and the like. For
+    ``check`` much may be wrong with it; to repair it, it is opened writable.
     """
     opening = _Opening(
-        writable=False,
+        writable=writable,
         gate=DenyImplicitOpenGate(),
         limits=limits or DEFAULT_LIMITS,
         lock=lock,
         storage_options=storage_options or {},
         follow=False,
+        to_check=to_check,
     )
     return await opening.open(target, format, {})
 
@@ -141,6 +146,7 @@ class _Opening:
     lock: bool
     storage_options: Mapping[str, object]
     follow: bool = True
+    to_check: bool = False
     resources: Resources = attrs.field(factory=Resources, init=False)
 
     async def open(
@@ -161,6 +167,12 @@ class _Opening:
     async def open_storage(
         self, storage: StorageHandle, format_name: str | None, options: dict[str, Any]
     ) -> FormatAccess:
+        driver, guard = await self.open_driver(storage, format_name, options)
+        return FormatAccess(driver, resources=self.resources, guard=guard)
+
+    async def open_driver(
+        self, storage: StorageHandle, format_name: str | None, options: dict[str, Any]
+    ) -> tuple[FormatDriverInstance, RawGuard | None]:
         guessed = False
         if format_name is None:
             recognition = await recognise(storage)
@@ -178,6 +190,7 @@ class _Opening:
                 writable=self.writable,
                 limits=self.limits,
                 snapshot=snapshot,
+                to_check=self.to_check,
                 options=checked_options(
                     options, driver_class.open_options, what=f"opening {format_name}"
                 ),
@@ -193,7 +206,7 @@ class _Opening:
         if guessed and self.writable:
             base = parse_size(options.get("offset") or 0, option="offset")
             guard = RawGuard(storage, base=base, matches=matching_formats)
-        return FormatAccess(driver, resources=self.resources, guard=guard)
+        return driver, guard
 
     async def _follow(
         self,
@@ -228,8 +241,9 @@ async def create(
 
     Options are qemu-img's with underscores. A target that exists is an error unless ``overwrite``
     is set; then nothing of its old content survives. If creating fails, a new object is removed
-    again. A name among the options (``backing_file``) is the caller's word and is opened; what
-    *that* image names is up to ``gate``.
+    again. What ``backing_file`` and ``data_file`` name, seen from the new image's folder, is the
+    caller's word: it is opened, and the data file created, without asking the gate. Without a
+    ``size`` the disk is as large as its backing image.
 
     Raises:
         StorageExistsError: the target exists.
@@ -240,36 +254,127 @@ async def create(
     options = checked_options(
         format_options, driver_class.create_options, what=f"creating {format}"
     )
-    if size is None:
-        raise OptionError("A size is needed to create an image", option="size")
     mode = PreallocateMode.parse(options.pop("preallocation", PreallocateMode.OFF))
-    virtual_size = parse_size(size)
-    limits.check("virtual_size", virtual_size, what="The virtual size")
+    creation = _Creation(
+        target=target,
+        overwrite=overwrite,
+        opening=_Opening(
+            writable=True,
+            gate=gate or DenyImplicitOpenGate(),
+            limits=limits,
+            lock=lock,
+            storage_options=storage_options or {},
+        ),
+    )
     wanted = FormatCreateOptions(
-        storage=None, size=virtual_size, preallocation=mode, limits=limits, options=options
+        storage=None,
+        size=0 if size is None else parse_size(size),
+        preallocation=mode,
+        limits=limits,
+        options=options,
     )
     driver_class.check_create(wanted)
-    storage = await create_storage(
-        target, overwrite=overwrite, lock=lock, storage_options=storage_options
-    )
-    given = {value for value in options.values() if isinstance(value, str)}
-    opening = _Opening(
-        writable=True,
-        gate=CallersWordGate(gate or DenyImplicitOpenGate(), given),
-        limits=limits,
-        lock=lock,
-        storage_options=storage_options or {},
-    )
-    opening.resources.handles.append(storage)
     try:
-        await driver_class.create(attrs.evolve(wanted, storage=storage))
-        return await opening.open_storage(storage, format, {})
+        return await creation.run(driver_class, wanted, size_given=size is not None)
     except BaseException:
-        try:
-            await to_the_end(storage.abandon())
-        finally:
-            await opening.resources.close()
+        await to_the_end(creation.undo())
         raise
+
+
+@attrs.define(kw_only=True)
+class _Creation:
+    """Making an image, and what it is made upon."""
+
+    target: Target
+    overwrite: bool
+    opening: _Opening
+    _made: list[StorageHandle] = attrs.field(factory=list[StorageHandle], init=False)
+
+    async def run(
+        self,
+        driver_class: type[FormatDriverInstance],
+        wanted: FormatCreateOptions,
+        *,
+        size_given: bool,
+    ) -> FormatAccess:
+        backing = await self._open_backing(wanted.options)
+        if backing is not None and not size_given:
+            wanted = attrs.evolve(wanted, size=backing.size())
+        elif not size_given:
+            raise OptionError("A size is needed to create an image", option="size")
+        self.opening.limits.check("virtual_size", wanted.size, what="The virtual size")
+        driver_class.check_create(wanted)
+        storage = await self._make(self.target, self.opening.storage_options)
+        data_file: StorageHandle | None = None
+        if isinstance(name := wanted.options.get("data_file"), str):
+            data_file = await self._make(_beside(self.target, name), {})
+        await driver_class.create(attrs.evolve(wanted, storage=storage, data_file=data_file))
+        attached: dict[str, Any] = {}
+        if backing is not None:
+            attached["backing"] = backing
+        if data_file is not None:
+            attached["data_file"] = data_file.storage
+        return await self.opening.open_storage(storage, driver_class.format_name, attached)
+
+    async def _open_backing(self, options: Mapping[str, object]) -> FormatDriverInstance | None:
+        """The image that the new one is to lie upon, if the caller names one."""
+        name = options.get("backing_file")
+        if not isinstance(name, str):
+            return None
+        below = attrs.evolve(self.opening, writable=False, storage_options={})
+        below.resources = self.opening.resources
+        format_name = options.get("backing_fmt")
+        storage = await open_storage(_beside(self.target, name), lock=below.lock)
+        below.resources.handles.append(storage)
+        driver, _ = await below.open_driver(storage, cast("str", format_name), {})
+        await self._refuse_overwriting(driver)
+        return driver
+
+    async def _refuse_overwriting(self, backing: FormatDriverInstance) -> None:
+        """The new image must not take the place of one that it is to lie upon."""
+        try:
+            present = await open_storage(self.target, lock=False)
+        except StorageError:
+            return  # it does not exist, or creating it says what is wrong
+        try:
+            identity = present.identity()
+        finally:
+            await present.close()
+        layer: FormatDriverInstance | None = backing
+        while layer is not None:
+            for handle in layer.collect_storage_dependencies():
+                if identity is not None and handle.identity() == identity:
+                    raise ConflictError(
+                        f"'{handle.name()}' cannot be created upon itself; choose another target"
+                    )
+            layer = layer.backing()
+
+    async def _make(self, target: Target, options: Mapping[str, object]) -> StorageHandle:
+        storage = await create_storage(
+            target,
+            overwrite=self.overwrite,
+            lock=self.opening.lock,
+            storage_options=options,
+        )
+        self.opening.resources.handles.append(storage)
+        self._made.append(storage)
+        return storage
+
+    async def undo(self) -> None:
+        """Remove what is new, and close everything."""
+        for storage in self._made:
+            await storage.abandon()
+        await self.opening.resources.close()
+
+
+def _beside(target: Target, name: str) -> Target:
+    """What ``name`` means in an image at ``target``: it is seen from that image's own folder."""
+    if is_storage(target):
+        return cast("AnyStorage", target).resolve_relative(name)
+    if isinstance(target, str) and scheme_of(target) is not None:
+        return name
+    path = os.fsdecode(os.fspath(cast("str | os.PathLike[str]", target)))
+    return os.path.join(os.path.dirname(os.path.abspath(path)), name)
 
 
 def checked_options(

@@ -15,11 +15,12 @@ from typing import Any, Self, TypeVar
 
 from underlay.access import FormatAccess
 from underlay.buffers import AnyBuffer
-from underlay.driver import FormatDriverInstance, Location
+from underlay.driver import FormatDriverInstance
 from underlay.face import run_blocking
 from underlay.fileobj import DiskFile
 from underlay.handle import StorageStats
 from underlay.info import ImageInfo
+from underlay.lease import Leases
 from underlay.lifecycle import Lifecycle
 from underlay.mapping import Backing, Data, DiskExtent, Mapping
 from underlay.storage import AnyStorage, PreallocateMode
@@ -32,15 +33,16 @@ T = TypeVar("T")
 class SyncFormatAccess:
     """An open disk. All offsets and lengths are guest bytes; every method is ``FormatAccess``'s."""
 
-    __slots__ = ("_calls", "_core", "_life", "_locate", "_write_fast")
+    __slots__ = ("_calls", "_core", "_leases", "_life", "_locate", "_write_fast")
 
     def __init__(self, core: FormatAccess) -> None:
         self._core = core
         self._life = core._life
         self._calls = core._life.calls
-        leases = core._driver.leases()
-        self._locate = core._driver.locate if leases is None else _nowhere
-        self._write_fast = core._guard is None and leases is None
+        #: Where mappings never move, nobody waits for these.
+        self._leases = core._driver.leases() or Leases()
+        self._locate = core._driver.locate
+        self._write_fast = core._guard is None
 
     # -- reading
 
@@ -53,6 +55,8 @@ class SyncFormatAccess:
         """
         calls = self._calls
         calls.append(None)
+        lease = self._leases.hot
+        lease.append(None)
         try:
             if self._life.reason is not None:
                 self._life.check()
@@ -68,6 +72,7 @@ class SyncFormatAccess:
                         return
             run_blocking(self._core.readv((buf,), offset))
         finally:
+            lease.pop()
             calls.pop()
 
     def readv(self, bufv: Iterable[AnyBuffer], offset: int) -> None:
@@ -89,6 +94,8 @@ class SyncFormatAccess:
         """
         calls = self._calls
         calls.append(None)
+        lease = self._leases.hot
+        lease.append(None)
         try:
             if self._life.reason is not None:
                 self._life.check()
@@ -106,6 +113,7 @@ class SyncFormatAccess:
                         return
             run_blocking(self._core.writev((data,), offset))
         finally:
+            lease.pop()
             calls.pop()
 
     def writev(self, bufv: Iterable[AnyBuffer], offset: int) -> None:
@@ -311,11 +319,6 @@ class SyncFormatAccess:
 
     def __repr__(self) -> str:
         return repr(self._core).replace("FormatAccess", "SyncFormatAccess", 1)
-
-
-def _nowhere(_offset: int) -> Location | None:
-    """For a disk whose mappings move: they need a lease, which the short way does not take."""
-    return None
 
 
 def _is_flat(view: memoryview) -> bool:

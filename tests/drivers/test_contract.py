@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from underlay.testing import DriverContract, WritableDriverContract
+from underlay.testing import WritableDriverContract
 
 Tool = Callable[..., str]
 
@@ -46,8 +46,8 @@ class TestPartition(WritableDriverContract):
         return whole[12_345:-6789]
 
 
-class Qcow2(DriverContract):
-    """Images that the real qemu-img made."""
+class Qcow2(WritableDriverContract):
+    """Images that the real qemu-img made, and finds nothing wrong with after we wrote to them."""
 
     format_name = "qcow2"
     size_unit = 512
@@ -65,6 +65,15 @@ class Qcow2(DriverContract):
         self.qemu_img("convert", "-f", "raw", "-O", "qcow2", *more, plain, image)
         plain.unlink()
         return image
+
+    def read_by_others(self, image: Path) -> bytes:
+        self.qemu_img("check", "-q", "-f", "qcow2", image)  # no errors, and no leaks
+        plain = image.with_suffix(".plain")
+        self.qemu_img("convert", "-f", "qcow2", "-O", "raw", image, plain)
+        try:
+            return plain.read_bytes()
+        finally:
+            plain.unlink()
 
 
 class TestQcow2(Qcow2):
@@ -98,6 +107,8 @@ class TestDataFile(Qcow2):
 
 class TestChain(Qcow2):
     """Half of the disk in a backing image, which is shorter."""
+
+    stands_alone = False
 
     stands_alone = False
 

@@ -10,7 +10,16 @@ from typing import TextIO, cast
 
 from underlay.errors import StorageError, printable, storage_error
 
-__all__ = ["complain", "echo", "flush", "human_size", "json_text", "warn"]
+__all__ = [
+    "complain",
+    "echo",
+    "flush",
+    "human_size",
+    "json_text",
+    "printable",
+    "say",
+    "warn",
+]
 
 
 def echo(text: str, *, end: str = "\n") -> None:
@@ -45,6 +54,11 @@ def complain(*lines: str) -> None:
     """Write each line to stderr, after the command's name."""
     for line in lines:
         _write(sys.stderr, f"underlay: {printable(line)}\n")
+
+
+def say(line: str) -> None:
+    """Write a line to stderr as it is: what qemu-img prints there without its name."""
+    _write(sys.stderr, f"{line}\n")
 
 
 def warn(text: str) -> None:

@@ -9,6 +9,7 @@ blocking face (or on names, where they say so) and know no format.
 """
 
 # A job's module has the job's own name: all are imported here, so that the name means the function.
+from underlay.jobs.check import check, repair
 from underlay.jobs.compare import ComparisonResult, Difference, compare
 from underlay.jobs.convert import convert
 from underlay.jobs.copying import Copied
@@ -25,10 +26,12 @@ __all__ = [
     "MapEntry",
     "Progress",
     "ProgressCallback",
+    "check",
     "compare",
     "convert",
     "dd",
     "image_info_json",
     "info",
     "map_image",
+    "repair",
 ]

@@ -201,6 +201,8 @@ class WritableDriverContract(DriverContract):
         async with self._writing() as (disk, model):
             if disk.inner.leases() is None:
                 return  # nothing ever moves
+            await disk.write(b"\xa1" * 70_000, 0)
+            model[:70_000] = b"\xa1" * 70_000
             with disk.lease():
                 found: Data[StorageHandle] | None = None
                 async for mapping in disk.inner.iter_mappings(0, len(model)):

@@ -82,7 +82,9 @@ async def _tables(disk: ClusterMap, numbers: list[int]) -> list[Words]:
     """The L2 table of the first of these L1 entries, and as many more as one read brings."""
     cached = disk.cached_table(numbers[0])
     if cached is not None:
-        return [np.frombuffer(cached, dtype=np.uint64)]
+        words = np.frombuffer(cached, dtype=np.uint64)
+        # What may change while it is looked at is copied.
+        return [words.copy() if disk.writable() else words]
     size = disk.geometry.cluster_size
     start = disk.l2_offset(numbers[0])
     count = 1

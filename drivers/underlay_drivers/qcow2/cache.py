@@ -15,10 +15,11 @@ class TableCache:
 
     What is used stands in the young generation; when that is full it becomes the old one, and what
     stood there untouched meanwhile is forgotten. So a hit changes nothing: it is one ``dict.get``,
-    which needs no lock. Thread-safe.
+    which needs no lock. What is pinned (changed, and not on disk yet) is never forgotten.
+    Thread-safe.
     """
 
-    __slots__ = ("_capacity", "_epoch", "_lock", "_old", "_young", "hit")
+    __slots__ = ("_capacity", "_epoch", "_lock", "_old", "_pinned", "_young", "hit")
 
     def __init__(self, *, size: int, table_bytes: int) -> None:
         """At most ``size`` bytes of tables, but one table in each generation."""
@@ -27,12 +28,13 @@ class TableCache:
         self._epoch = 0
         self._young: dict[int, Table] = {}
         self._old: dict[int, Table] = {}
+        self._pinned: dict[int, Table] = {}
         #: For the hot path: the table if it is young, else None. Never replaced.
         self.hit: Callable[[int], Table | None] = self._young.get
 
     @property
     def epoch(self) -> int:
-        """Changes with every ``clear``; take it before reading a table that is to be put here."""
+        """Changes when tables may have changed on disk; take it before reading one to be put here."""
         return self._epoch
 
     def get(self, number: int) -> Table | None:
@@ -40,16 +42,43 @@ class TableCache:
         table = self._young.get(number)
         if table is None:
             with self._lock:
-                table = self._old.get(number)
+                table = self._present(number)
                 if table is not None:
                     self._admit(number, table)
         return table
 
-    def put(self, number: int, table: Table, epoch: int) -> None:
-        """Keep a table, unless the cache was cleared since ``epoch``."""
+    def put(self, number: int, table: Table, epoch: int) -> Table:
+        """Keep a table that was read from disk; the one to be used, which somebody else may have.
+
+        It is not kept if the disk may have changed since ``epoch``.
+        """
         with self._lock:
+            present = self._present(number)
+            if present is not None:
+                return present
             if epoch == self._epoch:
                 self._admit(number, table)
+            return table
+
+    def pin(self, number: int, table: Table) -> None:
+        """Keep a table until it is unpinned, in place of any other of that number."""
+        with self._lock:
+            self._pinned[number] = table
+            self._old.pop(number, None)
+            self._admit(number, table)
+
+    def unpin(self, number: int) -> None:
+        """It is on disk: keep it as any other, and nothing that was read before."""
+        with self._lock:
+            self._epoch += 1
+            self._pinned.pop(number, None)
+
+    def forget(self, number: int) -> None:
+        """Drop a table, pinned or not, and what is being read right now."""
+        with self._lock:
+            self._epoch += 1
+            for generation in (self._pinned, self._young, self._old):
+                generation.pop(number, None)
 
     def clear(self) -> None:
         """Forget everything, and what is being read right now."""
@@ -57,11 +86,18 @@ class TableCache:
             self._epoch += 1
             self._young.clear()
             self._old.clear()
+            self._pinned.clear()
 
     def __len__(self) -> int:
-        """Tables held, one that stands in both generations counted once."""
+        """Tables held, one that stands in several places counted once."""
         with self._lock:
-            return len(self._young.keys() | self._old.keys())
+            return len(self._young.keys() | self._old.keys() | self._pinned.keys())
+
+    def _present(self, number: int) -> Table | None:
+        for generation in (self._young, self._old, self._pinned):
+            if number in generation:
+                return generation[number]
+        return None
 
     def _admit(self, number: int, table: Table) -> None:
         if len(self._young) >= self._capacity and number not in self._young:

@@ -6,20 +6,25 @@ What only some images or programs need is imported there: starting up is to be q
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, NoReturn, Self
 
 from underlay.capabilities import (
     Bitmap,
     BitmapStore,
+    CheckResult,
+    CompressedWriter,
     Describable,
+    Finding,
     ImageDescription,
     Inspectable,
     Inspection,
+    Repair,
+    Repairable,
     Snapshot,
     Snapshottable,
 )
-from underlay.driver import FormatOpenOptions, OptionSpec
+from underlay.driver import FormatCreateOptions, FormatOpenOptions, OptionSpec
 from underlay.errors import (
     CorruptImageError,
     LimitExceededError,
@@ -35,11 +40,12 @@ from underlay.probing import Match, NoMatch, ProbeVerdict, ProbeView
 from underlay.storage import AnyStorage
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.compressed import decompress
-from underlay_drivers.qcow2.dependencies import Dependencies
+from underlay_drivers.qcow2.create_options import CREATE_OPTIONS
 from underlay_drivers.qcow2.description import bitmap_warnings, describe, flagged_damage
 from underlay_drivers.qcow2.header import Header
 from underlay_drivers.qcow2.loading import load_header, load_l1
 from underlay_drivers.qcow2.validation import write_obstacles
+from underlay_drivers.qcow2.writable import Writable
 
 if TYPE_CHECKING:
     from underlay_drivers.qcow2.builder import Qcow2OpenBuilder
@@ -47,28 +53,47 @@ if TYPE_CHECKING:
 __all__ = ["Qcow2"]
 
 _DEFAULT_CACHE_SIZE = 32 << 20
+_DEFAULT_REFCOUNT_CACHE_SIZE = 8 << 20
 
 
-class Qcow2(Dependencies, Describable, Snapshottable, BitmapStore, Inspectable):
+class Qcow2(
+    Writable,
+    Describable,
+    Snapshottable,
+    BitmapStore,
+    Inspectable,
+    Repairable,
+    CompressedWriter,
+):
     """An open qcow2 image: the driver, and the public class for programs that need no more.
 
     ``open_image`` and ``open_path`` open the image alone; ``builder`` and ``builder_path`` also
     what it needs. Offsets and lengths are guest bytes.
     """
 
-    __slots__ = ("_snapshot", "_sparse")
+    __slots__ = ("_options", "_snapshot", "_sparse")
 
     format_name: ClassVar[str] = "qcow2"
     open_options: ClassVar[Mapping[str, OptionSpec]] = {
         "cache_size": OptionSpec(
             help="Bytes of L2 tables to keep in memory", type="size", default="32M"
         ),
+        "refcount_cache_size": OptionSpec(
+            help="Bytes of refcount blocks to keep in memory", type="size", default="8M"
+        ),
+        "discard": OptionSpec(
+            help="Whether discarding gives space back (unmap) or does nothing (ignore)",
+            default="unmap",
+        ),
     }
+
+    create_options: ClassVar[Mapping[str, OptionSpec]] = CREATE_OPTIONS
 
     def __init__(self, options: FormatOpenOptions, header: Header) -> None:
         super().__init__(
-            options.storage, header, limits=options.limits, cache_size=_cache_size(options)
+            options, header, cache_size=_size_option(options, "cache_size", _DEFAULT_CACHE_SIZE)
         )
+        self._options = options
         self._snapshot = options.snapshot
         #: Whether data may lie in holes; None until somebody wants to know.
         self._sparse: bool | None = None
@@ -86,12 +111,35 @@ class Qcow2(Dependencies, Describable, Snapshottable, BitmapStore, Inspectable):
     @classmethod
     async def open(cls, options: FormatOpenOptions) -> Self:
         """See ``FormatDriverInstance.open``."""
-        header = await load_header(options.storage)
+        header = await load_header(options.storage, to_check=options.to_check)
         disk = cls(options, header)
         await disk._load(header)
-        if options.writable:
+        if options.writable and not options.to_check:
             disk._refuse_writing()
+            disk._prepare_writing()
         return disk
+
+    def _prepare_writing(self) -> None:
+        self._start_writing(
+            cache_size=_size_option(self._options, "cache_size", _DEFAULT_CACHE_SIZE),
+            refcount_cache_size=_size_option(
+                self._options, "refcount_cache_size", _DEFAULT_REFCOUNT_CACHE_SIZE
+            ),
+        )
+
+    @classmethod
+    def check_create(cls, options: FormatCreateOptions) -> None:
+        """See ``FormatDriverInstance.check_create``."""
+        from underlay_drivers.qcow2.create import check_size, new_image
+
+        check_size(new_image(options), options.size)
+
+    @classmethod
+    async def create(cls, options: FormatCreateOptions) -> None:
+        """See ``FormatDriverInstance.create``."""
+        from underlay_drivers.qcow2.create import create_image
+
+        await create_image(cls, options)
 
     @classmethod
     def builder(cls, image: AnyStorage | StorageHandle) -> Qcow2OpenBuilder:
@@ -184,9 +232,6 @@ class Qcow2(Dependencies, Describable, Snapshottable, BitmapStore, Inspectable):
             )
         for obstacle in write_obstacles(self.header, file_size=self.image.size(), name=name):
             raise obstacle
-        raise UnsupportedOperationError(
-            f"'{name}': this version of underlay only reads qcow2 images; open it read-only"
-        )
 
     @classmethod
     async def inspect(cls, storage: StorageHandle, limits: Limits) -> Inspection:
@@ -262,15 +307,71 @@ class Qcow2(Dependencies, Describable, Snapshottable, BitmapStore, Inspectable):
         entries = await read_bitmaps(self.image, self.header, self._limits)
         return [entry.public() for entry in entries]
 
+    # -- whether it is sound
 
-def _cache_size(options: FormatOpenOptions) -> int:
-    size = options.options.get("cache_size", _DEFAULT_CACHE_SIZE)
-    if size is None:
-        return _DEFAULT_CACHE_SIZE
-    if not isinstance(size, int) or size < 0:
-        raise OptionError(
-            f"cache_size is {size!r}, and must be a number of bytes", option="cache_size"
+    async def check(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        report: Callable[[Finding], None] | None = None,
+    ) -> CheckResult:
+        """See ``Checkable.check``. What is written meanwhile may be seen in part.
+
+        Clusters of a disk that is written to show as leaks while they wait to be freed.
+        """
+        from underlay_drivers.qcow2.check import check_image
+        from underlay_drivers.qcow2.findings import Report
+
+        if self.writable():
+            await self.flush()
+        header = await load_header(self.image, to_check=True)
+        return await check_image(
+            self.image, header, self._limits, Report(report), progress=progress
         )
+
+    async def repair(
+        self,
+        *,
+        leaks_only: bool,
+        dry_run: bool = False,
+        report: Callable[[Finding | Repair], None] | None = None,
+    ) -> CheckResult:
+        """See ``Repairable.repair``. Nothing else may use the disk meanwhile."""
+        from underlay_drivers.qcow2.repair import repair_image
+
+        writer = self._writer
+        if not dry_run and not self._options.writable:
+            raise ReadOnlyError(
+                f"'{self.image.name()}' is open read-only; open it writable to repair it"
+            )
+        if writer is not None:
+            await self.flush()
+            await self.sync()
+            await writer.back.finish()
+        result = await repair_image(
+            self.image,
+            await load_header(self.image, to_check=True),
+            self._limits,
+            leaks_only=leaks_only,
+            dry_run=dry_run,
+            report=report,
+        )
+        if not dry_run:
+            await self._load(await load_header(self.image, to_check=True))
+            if writer is not None:
+                # What it knew of the tables is out of date; whoever holds a lease holds it still.
+                self.forbid_writing()
+                self._prepare_writing()
+                self.writer.back.leases = writer.back.leases
+        return result
+
+
+def _size_option(options: FormatOpenOptions, name: str, default: int) -> int:
+    size = options.options.get(name, default)
+    if size is None:
+        return default
+    if not isinstance(size, int) or size < 0:
+        raise OptionError(f"{name} is {size!r}, and must be a number of bytes", option=name)
     return size
 
 

@@ -197,11 +197,30 @@ class Header:
         chunks.append(layout.EXTENSION.pack(layout.EXTENSION_END, 0))
         area = b"".join(chunks)
         backing_offset = self.header_length + len(area) if self.backing_name else 0
+        placed = attrs.evolve(
+            self, backing_file_offset=backing_offset, backing_file_size=len(self.backing_name)
+        )
+        fixed = placed.fixed_bytes()
+        if self.version > 2:  # noqa: PLR2004
+            fixed += self.additional
+        packed = b"".join((fixed, area, self.backing_name))
+        if len(packed) > self.cluster_size:
+            raise LimitExceededError(
+                f"The header with its extensions and backing name takes {len(packed)} bytes, more "
+                f"than a cluster has; use larger clusters or shorter names",
+                limit="cluster_size",
+                value=len(packed),
+                allowed=self.cluster_size,
+            )
+        return packed
+
+    def fixed_bytes(self) -> bytes:
+        """The fields that every image of the version has, as they are: within one sector."""
         fixed = layout.HEADER_V2.pack(
             layout.MAGIC,
             self.version,
-            backing_offset,
-            len(self.backing_name),
+            self.backing_file_offset,
+            self.backing_file_size,
             self.cluster_bits,
             self.size,
             self.crypt_method,
@@ -220,17 +239,7 @@ class Header:
                 self.refcount_order,
                 self.header_length,
             )
-            fixed += self.additional
-        packed = b"".join((fixed, area, self.backing_name))
-        if len(packed) > self.cluster_size:
-            raise LimitExceededError(
-                f"The header with its extensions and backing name takes {len(packed)} bytes, more "
-                f"than a cluster has; use larger clusters or shorter names",
-                limit="cluster_size",
-                value=len(packed),
-                allowed=self.cluster_size,
-            )
-        return packed
+        return fixed
 
     # -- what the fields say
 

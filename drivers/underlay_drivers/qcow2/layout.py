@@ -24,6 +24,9 @@ HEADER_V3: Final = struct.Struct(">QQQII")
 HEADER_V2_LENGTH: Final = HEADER_V2.size
 HEADER_V3_LENGTH: Final = HEADER_V2_LENGTH + HEADER_V3.size
 
+INCOMPATIBLE_FEATURES_OFFSET: Final = 72
+AUTOCLEAR_FEATURES_OFFSET: Final = 88
+
 #: "Additional fields": one byte, present where header_length reaches beyond it.
 COMPRESSION_TYPE_OFFSET: Final = 104
 

@@ -18,8 +18,12 @@ __all__ = ["examine", "load_header", "load_l1"]
 _HEAD: Final = 64 << 10
 
 
-async def examine(image: StorageHandle) -> tuple[Header, list[UnderlayError]]:
+async def examine(
+    image: StorageHandle, *, to_check: bool = False
+) -> tuple[Header, list[UnderlayError]]:
     """The header as far as it can be read, and all that is wrong with it, the weightiest first.
+
+    ``to_check`` an image, less of it must be right.
 
     Raises:
         InvalidImageError, UnsupportedFeatureError: there is no header of a known version.
@@ -32,18 +36,18 @@ async def examine(image: StorageHandle) -> tuple[Header, list[UnderlayError]]:
     if fatal:
         return header, fatal
     try:
-        return _complete(header, head, file_size=file_size, name=name)
+        return _complete(header, head, file_size=file_size, name=name, to_check=to_check)
     except IncompleteHeaderError as more:
         head = bytes(await image.read_bytes(0, more.needed))
-        return _complete(header, head, file_size=file_size, name=name)
+        return _complete(header, head, file_size=file_size, name=name, to_check=to_check)
 
 
 def _complete(
-    header: Header, head: bytes, *, file_size: int, name: str
+    header: Header, head: bytes, *, file_size: int, name: str, to_check: bool
 ) -> tuple[Header, list[UnderlayError]]:
     header, extension_problem = header.with_extensions(head, name=name)
     header = header.with_backing_name(head)
-    found = list(problems(header, file_size=file_size, name=name))
+    found = list(problems(header, file_size=file_size, name=name, to_check=to_check))
     if extension_problem is not None:
         found.insert(0, extension_problem)
     # A feature that is not known may change what all the rest means.
@@ -51,13 +55,13 @@ def _complete(
     return header, found
 
 
-async def load_header(image: StorageHandle) -> Header:
-    """The header of an image that can be used.
+async def load_header(image: StorageHandle, *, to_check: bool = False) -> Header:
+    """The header of an image that can be used, or at least be checked.
 
     Raises:
         InvalidImageError, UnsupportedFeatureError: it cannot be.
     """
-    header, found = await examine(image)
+    header, found = await examine(image, to_check=to_check)
     if found:
         raise found[0]
     return header

@@ -8,6 +8,7 @@ finds out. Bulk work is in ``bulk``.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 from underlay.driver import FormatDriverInstance, Location
@@ -41,6 +42,8 @@ __all__ = ["ClusterMap"]
 _BULK_CLUSTERS = 65536
 #: Further than any file: the data file's "end", since past its end there are zeroes.
 _NO_END = 1 << 64
+#: No entry is as large.
+_NEVER_WRITABLE = 1 << 64
 
 
 class ClusterMap(FormatDriverInstance):
@@ -60,6 +63,7 @@ class ClusterMap(FormatDriverInstance):
         "_compressed_mask",
         "_data",
         "_data_pending",
+        "_foundation",
         "_l1_offset",
         "_l1_shift",
         "_l2_mask",
@@ -68,6 +72,7 @@ class ClusterMap(FormatDriverInstance):
         "_size",
         "_table",
         "_whole_end",
+        "_writable_from",
         "file_end",
         "geometry",
         "image",
@@ -97,9 +102,23 @@ class ClusterMap(FormatDriverInstance):
         self._compressed_end = 0 if geometry.external else layout.HOST_OFFSET_LIMIT
         self._cache = TableCache(size=cache_size, table_bytes=geometry.cluster_size)
         self._table = self._cache.hit
+        #: Entries from this one on (that is, with the bit COPIED) lie where they may be written:
+        #: none before the image is made ready for that.
+        self._writable_from = _NEVER_WRITABLE
 
     def show(self, header: Header, l1: Table, *, l1_offset: int, size: int) -> None:
         """Map ``size`` bytes through this L1 table from now on."""
+        self._look_at_header(header, l1, l1_offset)
+        #: What guest data cannot lie in; once the image is written to, all metadata that there is.
+        self._metadata: AbstractSet[int] = self._foundation
+        self.file_end = _NO_END if self.geometry.external else self.image.size()
+        self.l1 = l1
+        self._l1_offset = l1_offset
+        self.set_size(size)
+        self._cache.clear()
+
+    def _look_at_header(self, header: Header, l1: Table, l1_offset: int) -> None:
+        """Know where the tables are that the header leads to."""
         regions = metadata_regions(header)
         if all(region.offset != l1_offset for region in regions):
             regions += (Region("snapshot's L1 table", l1_offset, len(l1) * 8),)
@@ -107,7 +126,8 @@ class ClusterMap(FormatDriverInstance):
         self.regions: tuple[Region, ...] = tuple(
             region for region in regions if region.offset < file_size
         )
-        self._metadata = frozenset(
+        #: The clusters that the header itself says are metadata.
+        self._foundation = frozenset(
             offset
             for region in self.regions
             for offset in range(
@@ -116,14 +136,19 @@ class ClusterMap(FormatDriverInstance):
                 self.geometry.cluster_size,
             )
         )
-        self.file_end = _NO_END if self.geometry.external else file_size
+
+    def replace_l1(self, header: Header, l1: Table) -> None:
+        """Map through another L1 table, which leads to the same as far as the old one went."""
+        self._look_at_header(header, l1, header.l1_table_offset)
+        self._l1_offset = header.l1_table_offset
         self.l1 = l1
-        self._l1_offset = l1_offset
+
+    def set_size(self, size: int) -> None:
+        """Let the disk end at ``size`` bytes."""
         self._size = size
         plain = not (self.geometry.extended or self.geometry.external)
         #: Where ``locate`` needs more thought: from the last cluster on, if it is not whole.
         self._whole_end = size & ~self._cluster_mask if plain else 0
-        self._cache.clear()
 
     # -- one cluster, at once
 
@@ -142,7 +167,12 @@ class ClusterMap(FormatDriverInstance):
         if host >= self.file_end or host in self._metadata:
             return None
         within = offset & self._cluster_mask
-        return self.image, host + within, self._cluster_size - within, False
+        return (
+            self.image,
+            host + within,
+            self._cluster_size - within,
+            entry >= self._writable_from,
+        )
 
     def _locate_otherwise(self, offset: int) -> Location | None:
         """The rarer cases: the disk's last cluster, subclusters, an external data file."""
@@ -156,7 +186,11 @@ class ClusterMap(FormatDriverInstance):
             return None
         if kind != DATA:
             return None
-        return data, host, min(length, self._size - offset), False
+        entry = table[(offset >> self._cluster_bits & self._l2_mask) * self.geometry.words]
+        writable = entry >= self._writable_from
+        if writable and host != (entry & layout.HOST_OFFSET) + (offset & self._cluster_mask):
+            return None  # it has changed in between
+        return data, host, min(length, self._size - offset), writable
 
     # -- a run
 
@@ -239,7 +273,7 @@ class ClusterMap(FormatDriverInstance):
 
     async def _run_at(self, offset: int, wanted: int) -> Run:
         """The run at a guest offset; reads its L2 table if need be."""
-        table = await self._l2_table(offset >> self._l1_shift)
+        table = await self.l2_table(offset >> self._l1_shift)
         if table is None:
             return UNALLOCATED, NOWHERE, self._unallocated_length(offset, wanted)
         return self.run(table, offset, wanted)
@@ -275,12 +309,14 @@ class ClusterMap(FormatDriverInstance):
         words = geometry.words
         within = offset & self._cluster_mask
         index = offset >> self._cluster_bits & self._l2_mask
-        entry = table[index * words]
-        bitmap = table[index * words + 1] if words > 1 else 0
         size = geometry.cluster_size
-        if entry & layout.COMPRESSED and not bitmap and self._compressed_inside(entry):
-            return COMPRESSED, entry, size - within
-        self._check(entry, bitmap, offset - within, index)
+        if (
+            words == 1
+            and table[index] & layout.COMPRESSED
+            and self._compressed_inside(table[index])
+        ):
+            return COMPRESSED, table[index], size - within
+        entry, bitmap = self.entry(table, index, offset - within)
         kind, host = geometry.decode(entry, bitmap)
         if kind == COMPRESSED:
             return kind, host, size - within
@@ -328,6 +364,20 @@ class ClusterMap(FormatDriverInstance):
         )
         return -(-(min(end, self.file_end) - host) >> self._cluster_bits)
 
+    def entry(self, table: Table, index: int, guest: int) -> tuple[int, int]:
+        """The L2 entry number ``index``, of the cluster at ``guest``, and its subcluster bitmap.
+
+        Raises:
+            CorruptImageError: it makes no sense.
+        """
+        if self.geometry.words == 1:
+            entry, bitmap = table[index], 0
+        else:
+            # Both at once: somebody may be changing them.
+            entry, bitmap = table[index * 2 : index * 2 + 2]
+        self._check(entry, bitmap, guest, index)
+        return entry, bitmap
+
     def _check(self, entry: int, bitmap: int, guest: int, index: int) -> None:
         """Raise what is wrong with an L2 entry."""
         fault = self._fault(entry, bitmap, guest)
@@ -357,24 +407,53 @@ class ClusterMap(FormatDriverInstance):
         # A snapshot of a smaller disk has fewer entries than the disk now needs.
         return self.l1[number] if number < len(self.l1) else 0
 
-    async def _l2_table(self, number: int) -> Table | None:
+    async def l2_table(self, number: int) -> Table | None:
         """The L2 table behind an L1 entry, or None where there is none."""
         table = self._cache.get(number)
         if table is not None:
             return table
         epoch = self._cache.epoch
-        if not self._l1_entry(number):
+        entry = self._l1_entry(number)
+        if not entry:
             return None
-        offset = self.l2_offset(number)
+        # A new table is at hand before an entry leads to it, and long before it is on disk.
+        table = self._cache.get(number)
+        if table is not None:
+            return table
+        offset = self._l2_offset(number, entry)
         table = empty_table(self.geometry.cluster_size // 8)
         await self.image.readv((memoryview(table).cast("B"),), offset)
         swap(table)
-        self._cache.put(number, table, epoch)
-        return table
+        return self._cache.put(number, table, epoch)
 
     def cached_table(self, number: int) -> Table | None:
         """The L2 table behind an L1 entry, if it is at hand."""
         return self._cache.get(number)
+
+    def pin_table(self, number: int, table: Table) -> None:
+        """Keep a table that is changed until it is on disk."""
+        self._cache.pin(number, table)
+
+    def unpin_table(self, number: int) -> None:
+        """It is on disk."""
+        self._cache.unpin(number)
+
+    def allow_writing(self, metadata: AbstractSet[int]) -> None:
+        """Let ``locate`` name places that may be written, none of which is in ``metadata``."""
+        self._metadata = metadata
+        self._writable_from = layout.COPIED
+
+    def forget_table(self, number: int) -> None:
+        """Drop a table to which nothing leads any more."""
+        self._cache.forget(number)
+
+    def reach(self, end: int) -> None:
+        """Data was written up to host offset ``end``."""
+        self.file_end = max(self.file_end, end)
+
+    def forbid_writing(self) -> None:
+        """Let ``locate`` name no place that may be written."""
+        self._writable_from = _NEVER_WRITABLE
 
     def l2_offset(self, number: int) -> int:
         """The host offset that a non-zero L1 entry leads to.
@@ -382,8 +461,12 @@ class ClusterMap(FormatDriverInstance):
         Raises:
             CorruptImageError: the entry makes no sense.
         """
-        entry = self._l1_entry(number)
-        fault = self.geometry.l1_fault(entry, file_size=self.image.size(), metadata=self._metadata)
+        return self._l2_offset(number, self._l1_entry(number))
+
+    def _l2_offset(self, number: int, entry: int) -> int:
+        fault = self.geometry.l1_fault(
+            entry, file_size=self.image.size(), metadata=self._foundation
+        )
         if fault is not None:
             raise CorruptImageError(
                 f"'{self.image.name()}': the L1 entry {entry:#x} of guest offset "
@@ -401,7 +484,8 @@ class ClusterMap(FormatDriverInstance):
         kind, host, length = run
         reserved = None if host == NOWHERE else host
         if kind == DATA:
-            return Data(self._data_file(), host, length, writable=False)
+            writable = self._all_copied(guest, length)
+            return Data(self.data_storage(), host, length, writable=writable)
         if kind == ZERO:
             return Zero(length, explicit=True, offset=reserved)
         if kind == UNALLOCATED:
@@ -416,7 +500,7 @@ class ClusterMap(FormatDriverInstance):
         offset, host_length = self.geometry.compressed(host)
         return Special(
             self,
-            self._data_file(),
+            self.data_storage(),
             offset,
             min(host_length, self.file_end - offset),
             length,
@@ -424,13 +508,41 @@ class ClusterMap(FormatDriverInstance):
             self.geometry.cluster_size,
         )
 
-    def _data_file(self) -> StorageHandle:
+    def _all_copied(self, guest: int, length: int) -> bool:
+        """Whether a run of data may be written where it lies."""
+        if self._writable_from == _NEVER_WRITABLE:
+            return False
+        words = self.geometry.words
+        end = guest + length
+        while guest < end:
+            number = guest >> self._l1_shift
+            table = self._cache.get(number)
+            if table is None:
+                return False
+            first = guest >> self._cluster_bits & self._l2_mask
+            guest = min(end, number + 1 << self._l1_shift)
+            last = guest - 1 >> self._cluster_bits & self._l2_mask
+            entries = table[first * words : last * words + 1 : words]
+            if min(entries) < self._writable_from:
+                return False
+        return True
+
+    def data_storage(self) -> StorageHandle:
+        """Where guest data lies.
+
+        Raises:
+            UnsupportedOperationError: in a data file that is not attached.
+        """
         if self._data is None:
             raise UnsupportedOperationError(
                 f"'{self.image.name()}': its data file is not attached; give the image its "
                 "data_file"
             )
         return self._data
+
+    def nothing_reads_zero(self) -> bool:
+        """Whether what is not mapped reads as zeroes: there is no backing image."""
+        return self._backing is None and self._backing_pending is None
 
     def size(self) -> int:
         """See ``FormatDriverInstance.size``."""

@@ -87,6 +87,12 @@ class SnapshotEntry:
         entry = b"".join((fixed, self.extra, self.id, self.name))
         return entry + bytes(-len(entry) % 8)
 
+    def completed(self, disk_size: int) -> SnapshotEntry:
+        """This entry with the extra data that version 3 demands, whatever it had."""
+        if len(self.extra) >= layout.SNAPSHOT_EXTRA_V3:
+            return self
+        return attrs.evolve(self, extra=struct.pack(">QQ", self.vm_state_size, disk_size))
+
     def _extra_field(self, number: int) -> int | None:
         if len(self.extra) < (number + 1) * 8:
             return None
@@ -126,9 +132,11 @@ class SnapshotEntry:
 
 
 async def read_snapshots(
-    image: StorageHandle, header: Header, limits: Limits
+    image: StorageHandle, header: Header, limits: Limits, *, to_check: bool = False
 ) -> tuple[SnapshotEntry, ...]:
     """The whole table, read piece by piece: how long it is only its entries say.
+
+    With ``to_check`` a table past the end of the file, or nowhere, is what can be read there.
 
     Raises:
         CorruptImageError: it does not lie inside the file, or an entry makes no sense.
@@ -139,6 +147,8 @@ async def read_snapshots(
     at = 0
     table = header.snapshots_offset
     left = image.size() - table if table else 0
+    if to_check:
+        left = layout.SNAPSHOT_TABLE_BYTES_MAX + _CHUNK
 
     def damage(what: str) -> CorruptImageError:
         return CorruptImageError(

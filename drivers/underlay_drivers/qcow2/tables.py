@@ -24,6 +24,7 @@ __all__ = [
     "Table",
     "continues",
     "empty_table",
+    "packed",
     "swap",
 ]
 
@@ -55,6 +56,13 @@ def swap(table: Table) -> None:
     """From the file's order to the machine's, or back, in place."""
     if sys.byteorder == "little":
         table.byteswap()
+
+
+def packed(table: Table) -> bytes:
+    """A table, or a part of one, as it stands on disk."""
+    copy = table[:]
+    swap(copy)
+    return copy.tobytes()
 
 
 @attrs.frozen(kw_only=True)

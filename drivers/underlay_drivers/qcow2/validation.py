@@ -89,17 +89,21 @@ def fatal_problems(header: Header, name: str) -> Iterator[UnderlayError]:
         )
 
 
-def problems(header: Header, *, file_size: int, name: str) -> Iterator[UnderlayError]:
+def problems(
+    header: Header, *, file_size: int, name: str, to_check: bool = False
+) -> Iterator[UnderlayError]:
     """What makes an image unusable, in the order of its weight. ``header`` is complete.
 
     Lengths and offsets are judged against the file, so that nothing is allocated or read that it
-    does not hold.
+    does not hold; ``to_check`` an image, its L1 table may lie beyond.
     """
     yield from _feature_problems(header, name)
     yield from _name_problems(header, name)
     yield from _refcount_table_problems(header, name)
     yield from _snapshot_problems(header, name)
-    yield from _l1_problems(header, file_size, name)
+    yield from _l1_problems(header, name)
+    if not to_check:
+        yield from _l1_misplaced(header, file_size, name)
 
 
 def _unknown_features(header: Header, name: str) -> Iterator[UnsupportedFeatureError]:
@@ -268,7 +272,7 @@ def _snapshot_problems(header: Header, name: str) -> Iterator[UnderlayError]:
         )
 
 
-def _l1_problems(header: Header, file_size: int, name: str) -> Iterator[UnderlayError]:
+def _l1_problems(header: Header, name: str) -> Iterator[UnderlayError]:
     entries = header.l1_size
     offset = header.l1_table_offset
     entry_bits = 4 if header.extended_l2 else 3
@@ -297,7 +301,12 @@ def _l1_problems(header: Header, file_size: int, name: str) -> Iterator[Underlay
             field="l1_table_offset",
             value=offset,
         )
-    elif entries and (not offset or offset + entries * 8 > file_size):
+
+
+def _l1_misplaced(header: Header, file_size: int, name: str) -> Iterator[UnderlayError]:
+    entries = header.l1_size
+    offset = header.l1_table_offset
+    if entries and (not offset or offset + entries * 8 > file_size):
         yield _damage(
             name,
             f"the L1 table at {offset:#x} ({entries} entries) is not inside the file "

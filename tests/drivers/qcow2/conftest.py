@@ -78,3 +78,14 @@ def snapshots_once(
 def snapshotted(snapshots_once: Image) -> Image:
     """A snapshot "first" with 0x11 at 0, then growth, 0x22 there, and a snapshot "second"."""
     return snapshots_once.copy()
+
+
+@pytest.fixture
+def bitmapped(tmp_path_factory: pytest.TempPathFactory, qemu_img: Tool, qemu_io: Tool) -> Image:
+    """A bitmap "dirty" in which something is recorded, and an empty one."""
+    path = tmp_path_factory.mktemp("qcow2") / "bitmaps.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, "4M")
+    qemu_img("bitmap", "--add", path, "dirty")
+    qemu_img("bitmap", "--add", "-g", "512", path, "fine")
+    qemu_io("-f", "qcow2", "-c", "write -P 0x11 1M 64k", path)
+    return Image.load(path)

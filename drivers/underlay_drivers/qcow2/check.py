@@ -1,0 +1,379 @@
+"""Checking an image: QEMU's verdict and counts, and a report of each thing that is wrong.
+
+References are counted over all tables, then compared with the refcounts that are stored; then the
+COPIED bits of the active tables are judged by these. One L2 table or refcount block is in memory at
+a time, and a byte for each cluster of the file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import attrs
+import numpy as np
+
+from underlay.capabilities import CheckResult
+from underlay.limits import Limits
+from underlay_drivers.qcow2 import layout
+from underlay_drivers.qcow2.bitmaps import read_bitmaps
+from underlay_drivers.qcow2.findings import Report, Verb
+from underlay_drivers.qcow2.header import Header, text
+from underlay_drivers.qcow2.ledger import Ledger, length_in_sectors
+from underlay_drivers.qcow2.loading import load_l1
+from underlay_drivers.qcow2.refcount_check import RefcountCheck, StoredRefcounts
+from underlay_drivers.qcow2.references import Clusters
+from underlay_drivers.qcow2.snapshots import SnapshotEntry, read_snapshots
+from underlay_drivers.qcow2.table_check import Entries, TableCheck
+from underlay_drivers.qcow2.tables import Geometry
+
+if TYPE_CHECKING:
+    from underlay.handle import StorageHandle
+    from underlay_drivers.qcow2.bulk import Words
+
+__all__ = ["Checker", "Progress", "check_image"]
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+#: L2 tables between two words on progress.
+_PACE: Final = 64
+
+
+async def check_image(
+    image: StorageHandle,
+    header: Header,
+    limits: Limits,
+    report: Report,
+    *,
+    progress: Progress | None = None,
+) -> CheckResult:
+    """See ``Checkable.check``."""
+    checker = Checker(image, header, limits, report, progress=progress)
+    await checker.count()
+    await checker.compare()
+    await checker.judge_copied()
+    return checker.result()
+
+
+class Checker:
+    """One check, step by step; a repair takes other steps between them."""
+
+    def __init__(
+        self,
+        image: StorageHandle,
+        header: Header,
+        limits: Limits,
+        report: Report,
+        *,
+        mend: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """With ``mend``, what a repair will mend is reported so, and counted as if it were.
+
+        Raises:
+            LimitExceededError: the counts would take more memory than ``limits.metadata``.
+        """
+        self.image = image
+        self.header = header
+        self.geometry = Geometry.of(header)
+        self.report = report
+        self._limits = limits
+        self._progress = progress
+        self._mend = mend
+        name = image.name()
+        clusters = -(-length_in_sectors(image.size()) >> header.cluster_bits)
+        limits.check("metadata", clusters, what=f"'{name}': the memory for counting its clusters")
+        self.ledger = Ledger(header, report, file_size=image.size())
+        self.tables = TableCheck(header, self.ledger, report, mend=mend)
+        self.l1: Words = np.empty(0, np.uint64)
+        self.refcounts: RefcountCheck | None = None
+        self.snapshots: tuple[SnapshotEntry, ...] = ()
+        #: Snapshots whose entry lacks extra data that it must have.
+        self.incomplete = 0
+        #: The clusters that L1 entries lead to, in order, and by how many entries.
+        self._table_clusters: Clusters = np.empty(0, np.int64)
+        self._table_uses: Clusters = np.empty(0, np.int64)
+        self._done = 0
+
+    # -- counting
+
+    async def count(self, *, without: Sequence[SnapshotEntry] | None = None) -> None:
+        """Count every reference.
+
+        ``without`` the refcount structures and the snapshot table where they are going to be
+        replaced: then those are the snapshots.
+
+        Raises:
+            CorruptImageError: the snapshot table or the bitmap directory cannot be read.
+        """
+        snapshots = await self._load_snapshots() if without is None else without
+        self.snapshots = tuple(snapshots)
+        header, region = self.header, self.ledger.region
+        region("the header", 0, header.cluster_size)
+        self.l1 = await self._count_l1(header.l1_table_offset, header.l1_size, active=True)
+        if header.external_data_file and snapshots:
+            self.report.corruption(
+                f"ERROR {len(snapshots)} snapshots in image with data file",
+                "there are snapshots, and a data file, which keeps no old data",
+                found=len(snapshots),
+                expected=0,
+            )
+        for snapshot in snapshots:
+            await self._count_snapshot(snapshot)
+        if without is None:
+            table_size = sum(len(snapshot.pack()) for snapshot in snapshots)
+            region("the snapshot table", header.snapshots_offset, table_size)
+            await self._count_structures()
+        await self._count_bitmaps()
+        if self.refcounts is not None:
+            self.refcounts.check_table()
+
+    async def _count_structures(self) -> None:
+        """Count the refcount table, and read it."""
+        header = self.header
+        length = header.refcount_table_clusters * header.cluster_size
+        self.ledger.region("the refcount table", header.refcount_table_offset, length)
+        stored = await StoredRefcounts.load(self.image, header)
+        self.refcounts = RefcountCheck(stored, self.ledger, self.report)
+
+    async def _load_snapshots(self) -> tuple[SnapshotEntry, ...]:
+        header = self.header
+        snapshots = await read_snapshots(self.image, header, self._limits, to_check=True)
+        if header.version > 2:  # noqa: PLR2004 (a version is its own best name)
+            for number, snapshot in enumerate(snapshots):
+                if len(snapshot.extra) < layout.SNAPSHOT_EXTRA_V3:
+                    self.incomplete += 1
+                    verb = Verb.REPAIRING if self._mend else Verb.ERROR
+                    self.report.corruption(
+                        f"{verb} snapshot table entry {number} is incomplete",
+                        f"entry {number} of the snapshot table lacks extra data",
+                        offset=header.snapshots_offset,
+                        found=len(snapshot.extra),
+                        expected=layout.SNAPSHOT_EXTRA_V3,
+                    )
+        return snapshots
+
+    async def _count_snapshot(self, snapshot: SnapshotEntry) -> None:
+        offset, entries = snapshot.l1_table_offset, snapshot.l1_size
+        who = f"ERROR snapshot {text(snapshot.id)} ({text(snapshot.name)})"
+        ending = "snapshot table entry corrupted"
+        if offset % self.header.cluster_size:
+            self.report.corruption(
+                f"{who} l1_offset={offset:#x}: L1 table is not cluster aligned; {ending}",
+                f"the L1 table of snapshot '{text(snapshot.name)}' starts no cluster",
+                offset=self.header.snapshots_offset,
+                found=offset,
+            )
+        elif entries * 8 > layout.L1_BYTES_MAX:
+            self.report.corruption(
+                f"{who} l1_size={entries:#x}: L1 table is too large; {ending}",
+                f"the L1 table of snapshot '{text(snapshot.name)}' is too large",
+                offset=self.header.snapshots_offset,
+                found=entries,
+                expected=layout.L1_BYTES_MAX // 8,
+            )
+        else:
+            await self._count_l1(offset, entries, active=False)
+
+    async def _count_l1(self, offset: int, entries: int, *, active: bool) -> Words:
+        """Count an L1 table and all beneath it."""
+        self.ledger.region("an L1 table", offset, entries * 8)
+        if offset >= self.ledger.file_length:
+            return np.zeros(entries, np.uint64)
+        table = np.frombuffer(await load_l1(self.image, offset, entries), np.uint64)
+        cluster_size = self.header.cluster_size
+        used = np.flatnonzero(table)
+        hosts = (table & np.uint64(layout.HOST_OFFSET)).astype(np.int64)
+        odd = (hosts & (cluster_size - 1)) != 0
+        odd |= hosts >= self.ledger.file_length
+        self._note_tables(hosts[~odd & (table != 0)] >> self.header.cluster_bits)
+        odd |= (table & np.uint64(layout.L1_RESERVED)) != 0
+        self.ledger.references.add(hosts[~odd & (table != 0)] >> self.header.cluster_bits)
+        for number in np.flatnonzero(odd).tolist():
+            self._odd_l1_entry(int(table[number]), offset + number * 8)
+        async for number, words in self.l2_tables(table):
+            self.tables.scan(words, int(hosts[number]), active=active)
+            self._done += 1
+            if self._progress is not None and not self._done % _PACE:
+                self._progress(self._done, max(self._done, len(used)))
+        return table
+
+    def _note_tables(self, clusters: Clusters) -> None:
+        known, uses = self._table_clusters, self._table_uses
+        both = np.concatenate((known, clusters))
+        self._table_clusters, places = np.unique(both, return_inverse=True)
+        weights = np.concatenate((uses, np.ones(len(clusters), np.int64)))
+        self._table_uses = np.bincount(places, weights).astype(np.int64)
+
+    def is_only_table(self, cluster: int) -> bool:
+        """Whether L1 entries, and nothing else, lead to a cluster."""
+        place = int(np.searchsorted(self._table_clusters, cluster))
+        if place == len(self._table_clusters) or self._table_clusters[place] != cluster:
+            return False
+        return self.ledger.references.at(cluster) <= int(self._table_uses[place])
+
+    def l1_is_alone(self) -> bool:
+        """Whether nothing else leads to the clusters of the active L1 table."""
+        first = self.header.l1_table_offset >> self.header.cluster_bits
+        end = -(-(self.header.l1_table_offset + len(self.l1) * 8) >> self.header.cluster_bits)
+        return bool((self.ledger.references.counts[first:end] <= 1).all())
+
+    def _odd_l1_entry(self, entry: int, place: int) -> None:
+        if entry & layout.L1_RESERVED:
+            self.report.corruption(
+                f"ERROR found L1 entry with reserved bits set: {entry:x}",
+                f"the L1 entry at {place:#x} has reserved bits set",
+                offset=place,
+                found=entry,
+                expected=entry & ~layout.L1_RESERVED,
+            )
+        table_offset = entry & layout.HOST_OFFSET
+        self.ledger.region("an L2 table", table_offset, self.header.cluster_size)
+        if table_offset % self.header.cluster_size:
+            self.report.corruption(
+                f"ERROR l2_offset={table_offset:x}: Table is not cluster aligned; L1 entry "
+                "corrupted",
+                f"the L1 entry at {place:#x} points into a cluster instead of at its start",
+                offset=place,
+                found=table_offset,
+            )
+
+    async def l2_tables(self, l1: Words) -> AsyncIterator[tuple[int, Words]]:
+        """The number and the L2 table of each L1 entry; the table is valid until the next one."""
+        buffer = bytearray(self.header.cluster_size)
+        words = np.frombuffer(buffer, np.uint64)
+        buffers = (buffer,)
+        readv, hosts = self.image.readv, l1 & np.uint64(layout.HOST_OFFSET)
+        for number in np.flatnonzero(l1).tolist():
+            await readv(buffers, int(hosts[number]))
+            if sys.byteorder == "little":
+                words.byteswap(inplace=True)
+            yield number, words
+
+    async def _count_bitmaps(self) -> None:
+        cluster_size = self.header.cluster_size
+        bitmaps = await read_bitmaps(self.image, self.header, self._limits)
+        if not bitmaps or self.header.bitmaps is None:
+            return
+        place = self.header.bitmaps
+        self.ledger.region("the bitmap directory", place.directory_offset, place.directory_size)
+        for bitmap in bitmaps:
+            offset, entries = bitmap.bitmap_table_offset, bitmap.bitmap_table_size
+            if not self.ledger.region("a bitmap table", offset, entries * 8):
+                continue
+            table = np.frombuffer(await load_l1(self.image, offset, entries), np.uint64)
+            self._count_bitmap(text(bitmap.name), table, cluster_size)
+
+    def _count_bitmap(self, name: str, table: Words, cluster_size: int) -> None:
+        hosts = table & np.uint64(layout.HOST_OFFSET)
+        reserved = np.uint64(0xFF000000000001FE)
+        odd = (table & reserved) != 0
+        odd |= (hosts != 0) & ((table & np.uint64(1)) != 0)
+        odd |= (hosts & np.uint64(cluster_size - 1)) != 0
+        for entry in table[odd].tolist():
+            self.report.corruption(
+                "", f"an entry of the table of bitmap '{name}' makes no sense", found=entry
+            )
+        for host in hosts[~odd & (hosts != 0)].tolist():
+            self.ledger.region("a bitmap's cluster", host, cluster_size)
+
+    # -- judging
+
+    async def compare(
+        self, *, mend_leaks: bool = False, mend_errors: bool = False, keep: bool = False
+    ) -> None:
+        """Report each refcount that is not what was counted; see ``RefcountCheck.compare``."""
+        if self.refcounts is None:
+            raise ValueError("the refcount structures were not counted")
+        await self.refcounts.compare(mend_leaks=mend_leaks, mend_errors=mend_errors, keep=keep)
+
+    async def judge_copied(self) -> None:
+        """Report each COPIED bit of the active tables that does not fit the stored refcounts."""
+        bits = self.header.cluster_bits
+        if self.copied_is_right():
+            return
+        for number in np.flatnonzero(self.l1 & np.uint64(layout.HOST_OFFSET)).tolist():
+            entry = int(self.l1[number])
+            cluster = (entry & layout.HOST_OFFSET) >> bits
+            count = await self.refcount(cluster)
+            if count is not None and (count == 1) != bool(entry & layout.COPIED):
+                self.report.corruption(
+                    f"{Verb.ERROR} OFLAG_COPIED L2 cluster: l1_index={number} "
+                    f"l1_entry={entry:x} refcount={count}",
+                    f"the COPIED bit of L1 entry {number} does not fit the refcount {count}",
+                    offset=self.header.l1_table_offset + number * 8,
+                    found=entry,
+                    expected=entry ^ layout.COPIED,
+                )
+            await self._judge_table(number)
+
+    def judge_by_references(self) -> None:
+        """Let COPIED bits be judged by what was counted: refcounts are about to be made so."""
+        nothing = StoredRefcounts(self.image, self.header, np.empty(0, np.uint64))
+        self.refcounts = RefcountCheck(nothing, self.ledger, self.report)
+
+    async def refcount(self, cluster: int) -> int | None:
+        """What the COPIED bit of an entry for this cluster is judged by; None: not known."""
+        return None if self.refcounts is None else await self.refcounts.refcount(cluster)
+
+    async def load_table(self, where: int) -> Words:
+        """The L2 table at a host offset, as an array that may be changed."""
+        buffer = await self.image.read_bytes(where, self.header.cluster_size)
+        return np.frombuffer(buffer, ">u8").astype(np.uint64)
+
+    async def _judge_table(self, number: int) -> None:
+        where = int(self.l1[number]) & layout.HOST_OFFSET
+        words = await self.load_table(where)
+        if not words.any():
+            return
+        found = Entries.of(words, self.geometry)
+        for index in (await self.wrong_copied(found)).tolist():
+            entry = int(found.entries[index])
+            count: int | None = 1
+            if not self.geometry.external:
+                cluster = int(found.offsets[index]) >> self.header.cluster_bits
+                count = await self.refcount(cluster)
+            self.report.corruption(
+                f"{Verb.ERROR} OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={count}",
+                f"the COPIED bit of the L2 entry does not fit the refcount {count}",
+                offset=where + index * 8 * self.geometry.words,
+                found=entry,
+                expected=entry ^ layout.COPIED,
+            )
+
+    async def wrong_copied(self, found: Entries) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+        """The entries of a table whose COPIED bit does not fit the refcount."""
+        wrong = found.allocated & ~found.copied
+        if not self.geometry.external and self.refcounts is not None:
+            where = np.flatnonzero(found.allocated)
+            clusters = found.offsets[where] >> self.header.cluster_bits
+            ones = await self.refcounts.is_one(clusters)
+            wrong[where] = ones != found.copied[where]
+            wrong[where] &= self.refcounts.is_known(clusters)
+        return np.flatnonzero(wrong)
+
+    def copied_is_right(self) -> bool:
+        """Whether that is already known, as of most images, without another look at the tables."""
+        refcounts = self.refcounts
+        if refcounts is None or refcounts.differs or refcounts.unknown:
+            return False
+        tables = self.l1[(self.l1 & np.uint64(layout.HOST_OFFSET)) != 0]
+        return (
+            self.tables.all_copied
+            and bool(((tables & np.uint64(layout.COPIED)) != 0).all())
+            and int(self.ledger.references.counts.max()) == 1
+        )
+
+    def result(self) -> CheckResult:
+        """What was found."""
+        highest = 0 if self.refcounts is None else self.refcounts.highest
+        sectors = -(-self.header.size // layout.SECTOR) * layout.SECTOR
+        return attrs.evolve(
+            self.report.result(),
+            image_end_offset=(highest + 1) << self.header.cluster_bits,
+            total_clusters=-(-sectors >> self.header.cluster_bits),
+            allocated_clusters=self.tables.allocated,
+            fragmented_clusters=self.tables.fragmented,
+            compressed_clusters=self.tables.compressed,
+        )

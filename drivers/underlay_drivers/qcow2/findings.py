@@ -1,0 +1,116 @@
+"""What a check finds: each kind with qemu-img's line for it and a sentence of our own. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+
+from underlay.capabilities import CheckResult, Finding, Repair
+
+__all__ = ["KEPT", "Report", "Verb"]
+
+#: How many findings, and how many repairs, a result holds; the rest is counted and reported.
+KEPT: Final = 1000
+
+
+class Verb:
+    """How a line begins."""
+
+    ERROR: Final = "ERROR"
+    REPAIRING: Final = "Repairing"
+    LEAKED: Final = "Leaked"
+
+
+@attrs.define
+class Report:
+    """Counts findings, passes each on, and keeps the first."""
+
+    sink: Callable[[Finding], None] | None = None
+    repair_sink: Callable[[Repair], None] | None = None
+    corruptions: int = 0
+    leaks: int = 0
+    check_errors: int = 0
+    findings: list[Finding] = attrs.field(factory=list[Finding])
+    omitted: int = 0
+    repairs: list[Repair] = attrs.field(factory=list[Repair])
+    repairs_omitted: int = 0
+
+    def corruption(
+        self,
+        line: str,
+        what: str,
+        *,
+        offset: int | None = None,
+        found: int | None = None,
+        expected: int | None = None,
+        count: int = 1,
+    ) -> None:
+        """Something is wrong."""
+        self.corruptions += count
+        self._add("corruption", line, what, offset, found=found, expected=expected)
+
+    def leak(self, line: str, what: str, *, offset: int, found: int, expected: int) -> None:
+        """A cluster is lost."""
+        self.leaks += 1
+        self._add("leak", line, what, offset, found=found, expected=expected)
+
+    def error(self, line: str, what: str, *, offset: int | None = None) -> None:
+        """Something cannot be checked."""
+        self.check_errors += 1
+        self._add("error", line, what, offset)
+
+    def note(self, line: str, what: str) -> None:
+        """Something that is no finding, and worth knowing."""
+        self._add("note", line, what)
+
+    def repair(
+        self, what: str, *, offset: int, before: int | None = None, after: int | None = None
+    ) -> None:
+        """Something is, or would be, changed."""
+        if self.repair_sink is None and len(self.repairs) >= KEPT:
+            self.repairs_omitted += 1
+            return
+        repair = Repair(what=what, offset=offset, before=before, after=after)
+        if len(self.repairs) < KEPT:
+            self.repairs.append(repair)
+        else:
+            self.repairs_omitted += 1
+        if self.repair_sink is not None:
+            self.repair_sink(repair)
+
+    def _add(
+        self,
+        kind: str,
+        line: str,
+        what: str,
+        offset: int | None = None,
+        *,
+        found: int | None = None,
+        expected: int | None = None,
+    ) -> None:
+        if self.sink is None and len(self.findings) >= KEPT:
+            self.omitted += 1
+            return
+        finding = Finding(
+            kind=kind, what=what, offset=offset, found=found, expected=expected, line=line
+        )
+        if len(self.findings) < KEPT:
+            self.findings.append(finding)
+        else:
+            self.omitted += 1
+        if self.sink is not None:
+            self.sink(finding)
+
+    def result(self) -> CheckResult:
+        """What there is so far, without the counts of clusters."""
+        return CheckResult(
+            corruptions=self.corruptions,
+            leaks=self.leaks,
+            check_errors=self.check_errors,
+            findings=tuple(self.findings),
+            findings_omitted=self.omitted,
+            repairs=tuple(self.repairs),
+            repairs_omitted=self.repairs_omitted,
+        )

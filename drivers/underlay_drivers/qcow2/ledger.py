@@ -1,0 +1,68 @@
+"""The book of references that a check keeps: regions of host bytes, counted by clusters."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from underlay_drivers.qcow2 import layout
+from underlay_drivers.qcow2.findings import Report
+from underlay_drivers.qcow2.header import Header
+from underlay_drivers.qcow2.references import References
+
+__all__ = ["Ledger", "length_in_sectors"]
+
+_ADVICE: Final = (
+    "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean "
+    "copy if the image cannot be opened for writing"
+)
+
+
+def length_in_sectors(size: int) -> int:
+    """A file's length as QEMU sees it: rounded up to whole sectors."""
+    return -(-size // layout.SECTOR) * layout.SECTOR
+
+
+class Ledger:
+    """Counts what is referenced, and reports what lies past the end of the file."""
+
+    __slots__ = ("_bits", "_report", "file_length", "references")
+
+    def __init__(self, header: Header, report: Report, *, file_size: int) -> None:
+        self._bits = header.cluster_bits
+        self._report = report
+        #: Bytes, in whole sectors.
+        self.file_length = length_in_sectors(file_size)
+        self.references = References(
+            -(-self.file_length >> self._bits),
+            refcount_bits=header.refcount_bits,
+            overflow=self._overflow,
+        )
+
+    def region(self, what: str, offset: int, length: int) -> bool:
+        """Count the clusters of a region of host bytes; False if it is not inside the file."""
+        if length <= 0:
+            return True
+        # The last cluster may be cut: as long as some of it is there, so is the region.
+        if offset + length - self.file_length >= 1 << self._bits:
+            self._report.corruption(
+                "ERROR: counting reference for region exceeding the end of the file by one cluster "
+                f"or more: offset 0x{offset:x} size 0x{length:x}",
+                f"{what} at {offset:#x} ({length} bytes) lies past the end of the file",
+                offset=offset,
+                found=offset + length,
+                expected=self.file_length,
+            )
+            return False
+        first = offset >> self._bits
+        last = (offset + length - 1) >> self._bits
+        self.references.add_run(first, last - first + 1)
+        return True
+
+    def _overflow(self, cluster: int) -> None:
+        offset = cluster << self._bits
+        self._report.corruption(
+            f"ERROR: overflow cluster offset=0x{offset:x}\n{_ADVICE}",
+            f"the cluster at {offset:#x} is referenced more often than a refcount can say; "
+            "convert the image into a new one",
+            offset=offset,
+        )

@@ -1,0 +1,175 @@
+"""Building new refcount structures, and where needed a new snapshot table, behind the file's end.
+
+Nothing that is in use is touched until the header is switched to them, which is one write inside
+one sector. What the old ones occupied is free from then on.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import numpy as np
+
+from underlay.errors import LimitExceededError
+from underlay_drivers.qcow2 import layout
+from underlay_drivers.qcow2.findings import Report
+from underlay_drivers.qcow2.header import Header
+from underlay_drivers.qcow2.references import Counts, References, pack_counts
+
+if TYPE_CHECKING:
+    from underlay.handle import StorageHandle
+
+__all__ = ["Rebuild"]
+
+#: Bytes written at once.
+_BATCH: Final = 1 << 20
+#: Where the header says where the refcount table is, and then where the snapshot table is.
+_POINTER: Final = 48
+
+
+class Rebuild:
+    """New refcount structures for references that were counted without the old ones."""
+
+    def __init__(
+        self,
+        image: StorageHandle,
+        header: Header,
+        references: References,
+        report: Report,
+        *,
+        snapshot_table: bytes | None,
+        start: int,
+    ) -> None:
+        """Without a new ``snapshot_table`` the old one stays, and is among the references.
+
+        From the cluster ``start`` on nothing is used, not even by the old structures.
+        """
+        self._image = image
+        self._snapshot_table = snapshot_table
+        self._snapshot_clusters = -(-len(snapshot_table or b"") // header.cluster_size)
+        self._header = header
+        self._references = references
+        self._report = report
+        self._cluster_size = header.cluster_size
+        self._in_block = header.cluster_size * 8 // header.refcount_bits
+        #: The indexes of the blocks that are needed, in order.
+        self._blocks: list[int] = []
+        self._start = start
+        self.table_clusters = 0
+
+    @property
+    def table_offset(self) -> int:
+        """The new refcount table's host offset."""
+        return (self._start + self._snapshot_clusters) * self._cluster_size
+
+    @property
+    def header(self) -> Header:
+        """The header that leads to the new structures."""
+        header = attrs.evolve(
+            self._header,
+            refcount_table_offset=self.table_offset,
+            refcount_table_clusters=self.table_clusters,
+        )
+        if self._snapshot_table is not None:
+            header = attrs.evolve(header, snapshots_offset=self._start * self._cluster_size)
+        return header
+
+    def plan(self) -> None:
+        """Work out how much is needed, which depends on itself.
+
+        Raises:
+            LimitExceededError: the refcount table would be larger than any may be.
+        """
+        counts, in_block = self._references.counts[: self._references.size], self._in_block
+        if counts[self._start :].any():
+            raise ValueError(f"something is in use behind cluster {self._start}")
+        needed = {
+            first // in_block
+            for first in range(0, len(counts), in_block)
+            if counts[first : first + in_block].any()
+        }
+        total = 0
+        while True:
+            needed |= set(range(self._start // in_block, (self._start + total) // in_block + 1))
+            clusters = -(-(max(needed) + 1) * 8 // self._cluster_size)
+            if self._snapshot_clusters + clusters + len(needed) <= total:
+                break
+            total = self._snapshot_clusters + clusters + len(needed)
+        size = clusters * self._cluster_size
+        if size > layout.REFCOUNT_TABLE_BYTES_MAX:
+            raise LimitExceededError(
+                f"'{self._image.name()}': its refcount table would take {size} bytes, more than "
+                "8 MiB; convert the image into a new one",
+                limit="refcount table",
+                value=size,
+                allowed=layout.REFCOUNT_TABLE_BYTES_MAX,
+            )
+        self._blocks = sorted(needed)
+        self.table_clusters = clusters
+        if self._snapshot_table is not None:
+            self._report.repair(
+                "write a new snapshot table", offset=self._start * self._cluster_size
+            )
+        self._report.repair(
+            f"write a new refcount table and {len(needed)} refcount blocks",
+            offset=self.table_offset,
+        )
+        self._report.repair(
+            "let the header lead there",
+            offset=_POINTER,
+            before=self._header.refcount_table_offset,
+            after=self.table_offset,
+        )
+
+    async def write(self) -> None:
+        """Write the structures, then the pointer to them, each durable before the next."""
+        image, old_size = self._image, self._image.size()
+        try:
+            await self._write_structures()
+            await image.sync()
+        except BaseException:
+            # Nothing leads there yet.
+            if image.size() > old_size:
+                await image.resize(old_size)
+            raise
+        new = self.header
+        pointer = struct.pack(
+            ">QIIQ",
+            new.refcount_table_offset,
+            new.refcount_table_clusters,
+            new.nb_snapshots,
+            new.snapshots_offset,
+        )
+        await image.write(pointer, _POINTER)
+        await image.sync()
+
+    async def _write_structures(self) -> None:
+        if self._snapshot_table is not None:
+            await self._image.write(self._snapshot_table, self._start * self._cluster_size)
+        first_block = self.table_offset + self.table_clusters * self._cluster_size
+        table = np.zeros(self.table_clusters * self._cluster_size // 8, np.uint64)
+        places = np.arange(len(self._blocks), dtype=np.uint64) * np.uint64(self._cluster_size)
+        table[self._blocks] = places + np.uint64(first_block)
+        await self._image.write(table.astype(">u8").tobytes(), self.table_offset)
+        batch = bytearray()
+        at = first_block
+        for index in self._blocks:
+            batch += pack_counts(self._block(index), self._header.refcount_bits)
+            if len(batch) >= _BATCH:
+                await self._image.write(batch, at)
+                at += len(batch)
+                batch = bytearray()
+        await self._image.write(batch, at)
+
+    def _block(self, index: int) -> Counts:
+        """The counts of one block, the new structures' own clusters among them."""
+        first = index * self._in_block
+        end = first + self._in_block
+        counts = np.zeros(self._in_block, self._references.counts.dtype)
+        known = self._references.counts[first : min(end, self._references.size)]
+        counts[: len(known)] = known
+        own_end = self.table_offset // self._cluster_size + self.table_clusters + len(self._blocks)
+        counts[max(self._start - first, 0) : max(own_end - first, 0)] = 1
+        return counts

@@ -1,0 +1,135 @@
+"""How often each host cluster is referenced; and reference counts as they are stored. With numpy.
+
+One byte a cluster is enough for nearly every image, so that is what the counts begin with: 16 MiB
+for 1 TiB. They become wider where a cluster needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Clusters", "Counts", "References", "pack_counts", "unpack_counts"]
+
+#: Numbers of host clusters.
+Clusters: TypeAlias = "NDArray[np.int64]"
+#: Reference counts of consecutive clusters, of whatever width.
+Counts: TypeAlias = "NDArray[Any]"
+
+_WIDTHS: Final = (np.uint8, np.uint16, np.uint32, np.uint64)
+#: Clusters counted by ``bincount`` rather than by sorting: the span of numbers a cluster.
+_DENSE: Final = 16
+
+
+class References:
+    """Counts of references to host clusters, none above what the image's refcounts can hold."""
+
+    __slots__ = ("_fits", "_most", "_overflow", "counts", "size")
+
+    def __init__(
+        self, clusters: int, *, refcount_bits: int, overflow: Callable[[int], None]
+    ) -> None:
+        """``overflow`` is told of each reference, by its cluster, that is one too many."""
+        # One more than there are: compressed data may reach past a file that ends in mid-cluster.
+        self.counts: Counts = np.zeros(clusters + 1, np.uint8)
+        #: Clusters that are inside the file, or referenced.
+        self.size = clusters
+        self._most = (1 << refcount_bits) - 1
+        #: The highest count that fits as things are.
+        self._fits = min(self._most, 0xFF)
+        self._overflow = overflow
+
+    def add_run(self, first: int, count: int) -> None:
+        """One reference to each of ``count`` consecutive clusters."""
+        self.size = max(self.size, first + count)
+        part = self.counts[first : first + count]
+        if part.max() < self._fits:
+            part += 1
+        else:
+            self._add(first, part, 1)
+
+    def add(self, clusters: Clusters) -> None:
+        """One reference to each of these clusters, which may be in any order and repeat."""
+        if not len(clusters):
+            return
+        low, high = int(clusters.min()), int(clusters.max())
+        self.size = max(self.size, high + 1)
+        if high - low + 1 == len(clusters) and bool((np.diff(clusters) == 1).all()):
+            self.add_run(low, len(clusters))
+        elif high - low < _DENSE * len(clusters):
+            times = np.bincount(clusters - low)
+            self._add(low, self.counts[low : high + 1], times)
+        else:
+            numbers, times = np.unique(clusters, return_counts=True)
+            self._add_scattered(numbers, times)
+
+    def at(self, cluster: int) -> int:
+        """The count of one cluster."""
+        return int(self.counts[cluster]) if cluster < len(self.counts) else 0
+
+    def end(self) -> int:
+        """The first cluster behind all that are referenced."""
+        used = np.flatnonzero(self.counts)
+        return int(used[-1]) + 1 if len(used) else 0
+
+    def _add(self, first: int, part: Counts, times: NDArray[np.int64] | int) -> None:
+        highest = int(part.max()) + (times if isinstance(times, int) else int(times.max()))
+        if highest <= self._fits:
+            part += np.asarray(times, part.dtype)
+            return
+        wanted = part.astype(np.uint64) + np.asarray(times, np.uint64)
+        self._store(slice(first, first + len(part)), wanted, first + np.arange(len(part)))
+
+    def _add_scattered(self, numbers: Clusters, times: NDArray[np.int64]) -> None:
+        wanted = self.counts[numbers].astype(np.uint64) + times.astype(np.uint64)
+        self._store(numbers, wanted, numbers)
+
+    def _store(self, where: Any, wanted: NDArray[np.uint64], numbers: Clusters) -> None:
+        excess = wanted > self._most
+        if excess.any():
+            for number, count in zip(
+                numbers[excess].tolist(), wanted[excess].tolist(), strict=True
+            ):
+                for _ in range(count - self._most):
+                    self._overflow(number)
+            wanted = np.minimum(wanted, np.uint64(self._most))
+        self.make_room(int(wanted.max()))
+        self.counts[where] = wanted.astype(self.counts.dtype)
+
+    def make_room(self, highest: int) -> None:
+        """Let a count be as high as this."""
+        for width in _WIDTHS:
+            if highest <= int(np.iinfo(width).max):
+                if np.iinfo(width).max > np.iinfo(self.counts.dtype).max:
+                    self.counts = self.counts.astype(width)
+                    self._fits = min(self._most, int(np.iinfo(width).max))
+                return
+
+
+def unpack_counts(data: bytes | bytearray | memoryview, bits: int) -> Counts:
+    """The reference counts in refcount blocks, in the machine's order."""
+    if bits >= 8:  # noqa: PLR2004 (bits in a byte)
+        return np.frombuffer(data, f">u{bits // 8}")
+    packed = np.frombuffer(data, np.uint8)
+    fields = 8 // bits
+    counts = np.empty((len(packed), fields), np.uint8)
+    for field in range(fields):
+        # Bit 0 begins the first field.
+        counts[:, field] = packed >> (field * bits) & ((1 << bits) - 1)
+    return counts.reshape(-1)
+
+
+def pack_counts(counts: Counts, bits: int) -> bytes:
+    """Reference counts as blocks hold them; each fits into ``bits``."""
+    if bits >= 8:  # noqa: PLR2004
+        return counts.astype(f">u{bits // 8}").tobytes()
+    fields = counts.astype(np.uint8).reshape(-1, 8 // bits)
+    packed = np.zeros(len(fields), np.uint8)
+    for field in range(8 // bits):
+        packed |= fields[:, field] << np.uint8(field * bits)
+    return packed.tobytes()

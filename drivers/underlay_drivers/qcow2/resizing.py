@@ -1,0 +1,211 @@
+"""Growing and shrinking a disk.
+
+What lies beyond the end of a disk reads as zeroes should it ever grow there: growing makes sure of
+that itself, whoever shrank the disk before, and over a longer backing image too.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+from underlay.errors import LimitExceededError, UnsupportedOperationError
+from underlay.face import to_the_end
+from underlay.storage import PreallocateMode
+from underlay_drivers.qcow2 import layout
+from underlay_drivers.qcow2.tables import UNALLOCATED, ZERO, Table, packed
+from underlay_drivers.qcow2.zeroing import Goal, change_entries
+
+if TYPE_CHECKING:
+    from underlay_drivers.qcow2.writing import ImageWriter
+
+__all__ = ["grow", "shrink"]
+
+
+async def grow(writer: ImageWriter, size: int, preallocation: PreallocateMode) -> None:
+    """Let the disk have ``size`` bytes, more than it has.
+
+    Raises:
+        LimitExceededError: the L1 table would become too large.
+        UnsupportedOperationError: the backing image stands in the way of preallocation.
+    """
+    disk = writer.disk
+    await writer.prepare()
+    async with writer.alone():
+        old = disk.size()
+        if size <= old:
+            return
+        if preallocation is not PreallocateMode.OFF and not (
+            disk.nothing_reads_zero() or disk.geometry.extended
+        ):
+            raise UnsupportedOperationError(
+                "Preallocation and a backing image go together with extended L2 entries only"
+            )
+        entries = -(-size >> disk.geometry.l1_shift)
+        if entries * 8 > layout.L1_BYTES_MAX:
+            raise LimitExceededError(
+                f"A disk of {size} bytes needs an L1 table of more than {layout.L1_BYTES_MAX} "
+                "bytes; use larger clusters",
+                limit="L1 table",
+                value=entries * 8,
+                allowed=layout.L1_BYTES_MAX,
+            )
+        if entries > len(disk.l1):
+            table = array("Q", disk.l1)
+            table.extend([0] * (entries - len(table)))
+            await writer.back.flush()
+            await _move_l1(writer, table)
+        await _clear_beyond(writer, old)
+        if disk.geometry.external and disk.data_storage().size() < size:
+            await disk.data_storage().resize(size, _on_host(preallocation))
+        await _zero_growth(writer, old, size)
+        if preallocation is not PreallocateMode.OFF:
+            await _preallocate(writer, old, size, preallocation)
+        await writer.back.flush()
+        await _publish(writer, size)
+
+
+async def shrink(writer: ImageWriter, size: int) -> None:
+    """Let the disk have ``size`` bytes, fewer than it has."""
+    disk = writer.disk
+    await writer.prepare()
+    async with writer.alone():
+        if size >= disk.size():
+            return
+        # What is beyond the end no longer counts; only then it is taken away.
+        await writer.back.flush()
+        await _publish(writer, size)
+        await _clear_beyond(writer, size)
+        await _zero_tail(writer, size)
+        await writer.back.flush()
+        await writer.back.sync()
+        if disk.geometry.external:
+            await disk.data_storage().resize(size)
+
+
+async def _publish(writer: ImageWriter, size: int) -> None:
+    """Write the disk's size into the header, durably."""
+    await writer.back.update_header(size=size)
+    writer.disk.set_size(size)
+
+
+async def _move_l1(writer: ImageWriter, table: Table) -> None:
+    """Let the disk have this L1 table, in a new place; nothing may be dirty.
+
+    The table is whole and durable before the header leads to it; the old one is freed late.
+    """
+    disk, back = writer.disk, writer.back
+    cluster = disk.geometry.cluster_size
+    old_offset, old_entries = disk.header.l1_table_offset, disk.header.l1_size
+    clusters = -(-len(table) * 8 // cluster)
+    async with back.lock:
+        offset = await writer.allocator.allocate_exactly(clusters)
+        writer.claim_metadata(offset, clusters)
+    try:
+        await back.flush()
+        await disk.image.write(packed(table), offset)
+    except BaseException:
+        await to_the_end(writer.give_back_metadata(offset, clusters))
+        raise
+    await back.update_header(l1_table_offset=offset, l1_size=len(table))
+    disk.replace_l1(disk.header, table)
+    if old_entries:
+        back.release(old_offset, -(-old_entries * 8 // cluster))
+
+
+async def _clear_beyond(writer: ImageWriter, size: int) -> None:
+    """Let go of all clusters that lie wholly beyond ``size``."""
+    disk = writer.disk
+    geometry = disk.geometry
+    end = size + -size % geometry.cluster_size
+    first = end >> geometry.l1_shift
+    for number in range(first, len(disk.l1)):
+        if not disk.l1[number]:
+            continue
+        async with writer.back.lock:
+            index = 0
+            if number == first:
+                index = (end >> geometry.cluster_bits) % geometry.l2_entries
+            await _clear_table(writer, number, index)
+        await writer.back.relieve()
+
+
+async def _clear_table(writer: ImageWriter, number: int, index: int) -> None:
+    """Let go of what an L2 table leads to from entry ``index`` on; of a whole one itself."""
+    disk = writer.disk
+    words = disk.geometry.words
+    table = await disk.l2_table(number)
+    assert table is not None
+    if not any(table[index * words :]):
+        if index:
+            return
+    elif index:
+        table = await writer.table(number)
+    for entry in table[index * words :: words]:
+        writer.let_go(entry)
+    if index:
+        count = disk.geometry.l2_entries - index
+        table[index * words :] = array("Q", [0]) * (count * words)
+        writer.back.touch_l2(number, table, index, count, shows=False)
+    else:
+        writer.back.unlink_l2(number)
+
+
+async def _zero_tail(writer: ImageWriter, size: int) -> None:
+    """Zero what the last cluster holds, or lets show through, beyond ``size``."""
+    disk = writer.disk
+    geometry = disk.geometry
+    end = size + -size % geometry.cluster_size
+    if size == end:
+        return
+    table = await disk.l2_table(size >> geometry.l1_shift)
+    index = (size >> geometry.cluster_bits) % geometry.l2_entries
+    entry, bitmap = (
+        (0, 0) if table is None else disk.entry(table, index, end - geometry.cluster_size)
+    )
+    kind, _ = geometry.decode(entry, bitmap)
+    backing = disk.backing()
+    shows = kind == UNALLOCATED and backing is not None and backing.size() > size
+    if kind not in {UNALLOCATED, ZERO} or shows:
+        await writer.write_zeroes(size, end)
+
+
+async def _zero_growth(writer: ImageWriter, old: int, size: int) -> None:
+    """Let bytes ``old`` to ``size`` read as zeroes, whatever shows through there."""
+    disk = writer.disk
+    geometry = disk.geometry
+    await _zero_tail(writer, old)
+    backing = disk.backing()
+    start = old + -old % geometry.cluster_size
+    end = size if backing is None else min(size, backing.size())
+    end += -end % geometry.cluster_size
+    if backing is None or start >= end:
+        return
+    if disk.header.version == 2:  # noqa: PLR2004 (a version is its own best name)
+        await writer.write_zeroes(start, end)
+        return
+    while start < end:
+        stop = min(end, (start >> geometry.l1_shift) + 1 << geometry.l1_shift)
+        async with writer.back.lock:
+            await change_entries(writer, start, stop, Goal.ZERO)
+        await writer.back.relieve()
+        start = stop
+
+
+async def _preallocate(
+    writer: ImageWriter, old: int, size: int, preallocation: PreallocateMode
+) -> None:
+    """Give every cluster of bytes ``old`` to ``size`` a place, which reads as zeroes."""
+    cluster = writer.disk.geometry.cluster_size
+    at = old + -old % cluster
+    end = size + -size % cluster
+    while at < end:
+        at += await writer.reserve(at, end, _on_host(preallocation))
+        await writer.back.relieve()
+
+
+def _on_host(preallocation: PreallocateMode) -> PreallocateMode:
+    """How the host's file is to grow."""
+    if preallocation is PreallocateMode.METADATA:
+        return PreallocateMode.OFF
+    return preallocation

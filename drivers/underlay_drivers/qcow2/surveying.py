@@ -1,0 +1,84 @@
+"""Where all metadata lies: looked up before the first write, so that none overwrites it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from underlay.errors import CorruptImageError
+from underlay_drivers.qcow2 import layout
+from underlay_drivers.qcow2.header import Header
+from underlay_drivers.qcow2.validation import Region
+
+if TYPE_CHECKING:
+    from underlay.handle import StorageHandle
+    from underlay.limits import Limits
+    from underlay_drivers.qcow2.dependencies import Dependencies
+
+__all__ = ["survey"]
+
+
+async def survey(disk: Dependencies, limits: Limits) -> set[int]:
+    """The host offsets of all metadata, but for refcount blocks and inactive L2 tables.
+
+    Raises:
+        CorruptImageError: two things claim one cluster.
+    """
+    header = disk.header
+    found: set[int] = set()
+    for region in disk.regions:
+        _claim(found, region, header, disk.image)
+    for number, entry in enumerate(disk.l1):
+        if entry:
+            offset = disk.l2_offset(number)
+            _claim(found, Region("L2 table", offset, header.cluster_size), header, disk.image)
+    for region in await _directories(disk.image, header, limits):
+        _claim(found, region, header, disk.image)
+    return found
+
+
+async def _directories(image: StorageHandle, header: Header, limits: Limits) -> list[Region]:
+    """The L1 tables of snapshots, and the bitmap directory with its tables."""
+    regions: list[Region] = []
+    if header.nb_snapshots:
+        from underlay_drivers.qcow2.snapshots import read_snapshots
+
+        entries = await read_snapshots(image, header, limits)
+        table = sum(len(entry.pack()) for entry in entries)
+        known = header.nb_snapshots * layout.SNAPSHOT.size
+        known += -known % header.cluster_size
+        if table > known:  # the header alone says how many entries there are, not how long
+            rest = Region("snapshot table", header.snapshots_offset + known, table - known)
+            regions.append(rest)
+        regions += [
+            Region("snapshot's L1 table", entry.l1_table_offset, entry.l1_size * 8)
+            for entry in entries
+            if entry.l1_size
+        ]
+    if header.autoclear_features & layout.BITMAPS_CONSISTENT:
+        from underlay_drivers.qcow2.bitmaps import read_bitmaps
+
+        extension = header.bitmaps
+        if extension is not None:
+            size = extension.directory_size
+            regions.append(Region("bitmap directory", extension.directory_offset, size))
+        with suppress(CorruptImageError):  # they go out of date with the first write anyway
+            regions += [
+                Region("bitmap table", entry.bitmap_table_offset, entry.bitmap_table_size * 8)
+                for entry in await read_bitmaps(image, header, limits)
+            ]
+    return regions
+
+
+def _claim(found: set[int], region: Region, header: Header, image: StorageHandle) -> None:
+    size = header.cluster_size
+    for offset in range(region.offset, region.offset + region.length, size):
+        if offset in found:
+            raise CorruptImageError(
+                f"'{image.name()}': the cluster at {offset:#x} belongs to a {region.what} and to "
+                "other metadata; repair the image before writing to it",
+                offset=offset,
+                field=region.what,
+                value=offset,
+            )
+        found.add(offset)

@@ -1,0 +1,141 @@
+"""The part of the driver that changes the image: what the core calls, handed to who does it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from underlay.driver import FormatOpenOptions, WriteTicket
+from underlay.errors import ReadOnlyError, UnsupportedOperationError
+from underlay_drivers.qcow2.dependencies import Dependencies
+from underlay_drivers.qcow2.header import Header
+
+if TYPE_CHECKING:
+    from underlay.handle import StorageHandle
+    from underlay.lease import Leases
+    from underlay.storage import PreallocateMode
+    from underlay_drivers.qcow2.writing import ImageWriter
+
+__all__ = ["Writable"]
+
+
+class Writable(Dependencies):
+    """An image that may have a writing side; one that is open read-only has none."""
+
+    __slots__ = ("_discards", "_writer")
+
+    def __init__(self, options: FormatOpenOptions, header: Header, *, cache_size: int) -> None:
+        super().__init__(options.storage, header, limits=options.limits, cache_size=cache_size)
+        self._writer: ImageWriter | None = None
+        #: Whether a discard gives space back, or is ignored.
+        self._discards = options.options.get("discard", "unmap") != "ignore"
+
+    def _start_writing(self, *, cache_size: int, refcount_cache_size: int) -> None:
+        from underlay_drivers.qcow2.writing import ImageWriter
+
+        self._writer = ImageWriter(
+            self,
+            limits=self._limits,
+            cache_size=cache_size,
+            refcount_cache_size=refcount_cache_size,
+        )
+
+    @property
+    def writer(self) -> ImageWriter:
+        """The writing side.
+
+        Raises:
+            ReadOnlyError: there is none.
+        """
+        if self._writer is None:
+            raise ReadOnlyError(
+                f"'{self.image.name()}' is open read-only; open it with writable=True"
+            )
+        return self._writer
+
+    def writable(self) -> bool:
+        """See ``FormatDriverInstance.writable``."""
+        return self._writer is not None
+
+    def leases(self) -> Leases | None:
+        """See ``FormatDriverInstance.leases``. In an external data file nothing ever moves."""
+        if self._writer is None or self.geometry.external:
+            return None
+        return self._writer.back.leases
+
+    def zero_granularity(self) -> int | None:
+        """See ``FormatDriverInstance.zero_granularity``."""
+        return self.geometry.subcluster_size if self.header.version > 2 else None  # noqa: PLR2004
+
+    async def begin_write(self, offset: int, length: int) -> WriteTicket:
+        """See ``FormatDriverInstance.begin_write``."""
+        return await self.writer.begin(offset, length)
+
+    async def commit_write(self, ticket: WriteTicket) -> None:
+        """See ``FormatDriverInstance.commit_write``."""
+        await self.writer.commit(ticket)
+
+    async def abort_write(self, ticket: WriteTicket) -> None:
+        """See ``FormatDriverInstance.abort_write``."""
+        await self.writer.abort(ticket)
+
+    async def ensure_data_mapping(
+        self, offset: int, length: int, overwrite: bool
+    ) -> tuple[StorageHandle, int, int]:
+        """See ``FormatDriverInstance.ensure_data_mapping``."""
+        return await self.writer.ensure_data(offset, length)
+
+    async def ensure_zero_mapping(self, offset: int, length: int) -> tuple[int, int]:
+        """See ``FormatDriverInstance.ensure_zero_mapping``."""
+        return await self._change(offset, length, "ZERO")
+
+    async def discard_to_zero(self, offset: int, length: int) -> tuple[int, int]:
+        """See ``FormatDriverInstance.discard_to_zero``."""
+        return await self._change(offset, length, "FREED" if self._discards else "ZERO")
+
+    async def discard_to_any(self, offset: int, length: int) -> tuple[int, int]:
+        """See ``FormatDriverInstance.discard_to_any``."""
+        if self._discards:
+            with suppress(UnsupportedOperationError):
+                return await self._change(offset, length, "FREED")
+        return offset, length  # each byte has its old value
+
+    async def discard_to_backing(self, offset: int, length: int) -> tuple[int, int]:
+        """See ``FormatDriverInstance.discard_to_backing``."""
+        return await self._change(offset, length, "BACKING")
+
+    async def _change(self, offset: int, length: int, goal: str) -> tuple[int, int]:
+        from underlay_drivers.qcow2.zeroing import Goal, change_range
+
+        return await change_range(self.writer, offset, length, Goal[goal])
+
+    async def resize_grow(self, size: int, preallocation: PreallocateMode) -> None:
+        """See ``FormatDriverInstance.resize_grow``."""
+        from underlay_drivers.qcow2.resizing import grow
+
+        self._limits.check("virtual_size", size, what=f"'{self.image.name()}': the virtual size")
+        await grow(self.writer, size, preallocation)
+
+    async def resize_shrink(self, size: int) -> None:
+        """See ``FormatDriverInstance.resize_shrink``."""
+        from underlay_drivers.qcow2.resizing import shrink
+
+        await shrink(self.writer, size)
+
+    async def flush(self) -> None:
+        """See ``FormatDriverInstance.flush``; the order is in ``writeback``."""
+        if self._writer is not None:
+            await self._writer.back.flush()
+
+    async def sync(self) -> None:
+        """See ``FormatDriverInstance.sync``."""
+        if self._writer is not None:
+            await self._writer.back.sync()
+
+    async def close(self) -> None:
+        """See ``FormatDriverInstance.close``. What was freed and still waits is freed now."""
+        try:
+            if self._writer is not None:
+                await self._writer.back.finish()
+        finally:
+            await super().close()

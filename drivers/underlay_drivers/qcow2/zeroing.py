@@ -1,0 +1,193 @@
+"""Zeroing and discarding: entries change, data does not move.
+
+Only whole clusters (with extended L2 entries: subclusters) can be changed so; the core writes what
+is left at the ends. What an entry lets go is freed late, as everything is.
+"""
+
+from __future__ import annotations
+
+import enum
+from array import array
+from typing import TYPE_CHECKING
+
+from underlay.errors import CorruptImageError, UnsupportedOperationError
+from underlay_drivers.qcow2 import layout
+
+if TYPE_CHECKING:
+    from underlay_drivers.qcow2.tables import Table
+    from underlay_drivers.qcow2.writing import ImageWriter
+
+__all__ = ["Goal", "change_entries", "change_range"]
+
+
+class Goal(enum.Enum):
+    """What a range is to become."""
+
+    #: Zeroes; room that it has stays reserved.
+    ZERO = "zero"
+    #: Zeroes, and its room is freed.
+    FREED = "freed"
+    #: What the backing image has there, and its room is freed.
+    BACKING = "backing"
+
+
+async def change_range(
+    writer: ImageWriter, offset: int, length: int, goal: Goal
+) -> tuple[int, int]:
+    """Change what can be changed of guest bytes ``offset`` on, up to the end of one L2 table.
+
+    The offset and the length that were changed; the length may be 0.
+
+    Raises:
+        UnsupportedOperationError: version 2 cannot say "zero" where that hides something.
+    """
+    disk = writer.disk
+    geometry = disk.geometry
+    unit = geometry.subcluster_size
+    end = offset + length
+    start = offset + -offset % unit
+    end = end + -end % unit if end >= disk.size() else end - end % unit
+    if start >= end:
+        return start, 0
+    if goal is not Goal.BACKING and not _can_say_zero(writer, goal):
+        raise UnsupportedOperationError(
+            f"'{disk.image.name()}' is of version 2, which cannot mark clusters as zero"
+        )
+    await writer.prepare()
+    await writer.back.relieve()
+    bits, shift = geometry.cluster_bits, geometry.l1_shift
+    end = min(end, (start >> shift) + 1 << shift)
+    holder = await writer.tickets.acquire(start >> bits, (end - 1 >> bits) + 1, exclusive=True)
+    try:
+        if geometry.external and (goal is Goal.FREED or _is_raw(writer)):
+            # Host and guest offset are the same for ever: this is a write like any other.
+            await disk.data_storage().write_zeroes(start, end - start)
+        async with writer.back.lock:
+            writer.back.check()
+            return start, await change_entries(writer, start, end, goal) - start
+    except CorruptImageError as error:
+        await writer.back.condemn(error)
+        raise
+    finally:
+        writer.tickets.release(holder)
+
+
+def _can_say_zero(writer: ImageWriter, goal: Goal) -> bool:
+    disk = writer.disk
+    if disk.header.version > 2:  # noqa: PLR2004 (a version is its own best name)
+        return True
+    return goal is Goal.FREED and disk.nothing_reads_zero()
+
+
+def _is_raw(writer: ImageWriter) -> bool:
+    return bool(writer.disk.header.autoclear_features & layout.RAW_EXTERNAL_DATA)
+
+
+async def change_entries(writer: ImageWriter, start: int, end: int, goal: Goal) -> int:
+    """Change entries of one table, and return the guest offset up to which that went.
+
+    Under the lock, by one who has the clusters to himself.
+    """
+    disk = writer.disk
+    geometry = disk.geometry
+    number = start >> geometry.l1_shift
+    shown_already = goal is Goal.BACKING or disk.nothing_reads_zero()
+    if not disk.l1[number] and shown_already:
+        return end
+    size = geometry.cluster_size
+    first = (start >> geometry.cluster_bits) % geometry.l2_entries
+    last = (end - 1 >> geometry.cluster_bits) % geometry.l2_entries
+    table = await writer.table(number)
+    changed_from: int | None = None
+    changed_to = first
+    guest = start & ~(size - 1)
+    for index in range(first, last + 1):
+        entry, bitmap = disk.entry(table, index, guest)
+        if geometry.extended:
+            mask = _whole_subclusters(writer, guest, start, end)
+            new = _new_subclusters(writer, entry, bitmap, mask, goal)
+            if new is None:  # compressed, and not all of it
+                end = guest
+                break
+            changed = new != (entry, bitmap)
+        else:
+            new = _new_entry(writer, entry, goal), 0
+            changed = new[0] != entry
+        if changed:
+            _put(table, index, geometry.words, new)
+            if entry & (layout.HOST_OFFSET | layout.COMPRESSED) != new[0] & (
+                layout.HOST_OFFSET | layout.COMPRESSED
+            ):
+                writer.let_go(entry)
+            changed_from = index if changed_from is None else changed_from
+            changed_to = index + 1
+        guest += size
+    if changed_from is not None:
+        count = changed_to - changed_from
+        writer.back.touch_l2(number, table, changed_from, count, shows=False)
+    return max(start, end)
+
+
+def _put(table: Table, index: int, words: int, new: tuple[int, int]) -> None:
+    if words == 1:
+        table[index] = new[0]
+    else:
+        table[index * 2 : index * 2 + 2] = array("Q", new)
+
+
+def _new_entry(writer: ImageWriter, entry: int, goal: Goal) -> int:
+    """What the entry of a whole cluster becomes."""
+    disk = writer.disk
+    version_2 = disk.header.version == 2  # noqa: PLR2004
+    if goal is Goal.BACKING:
+        if _is_raw(writer):
+            return entry
+        return 0
+    if not entry and disk.nothing_reads_zero():
+        return 0
+    if disk.geometry.external and entry & layout.COPIED:
+        # Its place stays its own; what is to be freed has been zeroed there.
+        keep_data = goal is Goal.FREED or _is_raw(writer)
+        return entry if keep_data else entry | layout.ZERO
+    if version_2:
+        return 0
+    own = entry & layout.COPIED and not entry & layout.COMPRESSED
+    if goal is Goal.ZERO and own:
+        return entry | layout.ZERO
+    return layout.ZERO
+
+
+def _whole_subclusters(writer: ImageWriter, guest: int, start: int, end: int) -> int:
+    """The bits of the subclusters of the cluster at ``guest`` that lie in ``start`` to ``end``."""
+    size = writer.disk.geometry.subcluster_size
+    first = max(0, start - guest) // size
+    last = min(layout.SUBCLUSTERS, (end - guest) // size)
+    return (1 << last) - (1 << first)
+
+
+def _new_subclusters(
+    writer: ImageWriter, entry: int, bitmap: int, mask: int, goal: Goal
+) -> tuple[int, int] | None:
+    """What an extended entry becomes; None if it cannot change in these subclusters alone."""
+    disk = writer.disk
+    whole = mask == layout.ALL_ALLOCATED
+    if entry & layout.COMPRESSED:
+        if not whole:
+            return None
+        entry, bitmap = 0, 0
+    external = disk.geometry.external
+    if external and entry & layout.COPIED and goal is not Goal.ZERO:
+        in_place = bitmap & mask
+        if goal is Goal.FREED or _is_raw(writer):
+            # What is data was zeroed in its place; the rest of it is marked.
+            rest = mask & ~in_place
+            return entry, bitmap | rest << layout.SUBCLUSTERS
+    zero = 0 if goal is Goal.BACKING else mask
+    if not entry and not bitmap and goal is not Goal.BACKING and disk.nothing_reads_zero():
+        zero = 0
+    bitmap = bitmap & ~(mask | mask << layout.SUBCLUSTERS) | zero << layout.SUBCLUSTERS
+    own = entry & layout.COPIED
+    unused = not bitmap & layout.ALL_ALLOCATED
+    if unused and not external and not (own and goal is Goal.ZERO):
+        entry = 0
+    return entry, bitmap

@@ -1,0 +1,284 @@
+"""What a guest does to a disk, and what the disk must then hold."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import attrs
+
+from underlay import SyncFormatAccess
+from underlay.capabilities import CompressedWriter, Snapshottable
+
+from .journal import SECTOR, Begun, Flushed, Journal
+
+__all__ = [
+    "Apply",
+    "Compress",
+    "Delete",
+    "Discard",
+    "Flush",
+    "Grow",
+    "History",
+    "Moment",
+    "Operation",
+    "Push",
+    "Shrink",
+    "Take",
+    "WriteData",
+    "WriteZeroes",
+    "pattern",
+    "perform",
+]
+
+
+def pattern(number: int, offset: int, length: int) -> bytes:
+    """Bytes that tell by which operation they were written, and where."""
+    first, end = offset // SECTOR, offset + length
+    words = b"".join(
+        struct.pack("<II", number, sector) * (SECTOR // 8)
+        for sector in range(first, -(-end // SECTOR))
+    )
+    start = offset - first * SECTOR
+    return words[start : start + length]
+
+
+@attrs.frozen
+class Moment:
+    """What the guest sees at one time."""
+
+    content: bytes
+    #: The operation before which a snapshot was taken, by its name.
+    snapshots: dict[str, int] = attrs.field(factory=dict[str, int])
+
+
+# -- operations
+
+
+@attrs.frozen
+class WriteData:
+    """Write a pattern."""
+
+    offset: int
+    length: int
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        disk.write(pattern(number, self.offset, self.length), self.offset)
+
+    def after(self, history: History, number: int) -> Moment:
+        data = pattern(number, self.offset, self.length)
+        return history.replaced(self.offset, data)
+
+
+@attrs.frozen
+class WriteZeroes:
+    """Make a range zero."""
+
+    offset: int
+    length: int
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        disk.write_zeroes(self.offset, self.length)
+
+    def after(self, history: History, number: int) -> Moment:
+        return history.replaced(self.offset, bytes(self.length))
+
+
+@attrs.frozen
+class Discard:
+    """Make a range zero, and give its space back."""
+
+    offset: int
+    length: int
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        disk.discard_to_zero(self.offset, self.length)
+
+    def after(self, history: History, number: int) -> Moment:
+        return history.replaced(self.offset, bytes(self.length))
+
+
+@attrs.frozen
+class Compress:
+    """Store a cluster compressed."""
+
+    offset: int
+    length: int
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        data = pattern(number, self.offset, self.length)
+        writer = disk.capability(CompressedWriter)
+        encoded = writer.encode(memoryview(data))
+        if encoded is None:
+            disk.write(data, self.offset)
+        else:
+            writer.write_encoded(self.offset, encoded)
+
+    def after(self, history: History, number: int) -> Moment:
+        return history.replaced(self.offset, pattern(number, self.offset, self.length))
+
+
+@attrs.frozen
+class Take:
+    """Take an internal snapshot."""
+
+    name: str
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        disk.capability(Snapshottable).create_snapshot(self.name)
+
+    def after(self, history: History, number: int) -> Moment:
+        now = history.now
+        return Moment(now.content, now.snapshots | {self.name: number - 1})
+
+
+@attrs.frozen
+class Apply:
+    """Go back to an internal snapshot, if it is there."""
+
+    name: str
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        snapshots = disk.capability(Snapshottable)
+        if any(snapshot.name == self.name for snapshot in snapshots.snapshots()):
+            snapshots.apply_snapshot(self.name)
+
+    def after(self, history: History, number: int) -> Moment:
+        now = history.now
+        if self.name not in now.snapshots:
+            return now
+        taken = now.snapshots[self.name]
+        return Moment(history.moments[taken].content, now.snapshots)
+
+
+@attrs.frozen
+class Delete:
+    """Remove an internal snapshot, if it is there."""
+
+    name: str
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        snapshots = disk.capability(Snapshottable)
+        if any(snapshot.name == self.name for snapshot in snapshots.snapshots()):
+            snapshots.delete_snapshot(self.name)
+
+    def after(self, history: History, number: int) -> Moment:
+        now = history.now
+        rest = {name: taken for name, taken in now.snapshots.items() if name != self.name}
+        return Moment(now.content, rest)
+
+
+@attrs.frozen
+class Grow:
+    """Make the disk longer by so many bytes."""
+
+    by: int
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        disk.resize(disk.size + self.by)
+
+    def after(self, history: History, number: int) -> Moment:
+        now = history.now
+        return Moment(now.content + bytes(self.by), now.snapshots)
+
+
+@attrs.frozen
+class Shrink:
+    """Cut so many bytes off the disk."""
+
+    by: int
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        disk.resize(max(disk.size - self.by, SECTOR))
+
+    def after(self, history: History, number: int) -> Moment:
+        now = history.now
+        return Moment(now.content[: max(len(now.content) - self.by, SECTOR)], now.snapshots)
+
+
+@attrs.frozen
+class Flush:
+    """Make everything durable."""
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        disk.flush()
+        disk.sync()
+
+    def after(self, history: History, number: int) -> Moment:
+        return history.now
+
+
+@attrs.frozen
+class Push:
+    """Write what is in memory, without making it durable: a driver does that when it has to."""
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        disk.flush()
+
+    def after(self, history: History, number: int) -> Moment:
+        return history.now
+
+
+Operation: TypeAlias = (
+    WriteData | WriteZeroes | Discard | Compress | Take | Apply | Delete | Grow | Shrink | Flush
+)
+
+
+@attrs.define
+class History:
+    """What the disk held before the first operation, and after each one."""
+
+    moments: list[Moment]
+
+    @property
+    def now(self) -> Moment:
+        """After the last operation."""
+        return self.moments[-1]
+
+    def replaced(self, offset: int, data: bytes) -> Moment:
+        """Now, with other bytes at a place."""
+        content = self.now.content
+        changed = content[:offset] + data + content[offset + len(data) :]
+        return Moment(changed[: len(content)], self.now.snapshots)
+
+
+def perform(
+    open_disk: Callable[[], SyncFormatAccess],
+    operations: Sequence[Operation],
+    journal: Journal,
+    history: History,
+) -> None:
+    """Carry operations out, and close the disk; journal and history tell about it."""
+    disk = open_disk()
+    try:
+        for operation in operations:
+            number = len(history.moments)
+            clipped = fitting(operation, len(history.now.content))
+            moment = clipped.after(history, number)
+            history.moments.append(moment)
+            journal.add(Begun(number))
+            clipped.run(disk, number)
+            if isinstance(clipped, Flush):
+                journal.add(Flushed(number))
+        number = len(history.moments)
+        history.moments.append(history.now)
+        journal.add(Begun(number))
+        disk.close()
+        journal.add(Flushed(number))
+    except BaseException:
+        disk.abandon()
+        raise
+
+
+def fitting(operation: Operation, size: int) -> Operation:
+    """The operation, inside a disk that may have been cut meanwhile."""
+    if isinstance(operation, WriteData | WriteZeroes | Discard | Compress):
+        offset = min(operation.offset, max(size - operation.length, 0))
+        length = min(operation.length, size - offset)
+        if isinstance(operation, Compress):
+            offset -= offset % operation.length
+            if length < operation.length:
+                return Flush()
+        return attrs.evolve(operation, offset=offset, length=length)
+    return operation

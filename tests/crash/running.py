@@ -1,0 +1,119 @@
+"""Runs a workload on a recorded image, and judges every state that a power loss could leave."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import attrs
+
+from underlay import SyncFormatAccess
+from underlay.storage import BlockingStorage
+from underlay_storage.memory import MemoryStorage
+
+from .guest import History, Operation, perform
+from .journal import Journal, Recorder
+from .judging import Judge, Report
+from .oracle import Oracle
+from .shapes import Prepared
+from .states import CrashState, crash_states
+from .structure import look_at
+
+__all__ = ["Recorded", "Trial", "record"]
+
+
+@attrs.frozen(kw_only=True)
+class Recorded:
+    """A run that came to its end."""
+
+    prepared: Prepared
+    journal: Journal
+    history: History
+    #: What the files hold at the end.
+    contents: tuple[bytes, ...]
+
+    def judge(self) -> Judge:
+        """Who judges the states of this run."""
+
+        def open_disk(
+            storages: Sequence[BlockingStorage], snapshot: str | None
+        ) -> SyncFormatAccess:
+            return self.prepared.open(storages, writable=False, snapshot=snapshot)
+
+        return Judge(history=self.history, open_disk=open_disk)
+
+    def states(self, chance: random.Random, samples: int) -> list[CrashState]:
+        """What a power loss could have left."""
+        return list(crash_states(self.journal, chance, samples=samples))
+
+    def faults_at_the_end(self) -> list[str]:
+        """What is wrong after closing; then nothing may leak either."""
+        verdict = look_at(self.contents[0])
+        return verdict.corruptions + [f"cluster {cluster} leaks" for cluster in verdict.leaks]
+
+
+def record(prepared: Prepared, operations: Sequence[Operation]) -> Recorded:
+    """Carry a workload out on the image, and close it."""
+    history = prepared.again()
+    journal = Journal(prepared.contents, operation=len(history.moments) - 1)
+    memory = [MemoryStorage(content) for content in prepared.contents]
+    recorders = [Recorder(one, journal, file=file) for file, one in enumerate(memory)]
+    perform(lambda: prepared.open(recorders, writable=True), operations, journal, history)
+    contents: list[bytes] = []
+    for storage in memory:
+        content = bytearray(storage.size())
+        storage.readv((content,), 0)
+        contents.append(bytes(content))
+    return Recorded(prepared=prepared, journal=journal, history=history, contents=tuple(contents))
+
+
+@attrs.define(kw_only=True)
+class Trial:
+    """Many workloads on one image; what went wrong, with what would show it again."""
+
+    prepared: Prepared
+    chance: random.Random
+    oracle: Oracle | None = None
+    #: Of each moment of which so much is not durable that not all combinations can be tried.
+    samples: int = 20
+    #: QEMU looks at one of so many states.
+    every: int = 200
+    report: Report = attrs.field(factory=Report, init=False)
+    failures: list[str] = attrs.field(factory=list[str], init=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.oracle is not None:
+            (self.oracle.folder / "base.raw").write_bytes(self.prepared.below)
+
+    def run(self, operations: Sequence[Operation]) -> None:
+        """Carry one workload out, and judge what it could leave."""
+        recorded = record(self.prepared, operations)
+        states = recorded.states(self.chance, self.samples)
+        report = recorded.judge().report(states)
+        self.report.add(report)
+        told: list[str] = []
+        if report.problems:
+            told.append(report.told())
+        told += self._second_opinion(states, [state for state, _ in report.problems[:3]])
+        told += recorded.faults_at_the_end()
+        if told:
+            name = self.prepared.shape.name
+            listed = "\n".join(f"  {operation}" for operation in operations)
+            self.failures.append("\n".join((f"{name}:", listed, *told)))
+
+    def _second_opinion(self, states: list[CrashState], bad: list[CrashState]) -> list[str]:
+        """QEMU's, on some of what seems good and on what seems bad."""
+        if self.oracle is None:
+            return []
+        good = [state for state in states if self.chance.randrange(self.every) == 0]
+        told = [
+            f"QEMU finds corruption after event {state.events}: {state.story}"
+            for state in good
+            if state not in bad and self.oracle.corruptions(state.contents)
+        ]
+        told += [
+            f"QEMU finds {self.oracle.corruptions(state.contents)} corruptions in that of event "
+            f"{state.events}"
+            for state in bad
+        ]
+        return told

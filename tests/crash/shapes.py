@@ -1,0 +1,218 @@
+"""The images on which workloads run: as small as can be, so that tables grow in few operations."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+import underlay
+from underlay import SyncFormatAccess
+from underlay.storage import BlockingStorage, StorageCreateOptions, StorageOpenOptions
+from underlay_storage.memory import MemoryStorage
+
+from .guest import (
+    Apply,
+    Compress,
+    Delete,
+    Discard,
+    Grow,
+    History,
+    Moment,
+    Operation,
+    Push,
+    Shrink,
+    Take,
+    WriteData,
+    WriteZeroes,
+    pattern,
+)
+
+__all__ = ["SHAPES", "Prepared", "Shape"]
+
+_names = itertools.count()
+
+
+@attrs.frozen(kw_only=True)
+class Shape:
+    """How an image is made."""
+
+    name: str
+    cluster: int = 512
+    #: Virtual bytes.
+    size: int = 48 << 10
+    options: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
+    has_data_file: bool = False
+    #: Bytes of the backing image; 0 without one.
+    backing: int = 0
+    #: Whether it can have internal snapshots.
+    snapshots: bool = True
+    compression: bool = True
+    #: Guest bytes that are written beforehand, beside a few clusters.
+    filled: int = 0
+    #: For the driver, when the image is opened for writing.
+    open_options: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
+    #: What is tried besides.
+    further: tuple[Operation, ...] = ()
+    #: Of how many states one is judged.
+    thinned: int = 1
+
+    @property
+    def l2_covers(self) -> int:
+        """Guest bytes of one L2 table."""
+        return self.cluster // (16 if self.options.get("extended_l2") else 8) * self.cluster
+
+    def operations(self) -> list[Operation]:
+        """What is tried alone and in pairs."""
+        cluster = self.cluster
+        border = self.l2_covers if self.l2_covers < self.size else 12 * cluster
+        some: list[Operation] = [
+            # Inside a cluster that is new, and in one that is there.
+            WriteData(9 * cluster + 100, 300),
+            WriteData(cluster + cluster // 2 - 10, 20),
+            WriteData(10 * cluster, cluster),
+            WriteData(border - cluster // 2, 2 * cluster),
+            WriteZeroes(2 * cluster - cluster // 2, 2 * cluster),
+            Discard(cluster, 4 * cluster),
+            Push(),
+            Grow(self.size // 2),
+            Shrink(self.size - 3 * cluster),
+        ]
+        if self.compression:
+            some += [Compress(11 * cluster, cluster), Compress(2 * cluster, cluster)]
+        if self.snapshots:
+            some += [Take("new"), Apply("old"), Delete("old")]
+        return [*some, *self.further]
+
+    def prepared(self) -> Prepared:
+        """An image with some content, and with a snapshot where it can have one."""
+        cluster = self.cluster
+        below = pattern(0xBAC0, 0, self.backing)
+        history = History([Moment(below[: self.size].ljust(self.size, b"\0"))])
+        filled = max(6 * cluster, self.filled)
+        before: list[Operation] = [WriteData(0, filled), WriteZeroes(0, cluster)]
+        if self.compression:
+            before.append(Compress(4 * cluster, cluster))
+        if self.snapshots:
+            before += [Take("old"), WriteData(2 * cluster, cluster)]
+        folder = f"memory:crash-{next(_names)}"
+        names = [f"{folder}/disk.qcow2"]
+        options = dict(self.options)
+        if self.has_data_file:
+            options["data_file"] = "data.raw"
+            names.append(f"{folder}/data.raw")
+        if self.backing:
+            options |= {"backing_file": "base.raw", "backing_fmt": "raw"}
+            make_memory(f"{folder}/base.raw", below)
+        with underlay.create(
+            names[0],
+            size=self.size,
+            cluster_size=self.cluster,
+            gate=underlay.PermissiveImplicitOpenGate(),
+            **options,
+        ) as disk:
+            for number, operation in enumerate(before, start=1):
+                history.moments.append(operation.after(history, number))
+                operation.run(disk, number)
+        contents = tuple(map(content_of, names))
+        for name in names:
+            MemoryStorage.remove(name)
+        if self.backing:
+            MemoryStorage.remove(f"{folder}/base.raw")
+        return Prepared(shape=self, contents=contents, history=history, below=below)
+
+
+@attrs.frozen(kw_only=True)
+class Prepared:
+    """An image to start from."""
+
+    shape: Shape
+    #: Of its files.
+    contents: tuple[bytes, ...]
+    #: How it came to be.
+    history: History
+    #: What the backing image holds.
+    below: bytes
+
+    def again(self) -> History:
+        """A history that can be continued."""
+        return History(list(self.history.moments))
+
+    def open(
+        self, storages: Sequence[BlockingStorage], *, writable: bool, snapshot: str | None = None
+    ) -> SyncFormatAccess:
+        """Open the image in these storages."""
+        return underlay.open_image(
+            storages[0],
+            format="qcow2",
+            writable=writable,
+            backing=self.backing(),
+            data_file=storages[1] if self.shape.has_data_file else None,
+            snapshot=snapshot,
+            **(self.shape.open_options if writable else {}),
+        )
+
+    def backing(self) -> SyncFormatAccess | None:
+        """The backing image; it needs no closing by the caller."""
+        if not self.shape.backing:
+            return None
+        return underlay.open_image(MemoryStorage(self.below, writable=False), format="raw")
+
+
+def make_memory(name: str, content: bytes) -> None:
+    """Make an object in memory, under a name."""
+    storage = MemoryStorage.create_open(StorageCreateOptions(name=name, lock=False))
+    storage.writev((content,), 0)
+    storage.close()
+
+
+def content_of(name: str) -> bytes:
+    """What an object in memory holds."""
+    storage = MemoryStorage.open(StorageOpenOptions(name=name, lock=False))
+    content = bytearray(storage.size())
+    storage.readv((content,), 0)
+    storage.close()
+    return bytes(content)
+
+
+SHAPES = (
+    Shape(name="v3", further=(Grow(2 << 20),)),
+    Shape(name="v2", options={"compat": "v2"}),
+    Shape(name="refcount-1", options={"refcount_bits": 1}, snapshots=False, compression=False),
+    Shape(
+        name="refcount-2",
+        options={"refcount_bits": 2},
+        compression=False,
+        open_options={"cache_size": 2048, "refcount_cache_size": 2048},
+    ),
+    Shape(name="refcount-64", options={"refcount_bits": 64}),
+    Shape(name="backing", backing=80 << 10),
+    Shape(name="data-file", has_data_file=True, snapshots=False, compression=False),
+    Shape(
+        name="raw-data-file",
+        options={"data_file_raw": True},
+        has_data_file=True,
+        snapshots=False,
+        compression=False,
+    ),
+    Shape(name="subclusters", cluster=16 << 10, size=512 << 10, options={"extended_l2": True}),
+    Shape(
+        name="subclusters-backing",
+        cluster=16 << 10,
+        size=512 << 10,
+        options={"extended_l2": True},
+        backing=600 << 10,
+    ),
+    # Its refcount table has no room for what comes next.
+    Shape(
+        name="table-growth",
+        options={"refcount_bits": 64},
+        size=2100 << 10,
+        filled=3900 * 512,
+        further=(WriteData(3900 * 512, 150 * 512),),
+        thinned=10,
+    ),
+    Shape(name="zstd", cluster=4096, size=2112 << 10, options={"compression_type": "zstd"}),
+)

@@ -1,0 +1,224 @@
+"""Whatever call of a storage fails: a typed error, a sound image, and nothing promised is lost."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+
+import attrs
+import pytest
+
+from underlay import SyncFormatAccess
+from underlay.driver import WriteTicket
+from underlay.errors import UnderlayError
+from underlay.storage import BlockingStorage
+from underlay_drivers.qcow2.writeback import Writeback
+from underlay_drivers.qcow2.writing import ImageWriter
+from underlay_storage.memory import MemoryStorage
+
+from .faults import Faults, FaultyStorage
+from .guest import Flush, History, Operation, WriteData, fitting
+from .journal import Begun, Flushed, Journal, Recorder
+from .judging import Judge, chance_of, differences
+from .shapes import SHAPES, Prepared, Shape
+from .states import crash_states
+from .structure import look_at
+from .workloads import long_workload
+
+pytestmark = pytest.mark.slow
+
+_LENGTH = 14
+_SHAPES = [shape for shape in SHAPES if shape.thinned == 1]
+
+
+@attrs.define(kw_only=True)
+class Run:
+    """A guest's run on storages that fail once, or from some call on."""
+
+    prepared: Prepared
+    faults: Faults
+    history: History = attrs.field(init=False)
+    journal: Journal = attrs.field(init=False)
+    memory: list[MemoryStorage] = attrs.field(init=False)
+    #: The operation that failed, once one has; and what was promised last.
+    failed: int | None = attrs.field(default=None, init=False)
+    promised: int = attrs.field(init=False)
+    #: What the disk may hold after an operation if the one that failed did nothing.
+    alternatives: dict[int, bytes] = attrs.field(factory=dict[int, bytes], init=False)
+    #: Whether the disk could be used after the failure.
+    works_on: bool = attrs.field(default=False, init=False)
+    #: What the disk should not have held then.
+    wrong: list[str] = attrs.field(factory=list[str], init=False)
+
+    def __attrs_post_init__(self) -> None:
+        contents = self.prepared.contents
+        self.history = self.prepared.again()
+        self.promised = len(self.history.moments) - 1
+        self.journal = Journal(contents, operation=self.promised)
+        self.memory = [MemoryStorage(content) for content in contents]
+
+    def storages(self) -> list[FaultyStorage]:
+        return [
+            FaultyStorage(Recorder(one, self.journal, file=file), self.faults, self.journal, file)
+            for file, one in enumerate(self.memory)
+        ]
+
+    def contents(self) -> list[bytes]:
+        """What the files hold now."""
+        contents: list[bytes] = []
+        for storage in self.memory:
+            content = bytearray(storage.size())
+            storage.readv((content,), 0)
+            contents.append(bytes(content))
+        return contents
+
+    def do(self, disk: SyncFormatAccess, operation: Operation) -> None:
+        """Carry one operation out, as the history's next."""
+        number = len(self.history.moments)
+        operation = fitting(operation, len(self.history.now.content))
+        self.history.moments.append(operation.after(self.history, number))
+        self.journal.add(Begun(number))
+        operation.run(disk, number)
+        if isinstance(operation, Flush):
+            self.promised = number
+            self.journal.add(Flushed(number))
+
+    def go(self, operations: Sequence[Operation]) -> None:
+        """Carry them out until one fails; then see whether the disk is of any more use."""
+        try:
+            disk = self.prepared.open(self.storages(), writable=True)
+        except UnderlayError:
+            return
+        try:
+            for operation in operations:
+                self.do(disk, operation)
+        except UnderlayError:
+            self.failed = len(self.history.moments) - 1
+            self.faults.end()
+            self.go_on(disk)
+        try:
+            self.end(disk)
+        except UnderlayError:
+            disk.abandon()
+            if self.failed is None:
+                self.failed = len(self.history.moments) - 1
+
+    def end(self, disk: SyncFormatAccess) -> None:
+        """Close the disk, which is an operation of its own."""
+        number = len(self.history.moments)
+        self.history.moments.append(self.history.now)
+        self.journal.add(Begun(number))
+        disk.close()
+        self.promised = number
+        self.journal.add(Flushed(number))
+
+    def go_on(self, disk: SyncFormatAccess) -> None:
+        """A good write after the failure works and lasts, or is refused with a typed error."""
+        before, after = self.history.moments[-2:]
+        try:
+            self.do(disk, WriteData(0, 3 * self.prepared.shape.cluster))
+            new = self.history.now.content[: 3 * self.prepared.shape.cluster]
+            # What failed was done, or not, or in part; what was done before it is there.
+            allowed = [new + content[len(new) :] for content in (before.content, after.content)]
+            number = len(self.history.moments) - 1
+            self.alternatives |= dict.fromkeys(range(number, number + 3), allowed[0])
+            content = disk.read_bytes(0, disk.size)
+            self.do(disk, Flush())
+        except UnderlayError:
+            return
+        self.works_on = True
+        self.wrong += differences(content, allowed, "the disk after the failure")
+
+
+def _judged(run: Run) -> list[str]:
+    """What is wrong with the files, now that the program has ended."""
+    contents = run.contents()
+    verdict = look_at(contents[0])
+    if verdict.corruptions:
+        return verdict.corruptions
+    moments = run.history.moments
+    first = run.promised
+    if run.failed is not None:
+        # A promise after the failure is no promise that what failed was done.
+        first = min(first, run.failed - 1)
+    storages = [MemoryStorage(content, writable=False) for content in contents]
+    with run.prepared.open(storages, writable=False) as disk:
+        content = disk.read_bytes(0, disk.size)
+    return differences(content, [moment.content for moment in moments[first:]], "the disk")
+
+
+def _operations(shape: Shape) -> list[Operation]:
+    operations = long_workload(shape, chance_of(shape.name, "failing"), _LENGTH)
+    return [*operations[: _LENGTH // 2], Flush(), *operations[_LENGTH // 2 :]]
+
+
+def _try_each_call(prepared: Prepared, *, for_good: bool) -> tuple[list[str], int]:
+    """Let each call of a run fail: what goes wrong, and after how many the disk worked on."""
+    operations = _operations(prepared.shape)
+    undisturbed = Run(prepared=prepared, faults=Faults())
+    undisturbed.go(operations)
+    calls = undisturbed.faults.calls
+    assert undisturbed.failed is None
+    assert {"read", "write", "sync"} <= set(calls)
+
+    problems: list[str] = []
+    worked_on = 0
+    for number, kind in enumerate(calls):
+        code = errno.ENOSPC if kind == "write" and number % 2 else errno.EIO
+        faults = Faults(fails=number, errno=code, for_good=for_good)
+        run = Run(prepared=prepared, faults=faults)
+        run.go(operations)
+        worked_on += run.works_on
+        wrong = run.wrong + _judged(run)
+        if kind == "sync":
+            wrong += _after_power_loss(run)
+        problems += [f"call {number} ({kind}): {problem}" for problem in wrong[:3]]
+    return problems, worked_on
+
+
+def _after_power_loss(run: Run) -> list[str]:
+    """Whether a promise was given for what a failed sync left in doubt."""
+
+    def open_disk(storages: Sequence[BlockingStorage], snapshot: str | None) -> SyncFormatAccess:
+        return run.prepared.open(storages, writable=False, snapshot=snapshot)
+
+    states = crash_states(run.journal, chance_of(run.faults.fails), samples=5, tears=1)
+    judge = Judge(history=run.history, open_disk=open_disk, alternatives=run.alternatives)
+    report = judge.report(states)
+    return [report.told()] if report.problems else []
+
+
+@pytest.mark.parametrize("for_good", [False, True], ids=["once", "for-good"])
+@pytest.mark.parametrize("shape", _SHAPES, ids=[shape.name for shape in _SHAPES])
+def test_any_call_may_fail(shape: Shape, *, for_good: bool) -> None:
+    problems, worked_on = _try_each_call(shape.prepared(), for_good=for_good)
+
+    assert not problems, "\n".join([*map(str, _operations(shape)), *problems[:20]])
+    assert worked_on
+
+
+def _forget_failed_syncs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Writeback, "give_up", lambda *_: None)
+
+
+def _forget_what_was_not_written(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Writeback, "_put_back", lambda *_, **__: None)
+
+
+def _give_nothing_back(patch: pytest.MonkeyPatch) -> None:
+    async def commit(self: ImageWriter, ticket: WriteTicket) -> None:
+        await self.commit(ticket)
+
+    patch.setattr(ImageWriter, "abort", commit)
+
+
+@pytest.mark.parametrize(
+    "breaks", [_forget_failed_syncs, _forget_what_was_not_written, _give_nothing_back]
+)
+def test_a_driver_that_ignores_failures_is_caught(
+    breaks: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = SHAPES[0].prepared()
+    breaks(monkeypatch)
+
+    assert _try_each_call(prepared, for_good=False)[0]

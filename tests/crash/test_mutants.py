@@ -1,0 +1,36 @@
+"""The crash test finds a driver that is broken in one place."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from .judging import chance_of
+from .mutants import MUTANTS, Mutant
+from .running import record
+from .shapes import SHAPES
+from .workloads import long_workload, singles
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
+def test_a_broken_driver_is_caught(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shape,) = (shape for shape in SHAPES if shape.name == mutant.shape)
+    prepared = shape.prepared()
+    chance = chance_of(mutant.name)
+    mutant.breaks(monkeypatch)
+
+    tried = itertools.chain(
+        [mutant.operations] if mutant.operations else [],
+        singles(shape),
+        (long_workload(shape, chance) for _ in range(3)),
+    )
+    for operations in tried:
+        recorded = record(prepared, operations)
+        report = recorded.judge().report(recorded.states(chance, samples=50))
+        if report.problems:
+            return
+
+    raise AssertionError(f"nobody noticed that {mutant.name}")
