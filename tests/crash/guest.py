@@ -221,7 +221,17 @@ class Push:
 
 
 Operation: TypeAlias = (
-    WriteData | WriteZeroes | Discard | Compress | Take | Apply | Delete | Grow | Shrink | Flush
+    WriteData
+    | WriteZeroes
+    | Discard
+    | Compress
+    | Take
+    | Apply
+    | Delete
+    | Grow
+    | Shrink
+    | Flush
+    | Push
 )
 
 
@@ -230,11 +240,21 @@ class History:
     """What the disk held before the first operation, and after each one."""
 
     moments: list[Moment]
+    #: The numbers of operations on snapshots.
+    snapshotting: set[int] = attrs.field(factory=set[int])
 
     @property
     def now(self) -> Moment:
         """After the last operation."""
         return self.moments[-1]
+
+    def add(self, operation: Operation) -> int:
+        """Append an operation's moment; its number."""
+        number = len(self.moments)
+        self.moments.append(operation.after(self, number))
+        if isinstance(operation, Take | Apply | Delete):
+            self.snapshotting.add(number)
+        return number
 
     def replaced(self, offset: int, data: bytes) -> Moment:
         """Now, with other bytes at a place."""
@@ -253,10 +273,8 @@ def perform(
     disk = open_disk()
     try:
         for operation in operations:
-            number = len(history.moments)
             clipped = fitting(operation, len(history.now.content))
-            moment = clipped.after(history, number)
-            history.moments.append(moment)
+            number = history.add(clipped)
             journal.add(Begun(number))
             clipped.run(disk, number)
             if isinstance(clipped, Flush):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import attrs
 
 from underlay import SyncFormatAccess
-from underlay.capabilities import Checkable, CheckResult, Snapshottable
+from underlay.capabilities import Checkable, CheckResult, Repairable, Snapshottable
 from underlay.errors import UnderlayError
 from underlay.storage import BlockingStorage
 from underlay_storage.memory import MemoryStorage
@@ -17,14 +17,23 @@ from underlay_storage.memory import MemoryStorage
 from .guest import History, Moment
 from .journal import SECTOR
 from .states import CrashState
-from .structure import look_at
+from .structure import Verdict, look_at
 
-__all__ = ["Judge", "OpenDisk", "Report", "chance_of"]
+__all__ = ["Judge", "OpenDisk", "Report", "chance_of", "content_of", "differences"]
 
-#: Opens an image in storages read-only; with a name, that snapshot of it.
-OpenDisk: TypeAlias = Callable[[Sequence[BlockingStorage], str | None], SyncFormatAccess]
-
+#: One of so many states is used further, and its leaks are mended.
+_EVERY = 16
 _PAGE = 8 * SECTOR
+
+
+class OpenDisk(Protocol):
+    """Opens an image in storages; with a name, that snapshot of it."""
+
+    def __call__(
+        self, storages: Sequence[BlockingStorage], snapshot: str | None, *, writable: bool
+    ) -> SyncFormatAccess:
+        """Open it."""
+        ...
 
 
 @attrs.define
@@ -61,7 +70,7 @@ class Judge:
     """Judges the states of one run by what the guest did."""
 
     history: History
-    #: Opens the image in storages, read-only: the disk, or a snapshot of it.
+    #: Opens the image in storages: the disk, or a snapshot of it.
     open_disk: OpenDisk
     #: What else the disk may hold after an operation, by its number.
     alternatives: Mapping[int, bytes] = attrs.field(factory=dict[int, bytes])
@@ -83,12 +92,25 @@ class Judge:
         report.leaking += bool(verdict.leaks)
         if verdict.corruptions:
             return verdict.corruptions
+        unfinished = verdict.dirty or verdict.flags
+        if unfinished and not self._may_be_unfinished(state):
+            return verdict.faults
         try:
-            return self._untrue(state, len(verdict.leaks))
+            problems = self._untrue(state)
+            if not unfinished:
+                problems += self._misjudged(state, leaks=len(verdict.leaks))
+            if not problems and (verdict.dirty or report.states % _EVERY == 0):
+                problems = self._cannot_go_on(state, verdict)
         except UnderlayError as error:
-            return [f"{type(error).__name__}: {error}"]
+            problems = [f"{type(error).__name__}: {error}"]
+        return problems
 
-    def _untrue(self, state: CrashState, leaks: int) -> list[str]:
+    def _may_be_unfinished(self, state: CrashState) -> bool:
+        """While snapshots change, counts and the bits that tell of them change one by one."""
+        numbers = range(state.promised + 1, state.begun + 1)
+        return not self.history.snapshotting.isdisjoint(numbers)
+
+    def _untrue(self, state: CrashState) -> list[str]:
         """What the guest would see and must not, or miss."""
         moments = self.history.moments[state.promised : state.begun + 1]
         numbers = range(state.promised, state.begun + 1)
@@ -96,9 +118,6 @@ class Judge:
         allowed += [self.alternatives[number] for number in numbers if number in self.alternatives]
         with self._open(state) as disk:
             problems = differences(self._read(disk), allowed, "the disk")
-            found: CheckResult = disk.capability(Checkable).check()
-            if (found.corruptions, found.check_errors, found.leaks) != (0, 0, leaks):
-                problems.append(f"our check finds {found}, and should find {leaks} leaks")
             snapshots = disk.capability(Snapshottable).snapshots()
         names = [snapshot.name for snapshot in snapshots]
         problems += self._wrong_snapshots(names, moments)
@@ -107,9 +126,36 @@ class Judge:
                 problems += self._untrue_snapshot(state, name, moments)
         return problems
 
+    def _misjudged(self, state: CrashState, *, leaks: int) -> list[str]:
+        """Our own check has to say the same as our second opinion."""
+        with self._open(state) as disk:
+            found: CheckResult = disk.capability(Checkable).check()
+        if (found.corruptions, found.check_errors, found.leaks) == (0, 0, leaks):
+            return []
+        return [f"our check finds {found}, and should find {leaks} leaks"]
+
+    def _cannot_go_on(self, state: CrashState, verdict: Verdict) -> list[str]:
+        """Opened for writing, the image is mended where it has to be; its leaks can be, too."""
+        storages = [MemoryStorage(content) for content in state.contents]
+        with self.open_disk(storages, None, writable=True) as disk:
+            before = disk.read_bytes(0, disk.size)
+            disk.write(before[:SECTOR], 0)
+            disk.flush()
+            disk.sync()
+            if not verdict.dirty:
+                disk.capability(Repairable).repair(leaks_only=True)
+            if disk.read_bytes(0, disk.size) != before:
+                return ["what the disk holds changes when it is used again"]
+        after = look_at(content_of(storages[0]))
+        problems = [f"used again: {fault}" for fault in after.corruptions]
+        if verdict.dirty or not verdict.flags:
+            problems += [f"used again: {fault}" for fault in after.faults]
+            problems += [f"used again: cluster {cluster} leaks" for cluster in after.leaks]
+        return problems
+
     def _open(self, state: CrashState, snapshot: str | None = None) -> SyncFormatAccess:
         storages = [MemoryStorage(content, writable=False) for content in state.contents]
-        return self.open_disk(storages, snapshot)
+        return self.open_disk(storages, snapshot, writable=False)
 
     def _read(self, disk: SyncFormatAccess) -> bytearray:
         """All of a disk, into memory that is used again: fresh memory takes longer than reading."""
@@ -137,6 +183,13 @@ class Judge:
         with self._open(state, name) as disk:
             content = self._read(disk)
         return differences(content, allowed, f"snapshot {name}")
+
+
+def content_of(storage: MemoryStorage) -> bytes:
+    """All that a storage holds."""
+    content = bytearray(storage.size())
+    storage.readv((content,), 0)
+    return bytes(content)
 
 
 def differences(content: bytes | bytearray, allowed: Sequence[bytes], what: str) -> list[str]:

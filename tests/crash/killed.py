@@ -5,7 +5,6 @@ It says which operation begins, and which ones are promised to be durable.
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -26,10 +25,9 @@ def follow(seed: str) -> Iterator[tuple[int, Operation, History]]:
     """What the guest does, without end, each with its number and what the disk holds after it."""
     chance = chance_of("killed", seed)
     history = History([Moment(bytes(SHAPE.size))])
-    for number in itertools.count(1):
+    while True:
         operation = fitting(long_workload(SHAPE, chance, 1)[0], len(history.now.content))
-        history.moments.append(operation.after(history, number))
-        yield number, operation, history
+        yield history.add(operation), operation, history
 
 
 def main(image: str, seed: str) -> None:

@@ -85,7 +85,10 @@ def _no_barrier_before_entries(patch: Patch) -> None:
 
 
 def _data_file_not_synced(patch: Patch) -> None:
-    patch.setattr(Writeback, "_storages", lambda self: [self._disk.image])
+    def storages(self: Writeback) -> list[StorageHandle]:
+        return [self._disk.image]
+
+    patch.setattr(Writeback, "_storages", storages)
 
 
 def _counts_with_entries(patch: Patch) -> None:
@@ -169,8 +172,11 @@ def _freed_when_written(patch: Patch) -> None:
 
 
 def _nothing_is_filled(patch: Patch) -> None:
-    patch.setattr(ImageWriter, "_fill_from", lambda *arguments: arguments[-1])
-    patch.setattr(ImageWriter, "_fill_to", lambda *arguments: arguments[-1])
+    def border(*arguments: Any) -> Any:
+        return arguments[-1]
+
+    patch.setattr(ImageWriter, "_fill_from", border)
+    patch.setattr(ImageWriter, "_fill_to", border)
 
 
 def _counts_never_written(patch: Patch) -> None:

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 
 import attrs
 
-from underlay import SyncFormatAccess
-from underlay.storage import BlockingStorage
 from underlay_storage.memory import MemoryStorage
 
 from .guest import History, Operation, perform
 from .journal import Journal, Recorder
-from .judging import Judge, Report
+from .judging import Judge, Report, content_of
 from .oracle import Oracle
 from .shapes import Prepared
 from .states import CrashState, crash_states
@@ -34,13 +32,7 @@ class Recorded:
 
     def judge(self) -> Judge:
         """Who judges the states of this run."""
-
-        def open_disk(
-            storages: Sequence[BlockingStorage], snapshot: str | None
-        ) -> SyncFormatAccess:
-            return self.prepared.open(storages, writable=False, snapshot=snapshot)
-
-        return Judge(history=self.history, open_disk=open_disk)
+        return Judge(history=self.history, open_disk=self.prepared.open)
 
     def states(self, chance: random.Random, samples: int) -> list[CrashState]:
         """What a power loss could have left."""
@@ -49,7 +41,7 @@ class Recorded:
     def faults_at_the_end(self) -> list[str]:
         """What is wrong after closing; then nothing may leak either."""
         verdict = look_at(self.contents[0])
-        return verdict.corruptions + [f"cluster {cluster} leaks" for cluster in verdict.leaks]
+        return verdict.faults + [f"cluster {cluster} leaks" for cluster in verdict.leaks]
 
 
 def record(prepared: Prepared, operations: Sequence[Operation]) -> Recorded:
@@ -59,12 +51,8 @@ def record(prepared: Prepared, operations: Sequence[Operation]) -> Recorded:
     memory = [MemoryStorage(content) for content in prepared.contents]
     recorders = [Recorder(one, journal, file=file) for file, one in enumerate(memory)]
     perform(lambda: prepared.open(recorders, writable=True), operations, journal, history)
-    contents: list[bytes] = []
-    for storage in memory:
-        content = bytearray(storage.size())
-        storage.readv((content,), 0)
-        contents.append(bytes(content))
-    return Recorded(prepared=prepared, journal=journal, history=history, contents=tuple(contents))
+    contents = tuple(map(content_of, memory))
+    return Recorded(prepared=prepared, journal=journal, history=history, contents=contents)
 
 
 @attrs.define(kw_only=True)

@@ -29,6 +29,7 @@ from .guest import (
     WriteZeroes,
     pattern,
 )
+from .judging import content_of
 
 __all__ = ["SHAPES", "Prepared", "Shape"]
 
@@ -113,10 +114,9 @@ class Shape:
             gate=underlay.PermissiveImplicitOpenGate(),
             **options,
         ) as disk:
-            for number, operation in enumerate(before, start=1):
-                history.moments.append(operation.after(history, number))
-                operation.run(disk, number)
-        contents = tuple(map(content_of, names))
+            for operation in before:
+                operation.run(disk, history.add(operation))
+        contents = tuple(map(memory_content, names))
         for name in names:
             MemoryStorage.remove(name)
         if self.backing:
@@ -141,7 +141,7 @@ class Prepared:
         return History(list(self.history.moments))
 
     def open(
-        self, storages: Sequence[BlockingStorage], *, writable: bool, snapshot: str | None = None
+        self, storages: Sequence[BlockingStorage], snapshot: str | None = None, *, writable: bool
     ) -> SyncFormatAccess:
         """Open the image in these storages."""
         return underlay.open_image(
@@ -168,13 +168,12 @@ def make_memory(name: str, content: bytes) -> None:
     storage.close()
 
 
-def content_of(name: str) -> bytes:
+def memory_content(name: str) -> bytes:
     """What an object in memory holds."""
     storage = MemoryStorage.open(StorageOpenOptions(name=name, lock=False))
-    content = bytearray(storage.size())
-    storage.readv((content,), 0)
+    content = content_of(storage)
     storage.close()
-    return bytes(content)
+    return content
 
 
 SHAPES = (

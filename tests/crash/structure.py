@@ -29,8 +29,19 @@ class Verdict:
     """What is wrong with an image."""
 
     corruptions: list[str] = attrs.field(factory=list[str])
+    #: The image says that it was not closed properly, so that opening it for writing mends it.
+    dirty: bool = False
+    #: Entries whose bit COPIED disagrees with a count, and that do no harm: a cluster will be
+    #: copied in vain, or is counted too high.
+    flags: list[str] = attrs.field(factory=list[str])
     #: Host clusters that nothing refers to and that are counted as used.
     leaks: list[int] = attrs.field(factory=list[int])
+
+    @property
+    def faults(self) -> list[str]:
+        """Everything but leaks."""
+        dirty = ["it is marked as dirty"] if self.dirty else []
+        return self.corruptions + self.flags + dirty
 
 
 def look_at(image: bytes) -> Verdict:
@@ -76,8 +87,9 @@ class _Look:
         self.incompatible, self.autoclear = third[0], third[2]
         self.width = 1 << third[3]
         self.header_length = third[4]
-        if self.incompatible & 3:
-            self.bad(f"incompatible features are {self.incompatible:#x}")
+        self.found.dirty = bool(self.incompatible & 1)
+        if self.incompatible & 2:
+            self.bad("it is marked as corrupt")
         self.extended = bool(self.incompatible & _EXTENDED)
         self.external = bool(self.incompatible & _DATA_FILE)
 
@@ -245,7 +257,11 @@ class _Look:
         for name, flag, cluster in self.copied:
             said = counts[cluster] if cluster < len(counts) else 0
             if flag != (said == 1):
-                self.bad(f"{name} has COPIED={flag:d}, and its cluster {cluster} refcount {said}")
+                what = f"{name} has COPIED={flag:d}, and its cluster {cluster} refcount {said}"
+                if flag and self.references[cluster] > 1:
+                    self.bad(what)  # writing there changes what others see
+                else:
+                    self.found.flags.append(what)
 
 
 def _numbers(block: bytes, width: int) -> Sequence[int]:

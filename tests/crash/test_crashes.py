@@ -42,7 +42,9 @@ def test_a_power_loss_leaves_a_good_image(
     tmp_path: Path,
     pytestconfig: pytest.Config,
 ) -> None:
-    wanted = int(pytestconfig.getoption("--crash-states")) // len(SHAPES) // shape.thinned
+    states = pytestconfig.getoption("--crash-states")
+    assert isinstance(states, int)
+    wanted = states // len(SHAPES) // shape.thinned
     trial = Trial(
         prepared=shape.prepared(),
         chance=chance_of(shape.name, "states"),

@@ -11,7 +11,6 @@ import pytest
 from underlay import SyncFormatAccess
 from underlay.driver import WriteTicket
 from underlay.errors import UnderlayError
-from underlay.storage import BlockingStorage
 from underlay_drivers.qcow2.writeback import Writeback
 from underlay_drivers.qcow2.writing import ImageWriter
 from underlay_storage.memory import MemoryStorage
@@ -19,7 +18,7 @@ from underlay_storage.memory import MemoryStorage
 from .faults import Faults, FaultyStorage
 from .guest import Flush, History, Operation, WriteData, fitting
 from .journal import Begun, Flushed, Journal, Recorder
-from .judging import Judge, chance_of, differences
+from .judging import Judge, chance_of, content_of, differences
 from .shapes import SHAPES, Prepared, Shape
 from .states import crash_states
 from .structure import look_at
@@ -65,18 +64,12 @@ class Run:
 
     def contents(self) -> list[bytes]:
         """What the files hold now."""
-        contents: list[bytes] = []
-        for storage in self.memory:
-            content = bytearray(storage.size())
-            storage.readv((content,), 0)
-            contents.append(bytes(content))
-        return contents
+        return list(map(content_of, self.memory))
 
     def do(self, disk: SyncFormatAccess, operation: Operation) -> None:
         """Carry one operation out, as the history's next."""
-        number = len(self.history.moments)
         operation = fitting(operation, len(self.history.now.content))
-        self.history.moments.append(operation.after(self.history, number))
+        number = self.history.add(operation)
         self.journal.add(Begun(number))
         operation.run(disk, number)
         if isinstance(operation, Flush):
@@ -178,12 +171,8 @@ def _try_each_call(prepared: Prepared, *, for_good: bool) -> tuple[list[str], in
 
 def _after_power_loss(run: Run) -> list[str]:
     """Whether a promise was given for what a failed sync left in doubt."""
-
-    def open_disk(storages: Sequence[BlockingStorage], snapshot: str | None) -> SyncFormatAccess:
-        return run.prepared.open(storages, writable=False, snapshot=snapshot)
-
     states = crash_states(run.journal, chance_of(run.faults.fails), samples=5, tears=1)
-    judge = Judge(history=run.history, open_disk=open_disk, alternatives=run.alternatives)
+    judge = Judge(history=run.history, open_disk=run.prepared.open, alternatives=run.alternatives)
     report = judge.report(states)
     return [report.told()] if report.problems else []
 
@@ -197,12 +186,16 @@ def test_any_call_may_fail(shape: Shape, *, for_good: bool) -> None:
     assert worked_on
 
 
+def _do_nothing(*arguments: object, **named: object) -> None:
+    return
+
+
 def _forget_failed_syncs(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Writeback, "give_up", lambda *_: None)
+    patch.setattr(Writeback, "give_up", _do_nothing)
 
 
 def _forget_what_was_not_written(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Writeback, "_put_back", lambda *_, **__: None)
+    patch.setattr(Writeback, "_put_back", _do_nothing)
 
 
 def _give_nothing_back(patch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,10 @@ _SIZE = 1 << 20
 _OPERATIONS = 40
 
 
-def _open(storages: Sequence[BlockingStorage], snapshot: str | None) -> SyncFormatAccess:
-    return underlay.open_image(storages[0], format="qcow2", snapshot=snapshot)
+def _open(
+    storages: Sequence[BlockingStorage], snapshot: str | None, *, writable: bool
+) -> SyncFormatAccess:
+    return underlay.open_image(storages[0], format="qcow2", snapshot=snapshot, writable=writable)
 
 
 def _record_qemu(program: str, path: Path, seed: int) -> tuple[Journal, History]:

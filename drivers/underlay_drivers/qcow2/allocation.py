@@ -7,6 +7,7 @@ which order, is decided there.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 import attrs
@@ -58,6 +59,7 @@ class Allocator:
         "_hint",
         "_image",
         "_moved",
+        "_packed_to",
         "_superseded",
         "_table",
         "_table_clusters",
@@ -86,6 +88,8 @@ class Allocator:
         self._dirty_entries: set[int] = set()
         self._moved = False
         self._superseded: list[tuple[int, int]] = []
+        #: Where the compressed data that was packed last ends.
+        self._packed_to = 0
         #: Every cluster with a lower number is in use.
         self._hint = 1
 
@@ -226,6 +230,37 @@ class Allocator:
                     field="refcount",
                     value=0,
                 )
+
+    async def pack(self, length: int) -> int:
+        """Room for ``length`` bytes of compressed data, less than a cluster: its host offset.
+
+        Behind what was packed before, if that can be; its clusters are counted once more.
+
+        Raises:
+            CorruptImageError, LimitExceededError: as ``allocate`` does.
+        """
+        at = self._packed_to
+        left = -at % self._cluster_size
+        if at and left:
+            shared = at - at % self._cluster_size
+            if left >= length and await self.refcount(shared) < self.counts.maximum:
+                await self.change(shared, 1)
+                self._packed_to = at + length
+                return at
+        offset, _ = await self.allocate(1)
+        self._packed_to = offset + length
+        if at and left and offset == at + left and left < length:
+            shared = offset - self._cluster_size
+            if await self.refcount(shared) < self.counts.maximum:
+                await self.change(shared, 1)
+                self._packed_to = at + length
+                return at
+        return offset
+
+    def stop_packing(self, clusters: Container[int]) -> None:
+        """Put nothing more into these clusters, which are about to be freed."""
+        if self._packed_to and self._packed_to & -self._cluster_size in clusters:
+            self._packed_to = 0
 
     # -- changing
 

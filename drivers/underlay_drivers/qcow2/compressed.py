@@ -1,4 +1,4 @@
-"""Decoding compressed clusters, whatever their streams claim. Pure and thread-safe.
+"""Encoding clusters, and decoding them whatever their streams claim. Pure and thread-safe.
 
 Nothing is allocated by a size that a stream declares: output is bounded by the cluster, and zstd's
 window by what every decoder has to offer.
@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 from underlay.errors import CorruptImageError
 
 if TYPE_CHECKING:
-    from zstandard import ZstdDecompressor
+    from zstandard import ZstdCompressor, ZstdDecompressor
 
-__all__ = ["decompress"]
+__all__ = ["compress", "decompress"]
 
 #: RFC 8878, 3.1.1.1.2: what a decoder should support, and more than a cluster.
 _WINDOW_MAX: Final = 8 << 20
 #: Raw deflate. QEMU writes with a 4 KiB window; reading takes any.
 _RAW_DEFLATE: Final = -15
+#: Raw deflate with the window that every reader of qcow2 has.
+_RAW_DEFLATE_4K: Final = -12
+_DEFLATED: Final = 8
+#: isal's best; much faster than zlib's default, which it equals.
+_ISAL_LEVEL: Final = 2
 
 
 def decompress(compression_type: int, raw: memoryview, out: memoryview, *, name: str) -> None:
@@ -67,6 +72,18 @@ def _decompress_zstd(raw: memoryview, out: memoryview) -> str | None:
     return None
 
 
+def compress(compression_type: int, data: memoryview) -> bytes | None:
+    """The encoded form of a cluster, or None where that would not be smaller."""
+    if compression_type == 0:
+        module = _deflate_module()
+        level = -1 if module.__name__ == "zlib" else _ISAL_LEVEL
+        stream = module.compressobj(level, _DEFLATED, _RAW_DEFLATE_4K)
+        encoded: bytes = stream.compress(data) + stream.flush()
+    else:
+        encoded = _zstd_compressor().compress(data)
+    return encoded if len(encoded) < len(data) else None
+
+
 @functools.cache
 def _deflate_module() -> Any:
     """One of two modules with the same interface."""
@@ -81,6 +98,7 @@ def _deflate_module() -> Any:
 
 class _PerThread(threading.local):
     zstd: ZstdDecompressor | None = None
+    zstd_encoder: ZstdCompressor | None = None
 
 
 _per_thread = _PerThread()
@@ -95,3 +113,13 @@ def _zstd_decompressor() -> ZstdDecompressor:
         decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
         _per_thread.zstd = decompressor
     return decompressor
+
+
+def _zstd_compressor() -> ZstdCompressor:
+    compressor = _per_thread.zstd_encoder
+    if compressor is None:
+        import zstandard
+
+        compressor = zstandard.ZstdCompressor()
+        _per_thread.zstd_encoder = compressor
+    return compressor

@@ -143,6 +143,12 @@ class ClusterMap(FormatDriverInstance):
         self._l1_offset = header.l1_table_offset
         self.l1 = l1
 
+    def show_again(self, header: Header, l1: Table, *, size: int) -> None:
+        """Map through another L1 table from now on, which leads elsewhere."""
+        self.replace_l1(header, l1)
+        self.set_size(size)
+        self._cache.clear()
+
     def set_size(self, size: int) -> None:
         """Let the disk end at ``size`` bytes."""
         self._size = size

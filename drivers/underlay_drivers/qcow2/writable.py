@@ -11,6 +11,7 @@ from underlay_drivers.qcow2.dependencies import Dependencies
 from underlay_drivers.qcow2.header import Header
 
 if TYPE_CHECKING:
+    from underlay.capabilities import Snapshot
     from underlay.handle import StorageHandle
     from underlay.lease import Leases
     from underlay.storage import PreallocateMode
@@ -121,6 +122,45 @@ class Writable(Dependencies):
         from underlay_drivers.qcow2.resizing import shrink
 
         await shrink(self.writer, size)
+
+    def encode(self, data: memoryview) -> bytes | None:
+        """See ``CompressedWriter.encode``; one unit is a cluster.
+
+        Raises:
+            ValueError: ``data`` is not one cluster.
+        """
+        from underlay_drivers.qcow2.compressed import compress
+
+        if len(data) != self.geometry.cluster_size:
+            raise ValueError(
+                f"{len(data)} bytes are not one cluster of {self.geometry.cluster_size}"
+            )
+        return compress(self.header.compression_type, data)
+
+    async def write_encoded(self, offset: int, encoded: bytes) -> None:
+        """See ``CompressedWriter.write_encoded``."""
+        from underlay_drivers.qcow2.compressed_writing import write_encoded
+
+        await write_encoded(self.writer, offset, encoded)
+
+    async def create_snapshot(self, name: str) -> Snapshot:
+        """See ``Snapshottable.create_snapshot``."""
+        from underlay_drivers.qcow2.snapshot_changes import create_snapshot
+
+        entry = await create_snapshot(self.writer, name, self._limits)
+        return entry.public(disk_size=self.size())
+
+    async def apply_snapshot(self, id_or_name: str) -> None:
+        """See ``Snapshottable.apply_snapshot``."""
+        from underlay_drivers.qcow2.snapshot_changes import apply_snapshot
+
+        await apply_snapshot(self.writer, id_or_name, self._limits)
+
+    async def delete_snapshot(self, id_or_name: str) -> None:
+        """See ``Snapshottable.delete_snapshot``."""
+        from underlay_drivers.qcow2.snapshot_changes import delete_snapshot
+
+        await delete_snapshot(self.writer, id_or_name, self._limits)
 
     async def flush(self) -> None:
         """See ``FormatDriverInstance.flush``; the order is in ``writeback``."""

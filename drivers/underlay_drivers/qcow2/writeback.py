@@ -17,13 +17,14 @@ ended. Only then are they punched, counted down, and used again.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from underlay.errors import CorruptImageError, StorageError, UnderlayError
-from underlay.face import to_the_end
+from underlay.errors import ConflictError, CorruptImageError, StorageError, UnderlayError
+from underlay.face import is_blocking, to_the_end
 from underlay.lease import Leases
 from underlay.locks import Lock
 from underlay_drivers.qcow2 import layout
@@ -41,6 +42,8 @@ _SLICE: Final = 4096
 #: L1 entries are written in sectors.
 _SECTOR_ENTRIES: Final = layout.SECTOR // 8
 
+#: Seconds to wait for leases to end.
+_LONGEST_LEASE: Final = 10.0
 #: Memory for one item of what waits to be freed.
 _FREED_BYTES: Final = 128
 
@@ -75,7 +78,7 @@ class Writeback:
         "_dirty_l2",
         "_disk",
         "_flushing",
-        "_lowest_freed",
+        "_highest_freed",
         "_new_l2",
         "_ready",
         "_shows",
@@ -111,7 +114,7 @@ class Writeback:
         self._written: list[Freed] = []
         self._waiting: list[list[Freed]] = []
         self._ready: deque[list[Freed]] = deque()
-        self._lowest_freed: int | None = None
+        self._highest_freed = 0
 
     # -- what was changed; under the lock
 
@@ -170,7 +173,37 @@ class Writeback:
         if self.too_dirty:
             await self.flush()
 
+    async def leases_ended(self) -> None:
+        """Wait until every lease that is held now has ended.
+
+        Raises:
+            ConflictError: one is held for too long.
+        """
+        ended: list[None] = []
+        self.leases.defer(lambda: ended.append(None))
+        pause, waited = 0.0001, 0.0
+        while not ended:
+            if waited > _LONGEST_LEASE:
+                raise ConflictError(
+                    f"'{self._disk.image.name()}': somebody holds a lease on its mappings; end it "
+                    "first"
+                )
+            if is_blocking():
+                time.sleep(pause)  # noqa: ASYNC251 - the blocking face blocks
+            else:
+                import asyncio
+
+                await asyncio.sleep(pause)
+            waited += pause
+            pause = min(pause * 2, 0.01)
+            self.leases.settle()
+
     # -- trouble
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing more can be written."""
+        return self._broken is not None
 
     def check(self) -> None:
         """Raise what broke this image for writing, if anything did."""
@@ -437,8 +470,16 @@ class Writeback:
         freed: list[Freed] = []
         while self._ready:
             freed += self._ready.popleft()
-        if not freed:
-            return
+        if freed:
+            await self._free(freed)
+
+    async def free(self, freed: list[Freed]) -> None:
+        """Free at once what was durably unlinked before, and what no mapping led to."""
+        async with self._flushing:
+            self.check()
+            await self._free(freed)
+
+    async def _free(self, freed: list[Freed]) -> None:
         size = self._disk.geometry.cluster_size
         references: dict[int, int] = {}
         for offset, clusters in freed:
@@ -451,6 +492,7 @@ class Writeback:
                     for cluster, count in references.items()
                     if await self.allocator.refcount(cluster) == count
                 ]
+                self.allocator.stop_packing(unused)
             # Before they can be used again, and so not under the lock.
             await self._punch(sorted(unused))
             async with self.lock:
@@ -471,8 +513,7 @@ class Writeback:
         """Give clusters' space back to the host; keeping it would do no harm."""
         size = self._disk.geometry.cluster_size
         if clusters:
-            lowest = clusters[0] if self._lowest_freed is None else self._lowest_freed
-            self._lowest_freed = min(lowest, clusters[0])
+            self._highest_freed = max(self._highest_freed, clusters[-1])
         start = 0
         for position in range(1, len(clusters) + 1):
             if position < len(clusters) and clusters[position] == clusters[position - 1] + size:
@@ -489,7 +530,7 @@ class Writeback:
         image = self._disk.image
         async with self.lock:
             end = await self.allocator.end_of_use()
-        if self._lowest_freed is not None and self._lowest_freed >= end and image.size() > end:
+        if end <= self._highest_freed < image.size():
             try:
                 await image.resize(end)
             except UnderlayError:

@@ -77,7 +77,16 @@ class _Claim:
 class ImageWriter:
     """The writing side of one open image."""
 
-    __slots__ = ("_limits", "_preparing", "_ready", "allocator", "back", "disk", "tickets")
+    __slots__ = (
+        "_limits",
+        "_preparing",
+        "_ready",
+        "_resting",
+        "allocator",
+        "back",
+        "disk",
+        "tickets",
+    )
 
     def __init__(
         self, disk: Dependencies, *, limits: Limits, cache_size: int, refcount_cache_size: int
@@ -91,6 +100,7 @@ class ImageWriter:
         #: Guest clusters for which somebody has a ticket.
         self.tickets = RangeLocks()
         self._preparing = Lock()
+        self._resting = Lock()
         self._ready = False
 
     # -- before the first change
@@ -345,14 +355,23 @@ class ImageWriter:
 
     def let_go(self, entry: int) -> None:
         """Free, late, what an L2 entry led to that is no more; under the lock."""
+        for offset, clusters in self.clusters_of(entry):
+            self.back.release(offset, clusters)
+
+    def clusters_of(self, entry: int) -> list[tuple[int, int]]:
+        """What an L2 entry holds a reference to: host offset and clusters, of the image file."""
         geometry = self.disk.geometry
         if entry & layout.COMPRESSED:
             offset, length = geometry.compressed(entry)
-            size = geometry.cluster_size
-            first = offset & ~(size - 1)
-            self.back.release(first, (offset + length - first + size - 1) // size)
-        elif not geometry.external and entry & layout.HOST_OFFSET:
-            self.back.release(entry & layout.HOST_OFFSET)
+            first = offset & ~(geometry.cluster_size - 1)
+            return [(first, self.clusters(offset + length - first))]
+        if not geometry.external and entry & layout.HOST_OFFSET:
+            return [(entry & layout.HOST_OFFSET, 1)]
+        return []
+
+    def clusters(self, length: int) -> int:
+        """How many clusters hold so many bytes."""
+        return -(-length >> self.disk.geometry.cluster_bits)
 
     # -- tables
 
@@ -378,6 +397,31 @@ class ImageWriter:
         """While this is held, nobody has a ticket, and no entry is changed by others."""
         async with self.tickets.hold(0, _FAR, exclusive=True):
             yield
+
+    @asynccontextmanager
+    async def at_rest(self) -> AsyncGenerator[None]:
+        """As ``alone``; and nobody writes through a mapping that he got before.
+
+        Raises:
+            ConflictError: somebody has held a lease for too long.
+        """
+        async with self._resting:
+            # From now on even rewriting takes a ticket.
+            self.disk.forbid_writing()
+            try:
+                await self.back.leases_ended()
+                async with self.alone():
+                    yield
+            finally:
+                if not self.back.broken:
+                    self.disk.allow_writing(self.allocator.metadata)
+
+    async def snapshot_table_bytes(self) -> int:
+        """How long the snapshot table is."""
+        from underlay_drivers.qcow2.snapshots import read_snapshots
+
+        entries = await read_snapshots(self.disk.image, self.disk.header, self._limits)
+        return sum(len(entry.pack()) for entry in entries)
 
     async def write_zeroes(self, offset: int, end: int) -> None:
         """Write zeroes to guest bytes ``offset`` to ``end``, which may lie past the disk's end."""
