@@ -93,12 +93,18 @@ class Allocator:
         #: Every cluster with a lower number is in use.
         self._hint = 1
 
-    async def load(self) -> None:
-        """Read the refcount table and put its blocks among the metadata.
+    async def load(self, header: Header) -> None:
+        """Read the refcount table and put its blocks among the metadata; forget what was known.
 
         Raises:
             CorruptImageError: the table makes no sense.
         """
+        self._blocks.clear()
+        self._dirty_blocks, self._dirty_entries = set(), set()
+        self._moved, self._superseded = False, []
+        self._hint, self._packed_to = 1, 0
+        self._table_offset = header.refcount_table_offset
+        self._table_clusters = header.refcount_table_clusters
         table = empty_table(self._table_clusters * self._cluster_size // 8)
         await self._image.readv((memoryview(table).cast("B"),), self._table_offset)
         swap(table)
@@ -405,6 +411,24 @@ class Allocator:
             index += run
             count -= run
         return pieces
+
+    async def relocate(self) -> None:
+        """Let all blocks that are dirty, and the table, go to new places.
+
+        What is on disk stays as it is until the header leads to the new table.
+        """
+        start = await self._find_run(self._hint, self._table_clusters)
+        await self._cover(start, self._table_clusters)
+        await self._fill(start, self._table_clusters)
+        self._move_table(start, self._table_clusters)
+        done: set[int] = set()
+        while pending := self._dirty_blocks - done:
+            for number in sorted(pending):
+                offset, _ = await self.allocate(1)
+                self._superseded.append((self._table[number], 1))
+                self._table[number] = offset
+                self.metadata.add(offset)
+                done.add(number)
 
     # -- for the write-back
 

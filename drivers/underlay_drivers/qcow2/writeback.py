@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -253,12 +255,36 @@ class Writeback:
                 image cannot be written any more, since nobody knows what reached the disk.
         """
         async with self._flushing:
-            self.check()
-            await self._free_ready()
-            async with self.lock:
-                work = self._take()
-            if work is not None:
-                await to_the_end(self._write(work))
+            await self._flush()
+
+    async def _flush(self) -> None:
+        self.check()
+        await self._free_ready()
+        async with self.lock:
+            work = self._take()
+        if work is not None:
+            await to_the_end(self._write(work))
+
+    @asynccontextmanager
+    async def all_at_once(self) -> AsyncGenerator[None]:
+        """Changes made while this is held reach the disk with ``switch``, all of them or none.
+
+        It begins with nothing dirty; nobody flushes meanwhile.
+        """
+        async with self._flushing:
+            await self._flush()
+            yield
+
+    async def switch(self, **fields: int) -> None:
+        """Change the header, and with it all counts, in one write: inside ``all_at_once``.
+
+        Counts that have changed go to new places, and so does the refcount table.
+        """
+        async with self.lock:
+            await self.allocator.relocate()
+            work = self._take()
+        assert work is not None
+        await to_the_end(self._write(work, fields))
 
     async def sync(self) -> None:
         """Make what was flushed durable, and free what waited for that."""
@@ -298,7 +324,7 @@ class Writeback:
         # Nobody can use a closed disk's mappings, whatever leases are still held.
         self._ready.extend(self._waiting)
         self._waiting = []
-        if not self._ready and not self.allocator.dirty_bytes:
+        if not self._highest_freed and not self._ready and not self.allocator.dirty_bytes:
             return
         await self.flush()
         await self._cut_tail()
@@ -397,11 +423,11 @@ class Writeback:
             found.append((base + first * 8, packed(l1[first : first + _SECTOR_ENTRIES])))
         return found
 
-    async def _write(self, work: _Work) -> None:
+    async def _write(self, work: _Work, fields: dict[str, int] | None = None) -> None:
         """Write what was taken; what cannot be written is dirty again."""
         counted = linked = False
         try:
-            await self._write_unlinked(work)
+            await self._write_unlinked(work, fields or {})
             counted = True
             if work.shows:
                 await self._barrier(self._storages())
@@ -418,7 +444,7 @@ class Writeback:
                 if number not in self._dirty_l2:
                     self._disk.unpin_table(number)
 
-    async def _write_unlinked(self, work: _Work) -> None:
+    async def _write_unlinked(self, work: _Work, fields: dict[str, int]) -> None:
         """Everything to which nothing on disk leads yet; of refcount blocks also what leads there.
 
         Afterwards the counts are durable with the next barrier.
@@ -430,7 +456,10 @@ class Writeback:
         if changes is None:
             return
         if changes.moved is not None:
-            await self._move_refcount_table(*changes.moved)
+            offset, table, clusters = changes.moved
+            await self._disk.image.write(table, offset)
+            pointer = {"refcount_table_offset": offset, "refcount_table_clusters": clusters}
+            await self._write_header(pointer | fields)
             self._written += changes.superseded
         elif changes.entry_bytes:
             await self._barrier([self._disk.image])
@@ -438,12 +467,6 @@ class Writeback:
             if not work.shows:
                 await self._barrier([self._disk.image])
         self.allocator.written(changes)
-
-    async def _move_refcount_table(self, offset: int, table: bytes, clusters: int) -> None:
-        await self._disk.image.write(table, offset)
-        await self._write_header(
-            {"refcount_table_offset": offset, "refcount_table_clusters": clusters}
-        )
 
     async def _write_all(self, pieces: list[tuple[int, bytes]]) -> None:
         for offset, data in pieces:
@@ -471,12 +494,6 @@ class Writeback:
         while self._ready:
             freed += self._ready.popleft()
         if freed:
-            await self._free(freed)
-
-    async def free(self, freed: list[Freed]) -> None:
-        """Free at once what was durably unlinked before, and what no mapping led to."""
-        async with self._flushing:
-            self.check()
             await self._free(freed)
 
     async def _free(self, freed: list[Freed]) -> None:

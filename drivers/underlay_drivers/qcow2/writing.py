@@ -119,13 +119,17 @@ class ImageWriter:
     async def _make_ready(self) -> None:
         if self._ready:
             return  # somebody else was quicker
+        await self.look_around()
+        await self._clear_autoclear_bits()
+        self._ready = True
+        self.disk.allow_writing(self.allocator.metadata)
+
+    async def look_around(self) -> None:
+        """Find out where all metadata lies, and what is in use, from what is on disk."""
         metadata = self.allocator.metadata
         metadata.clear()
         metadata |= await survey(self.disk, self._limits)
-        await self.allocator.load()
-        await self._clear_autoclear_bits()
-        self._ready = True
-        self.disk.allow_writing(metadata)
+        await self.allocator.load(self.disk.header)
 
     async def _clear_autoclear_bits(self) -> None:
         """Tell that what these bits promise is not kept: bitmaps go out of date from now on."""
