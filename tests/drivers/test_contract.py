@@ -110,8 +110,6 @@ class TestChain(Qcow2):
 
     stands_alone = False
 
-    stands_alone = False
-
     def make(self, content: bytes, folder: Path) -> Path:
         half = len(content) // 2 // 512 * 512
         base = super().make(content[:half], folder)

@@ -259,7 +259,7 @@ class ClusterMap(FormatDriverInstance):
         """The runs of a range, those of one L2 table at a time."""
         shift = self._l1_shift
         while offset < end:
-            table = await self._l2_table(offset >> shift)
+            table = await self.l2_table(offset >> shift)
             if table is None:
                 length = min(self._unallocated_length(offset, end - offset), end - offset)
                 yield ((UNALLOCATED, NOWHERE, length),)
