@@ -87,8 +87,8 @@ def rewrite_pwrite(setting: Setting) -> Result:
 def _qemu_bench(path: Path, count: int, step: int, *options: str) -> float:
     """Microseconds for each write of ``qemu-img bench``."""
     arguments = ("-w", "-d", "1", "-c", str(count), "-s", str(_BLOCK), "-S", str(step))
-    command = ("qemu-img", "bench", "-f", "qcow2", *arguments, *options, path)
-    return seconds(lambda: run(*command)) / count * 1e6
+    command = ("qemu-img", "bench", "-f", "qcow2", *arguments, *options)
+    return seconds(lambda: run(*command, path)) / count * 1e6
 
 
 def rewrite_qemu(setting: Setting) -> Result:
