@@ -157,13 +157,13 @@ class Qcow2(
 
     @classmethod
     def create_builder(cls, image: AnyStorage | StorageHandle) -> NoReturn:
-        """Format a storage; not in this version.
+        """Format a storage step by step; not in this version.
 
         Raises:
-            UnsupportedOperationError: always.
+            UnsupportedOperationError: always; `underlay.create` does it in one.
         """
         raise UnsupportedOperationError(
-            "this version of underlay only reads qcow2 images; create one with qemu-img"
+            "there is no step-by-step creation in this version; call underlay.create(…) instead"
         )
 
     @classmethod
