@@ -371,8 +371,10 @@ def _beside(target: Target, name: str) -> Target:
     """What ``name`` means in an image at ``target``: it is seen from that image's own folder."""
     if is_storage(target):
         return cast("AnyStorage", target).resolve_relative(name)
-    if isinstance(target, str) and scheme_of(target) is not None:
-        return name
+    if isinstance(target, str) and scheme_of(target) is not None and not os.path.lexists(target):
+        if scheme_of(name) is not None or name.startswith("/"):
+            return name
+        return target[: max(target.rfind("/"), target.find(":")) + 1] + name
     path = os.fsdecode(os.fspath(cast("str | os.PathLike[str]", target)))
     return os.path.join(os.path.dirname(os.path.abspath(path)), name)
 
