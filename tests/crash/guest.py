@@ -121,15 +121,19 @@ class Compress:
 
 @attrs.frozen
 class Take:
-    """Take an internal snapshot."""
+    """Take an internal snapshot, if there is none of that name."""
 
     name: str
 
     def run(self, disk: SyncFormatAccess, number: int) -> None:
-        disk.capability(Snapshottable).create_snapshot(self.name)
+        snapshots = disk.capability(Snapshottable)
+        if all(snapshot.name != self.name for snapshot in snapshots.snapshots()):
+            snapshots.create_snapshot(self.name)
 
     def after(self, history: History, number: int) -> Moment:
         now = history.now
+        if self.name in now.snapshots:
+            return now
         return Moment(now.content, now.snapshots | {self.name: number - 1})
 
 

@@ -179,8 +179,10 @@ def _after_power_loss(run: Run) -> list[str]:
 
 @pytest.mark.parametrize("for_good", [False, True], ids=["once", "for-good"])
 @pytest.mark.parametrize("shape", _SHAPES, ids=[shape.name for shape in _SHAPES])
-def test_any_call_may_fail(shape: Shape, *, for_good: bool) -> None:
-    problems, worked_on = _try_each_call(shape.prepared(), for_good=for_good)
+def test_any_call_may_fail(
+    shape: Shape, prepare: Callable[[Shape], Prepared], *, for_good: bool
+) -> None:
+    problems, worked_on = _try_each_call(prepare(shape), for_good=for_good)
 
     assert not problems, "\n".join([*map(str, _operations(shape)), *problems[:20]])
     assert worked_on
@@ -209,9 +211,11 @@ def _give_nothing_back(patch: pytest.MonkeyPatch) -> None:
     "breaks", [_forget_failed_syncs, _forget_what_was_not_written, _give_nothing_back]
 )
 def test_a_driver_that_ignores_failures_is_caught(
-    breaks: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+    breaks: Callable[[pytest.MonkeyPatch], None],
+    prepare: Callable[[Shape], Prepared],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    prepared = SHAPES[0].prepared()
+    prepared = prepare(SHAPES[0])
     breaks(monkeypatch)
 
     assert _try_each_call(prepared, for_good=False)[0]
