@@ -34,7 +34,7 @@ class TableCache:
 
     @property
     def epoch(self) -> int:
-        """Changes when tables may have changed on disk; take it before reading one to be put here."""
+        """Changes when tables may have changed on disk; take it before reading one to put here."""
         return self._epoch
 
     def get(self, number: int) -> Table | None:

@@ -424,8 +424,7 @@ class ClusterMap(FormatDriverInstance):
 
     def reach(self, end: int) -> None:
         """Data was written up to host offset ``end``."""
-        if end > self.file_end:
-            self.file_end = end
+        self.file_end = max(self.file_end, end)
 
     def forbid_writing(self) -> None:
         """Let ``locate`` name no place that may be written."""

@@ -263,14 +263,6 @@ def test_readable_but_not_writable(plain: Image, damage: Damage) -> None:
         pass
 
 
-def test_writing_is_for_a_later_version(plain: Image) -> None:
-    with (
-        pytest.raises(UnsupportedOperationError, match="read-only"),
-        open_bytes(plain.data, writable=True),
-    ):
-        pass
-
-
 def test_a_snapshot_is_read_only(snapshotted: Image) -> None:
     with (
         pytest.raises(ReadOnlyError),
