@@ -80,8 +80,8 @@ class Judge:
     alternatives: Mapping[int, bytes] = attrs.field(factory=dict[int, bytes])
     _buffers: dict[int, bytearray] = attrs.field(factory=dict[int, bytearray], init=False)
 
-    def report(self, states: Iterable[CrashState]) -> Report:
-        """Judge all of them."""
+    def report(self, states: Iterable[CrashState], *, enough: int | None = None) -> Report:
+        """Judge all of them, or until so many are bad."""
         report = Report()
         for state in states:
             problems = self.problems(state, report)
@@ -90,6 +90,8 @@ class Judge:
                 report.bad += 1
                 if len(report.problems) < _KEPT:
                     report.problems.append((state, problems))
+            if report.bad == enough:
+                break
         return report
 
     def problems(self, state: CrashState, report: Report) -> list[str]:

@@ -18,7 +18,7 @@ from underlay_drivers.qcow2.allocation import Allocator
 from underlay_drivers.qcow2.writeback import Writeback
 from underlay_drivers.qcow2.writing import ImageWriter
 
-from .guest import Discard, Flush, Operation, Push, WriteData, WriteZeroes
+from .guest import Discard, Flush, Grow, Operation, Push, Take, WriteData, WriteZeroes
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -126,8 +126,8 @@ def _no_barrier_before_refcount_pointers(patch: Patch) -> None:
     _no_barrier_inside(patch, Writeback, "_write_unlinked")
 
 
-def _pointer_before_refcount_table(patch: Patch) -> None:
-    _no_barrier_inside(patch, Writeback, "_move_refcount_table")
+def _no_barrier_around_the_header(patch: Patch) -> None:
+    _no_barrier_inside(patch, Writeback, "_write_header")
 
 
 # -- promises
@@ -217,8 +217,20 @@ MUTANTS: Final = (
     Mutant(
         "the header leads to a refcount table that is not synced",
         "table-growth",
-        _pointer_before_refcount_table,
+        _no_barrier_around_the_header,
         (WriteData(3900 * 512, 150 * 512), Flush()),
+    ),
+    Mutant(
+        "the header leads to an L1 table that is not synced",
+        "v3",
+        _no_barrier_around_the_header,
+        (WriteData(0, 20000), Grow(2 << 20), Flush()),
+    ),
+    Mutant(
+        "the header leads to snapshots that are not synced",
+        "v3",
+        _no_barrier_around_the_header,
+        (Take("new"), Flush()),
     ),
     Mutant("a flush is acknowledged before caches are written", "v3", _flush_writes_nothing),
     Mutant("a sync is acknowledged and not done", "v3", _sync_does_nothing),

@@ -14,7 +14,7 @@ from .journal import Journal, Recorder
 from .judging import Judge, Report, content_of
 from .oracle import Oracle
 from .shapes import Prepared
-from .states import CrashState, crash_states
+from .states import CrashState, Effort, crash_states
 from .structure import look_at
 
 __all__ = ["Recorded", "Trial", "record"]
@@ -34,9 +34,9 @@ class Recorded:
         """Who judges the states of this run."""
         return Judge(history=self.history, open_disk=self.prepared.open)
 
-    def states(self, chance: random.Random, samples: int) -> Iterator[CrashState]:
+    def states(self, chance: random.Random, effort: Effort) -> Iterator[CrashState]:
         """What a power loss could have left: more than can be held in memory."""
-        return crash_states(self.journal, chance, samples=samples)
+        return crash_states(self.journal, chance, effort)
 
     def faults_at_the_end(self) -> list[str]:
         """What is wrong after closing; then nothing may leak either."""
@@ -62,8 +62,7 @@ class Trial:
     prepared: Prepared
     chance: random.Random
     oracle: Oracle | None = None
-    #: Of each moment of which so much is not durable that not all combinations can be tried.
-    samples: int = 20
+    effort: Effort = attrs.field(factory=lambda: Effort(samples=20))
     #: QEMU looks at one of so many states.
     every: int = 200
     report: Report = attrs.field(factory=Report, init=False)
@@ -78,7 +77,7 @@ class Trial:
         recorded = record(self.prepared, operations)
         told: list[str] = []
         report = recorded.judge().report(
-            self._shown_to_qemu(recorded.states(self.chance, self.samples), told)
+            self._shown_to_qemu(recorded.states(self.chance, self.effort), told)
         )
         self.report.add(report)
         if report.problems:

@@ -17,10 +17,10 @@ from underlay_storage.memory import MemoryStorage
 
 from .faults import Faults, FaultyStorage
 from .guest import Flush, History, Operation, WriteData, fitting
-from .journal import Begun, Flushed, Journal, Recorder
+from .journal import Begun, Flushed, Journal, Lost, Recorder
 from .judging import Judge, chance_of, content_of, differences
 from .shapes import SHAPES, Prepared, Shape
-from .states import crash_states
+from .states import Effort, crash_states
 from .structure import look_at
 from .workloads import long_workload
 
@@ -171,7 +171,10 @@ def _try_each_call(prepared: Prepared, *, for_good: bool) -> tuple[list[str], in
 
 def _after_power_loss(run: Run) -> list[str]:
     """Whether a promise was given for what a failed sync left in doubt."""
-    states = crash_states(run.journal, chance_of(run.faults.fails), samples=5, tears=1)
+    events = run.journal.events
+    since = next(number for number, event in enumerate(events) if isinstance(event, Lost))
+    effort = Effort(exhaustive=5, samples=5, tears=1)
+    states = crash_states(run.journal, chance_of(run.faults.fails), effort, since=since)
     judge = Judge(history=run.history, open_disk=run.prepared.open, alternatives=run.alternatives)
     report = judge.report(states)
     return [report.told()] if report.problems else []

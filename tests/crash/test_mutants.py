@@ -11,6 +11,7 @@ from .judging import chance_of
 from .mutants import MUTANTS, Mutant
 from .running import record
 from .shapes import SHAPES, Prepared, Shape
+from .states import Effort
 from .workloads import long_workload, singles
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,7 @@ def test_a_broken_driver_is_caught(
     )
     for operations in tried:
         recorded = record(prepared, operations)
-        report = recorded.judge().report(recorded.states(chance, samples=50))
+        report = recorded.judge().report(recorded.states(chance, Effort(samples=50)), enough=1)
         if report.problems:
             return
 
