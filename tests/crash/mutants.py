@@ -18,7 +18,7 @@ from underlay_drivers.qcow2.allocation import Allocator
 from underlay_drivers.qcow2.writeback import Writeback
 from underlay_drivers.qcow2.writing import ImageWriter
 
-from .guest import Discard, Flush, Grow, Operation, Push, Take, WriteData, WriteZeroes
+from .guest import Apply, Discard, Flush, Grow, Operation, Push, Take, WriteData, WriteZeroes
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -207,7 +207,12 @@ MUTANTS: Final = (
     Mutant("no barrier between what entries need and entries", "v3", _no_barrier_before_entries),
     Mutant("the data file is not synced before entries", "data-file", _data_file_not_synced),
     Mutant("refcounts are written with the entries", "refcount-1", _counts_with_entries),
-    Mutant("an L2 table is written with the L1 entry", "v3", _new_tables_with_l1),
+    Mutant(
+        "an L2 table is written with the L1 entry",
+        "v3",
+        _new_tables_with_l1,
+        (Apply("old"), WriteData(4708, 300), Flush()),
+    ),
     Mutant("entries are written first", "backing", _entries_first),
     Mutant(
         "a refcount block is not synced before the table's entry",
@@ -218,7 +223,7 @@ MUTANTS: Final = (
         "the header leads to a refcount table that is not synced",
         "table-growth",
         _no_barrier_around_the_header,
-        (WriteData(3900 * 512, 150 * 512), Flush()),
+        (WriteData(3790 * 512, 150 * 512), Flush()),
     ),
     Mutant(
         "the header leads to an L1 table that is not synced",
