@@ -10,6 +10,7 @@ import attrs
 
 from underlay import SyncFormatAccess
 from underlay.capabilities import CompressedWriter, Snapshottable
+from underlay.errors import LimitExceededError
 
 from .journal import SECTOR, Begun, Flushed, Journal
 
@@ -280,7 +281,11 @@ def perform(
             clipped = fitting(operation, len(history.now.content))
             number = history.add(clipped)
             journal.add(Begun(number))
-            clipped.run(disk, number)
+            try:
+                clipped.run(disk, number)
+            except LimitExceededError:
+                # A cluster cannot be counted so often: nothing was done.
+                history.moments[number] = history.moments[number - 1]
             if isinstance(clipped, Flush):
                 journal.add(Flushed(number))
         number = len(history.moments)
