@@ -11,6 +11,7 @@ Coroutines of a driver wait for nothing but ``StorageHandle`` methods, other dri
 
 from __future__ import annotations
 
+import enum
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeAlias
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from underlay.lease import Leases
 
 __all__ = [
+    "DetectZeroes",
     "FormatCreateOptions",
     "FormatDriverInstance",
     "FormatOpenOptions",
@@ -40,6 +42,17 @@ __all__ = [
 #: What ``locate`` answers: the storage, the host offset of the byte asked for, how many bytes lie
 #: there contiguously, and whether writing them there writes the disk.
 Location: TypeAlias = "tuple[StorageHandle, int, int, bool]"
+
+
+class DetectZeroes(enum.Enum):
+    """What becomes of a write that holds nothing but zeroes."""
+
+    #: It is written like any other.
+    OFF = "off"
+    #: The range is marked as zero; what it occupies stays its own.
+    ON = "on"
+    #: The range is marked as zero, and its space is given back.
+    UNMAP = "unmap"
 
 
 @attrs.frozen
@@ -161,6 +174,14 @@ class FormatDriverInstance(Protocol):
         """
         return
 
+    @classmethod
+    def creation_facts(cls, options: FormatCreateOptions) -> Mapping[str, object]:
+        """What is said of a new image when it is made, under qemu-img's names and in its order."""
+        facts: dict[str, object] = {"size": options.size}
+        if options.preallocation is not PreallocateMode.OFF:
+            facts["preallocation"] = options.preallocation.value
+        return facts | dict(options.options)
+
     def references(self) -> Sequence[Reference]:
         """Every object that this image names and that is not attached; the core resolves them."""
         return ()
@@ -187,6 +208,10 @@ class FormatDriverInstance(Protocol):
     def zero_granularity(self) -> int | None:
         """The block size in which ranges can be zeroed without writing data, or None."""
         return None
+
+    def detect_zeroes(self) -> DetectZeroes:
+        """What becomes of writes of zeroes; never changes."""
+        return DetectZeroes.OFF
 
     @abstractmethod
     def collect_storage_dependencies(self) -> Sequence[StorageHandle]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import attrs
@@ -27,7 +27,7 @@ from underlay.storage import AnyStorage, PreallocateMode, is_storage
 from underlay.targets import Target, create_storage, open_storage, scheme_of
 from underlay.units import parse_size
 
-__all__ = ["create", "open_any", "open_image", "open_without_references", "probe"]
+__all__ = ["create", "create_image", "open_any", "open_image", "open_without_references", "probe"]
 
 
 async def probe(
@@ -249,11 +249,41 @@ async def create(
         StorageExistsError: the target exists.
         OptionError: an option is unknown (the message lists the known ones), or its value is.
     """
+    return await create_image(
+        target,
+        format=format,
+        size=size,
+        overwrite=overwrite,
+        gate=gate,
+        limits=limits,
+        lock=lock,
+        storage_options=storage_options,
+        options=format_options,
+    )
+
+
+async def create_image(
+    target: Target,
+    *,
+    format: str,
+    size: int | str | None,
+    overwrite: bool,
+    gate: ImplicitOpenGate | None,
+    limits: Limits | None,
+    lock: bool,
+    storage_options: Mapping[str, object] | None,
+    options: Mapping[str, Any],
+    open_backing: bool = True,
+    announce: Callable[[Mapping[str, object]], None] | None = None,
+) -> FormatAccess:
+    """``create``; for programs that want to say what is being made, or to open no backing image.
+
+    ``announce`` is told the facts of the new image before anything is written. Without
+    ``open_backing`` the new disk has no backing image while it is open.
+    """
     limits = limits or DEFAULT_LIMITS
     driver_class = registry().driver(format)
-    options = checked_options(
-        format_options, driver_class.create_options, what=f"creating {format}"
-    )
+    options = checked_options(options, driver_class.create_options, what=f"creating {format}")
     mode = PreallocateMode.parse(options.pop("preallocation", PreallocateMode.OFF))
     creation = _Creation(
         target=target,
@@ -265,6 +295,8 @@ async def create(
             lock=lock,
             storage_options=storage_options or {},
         ),
+        open_backing=open_backing,
+        announce=announce,
     )
     wanted = FormatCreateOptions(
         storage=None,
@@ -273,7 +305,6 @@ async def create(
         limits=limits,
         options=options,
     )
-    driver_class.check_create(wanted)
     try:
         return await creation.run(driver_class, wanted, size_given=size is not None)
     except BaseException:
@@ -288,6 +319,8 @@ class _Creation:
     target: Target
     overwrite: bool
     opening: _Opening
+    open_backing: bool
+    announce: Callable[[Mapping[str, object]], None] | None
     _made: list[StorageHandle] = attrs.field(factory=list[StorageHandle], init=False)
 
     async def run(
@@ -297,20 +330,23 @@ class _Creation:
         *,
         size_given: bool,
     ) -> FormatAccess:
-        backing = await self._open_backing(wanted.options)
+        driver_class.check_create(wanted)
+        backing = await self._open_backing(wanted.options) if self.open_backing else None
         if backing is not None and not size_given:
             wanted = attrs.evolve(wanted, size=backing.size())
         elif not size_given:
-            raise OptionError("A size is needed to create an image", option="size")
+            raise OptionError("Image creation needs a size parameter", option="size")
         self.opening.limits.check("virtual_size", wanted.size, what="The virtual size")
         driver_class.check_create(wanted)
+        if self.announce is not None:
+            self.announce(driver_class.creation_facts(wanted))
         storage = await self._make(self.target, self.opening.storage_options)
         data_file: StorageHandle | None = None
         if isinstance(name := wanted.options.get("data_file"), str):
             data_file = await self._make(_beside(self.target, name), {})
         await driver_class.create(attrs.evolve(wanted, storage=storage, data_file=data_file))
         attached: dict[str, Any] = {}
-        if backing is not None:
+        if backing is not None or not self.open_backing:
             attached["backing"] = backing
         if data_file is not None:
             attached["data_file"] = data_file.storage

@@ -7,7 +7,13 @@ from typing import ClassVar, Self
 
 import attrs
 
-from underlay.driver import FormatDriverInstance, FormatOpenOptions, Location, WriteTicket
+from underlay.driver import (
+    DetectZeroes,
+    FormatDriverInstance,
+    FormatOpenOptions,
+    Location,
+    WriteTicket,
+)
 from underlay.errors import OutOfRangeError, UnsupportedOperationError
 from underlay.handle import StorageHandle
 from underlay.lease import Leases
@@ -42,6 +48,9 @@ class SliceDriver(FormatDriverInstance):
 
     def writable(self) -> bool:
         return self._whole.writable()
+
+    def detect_zeroes(self) -> DetectZeroes:
+        return self._whole.detect_zeroes()
 
     def zero_granularity(self) -> int | None:
         return self._whole.zero_granularity()

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 from underlay.access import FormatAccess
 from underlay.buffers import AnyBuffer
-from underlay.driver import FormatDriverInstance
+from underlay.driver import DetectZeroes, FormatDriverInstance
 from underlay.face import run_blocking
 from underlay.fileobj import DiskFile
 from underlay.handle import StorageStats
@@ -42,7 +42,7 @@ class SyncFormatAccess:
         #: Where mappings never move, nobody waits for these.
         self._leases = core._driver.leases() or Leases()
         self._locate = core._driver.locate
-        self._write_fast = core._guard is None
+        self._write_fast = core._guard is None and core._driver.detect_zeroes() is DetectZeroes.OFF
 
     # -- reading
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from underlay.buffers import split_at, total
-from underlay.driver import FormatDriverInstance, WriteTicket
+from underlay.driver import DetectZeroes, FormatDriverInstance, WriteTicket
 from underlay.errors import UnsupportedOperationError
 from underlay.face import gather, to_the_end
 from underlay.mapping import Eof, Zero
@@ -43,6 +43,16 @@ class Writer:
         await gather(parallel, slices)
 
     async def _write(self, views: Sequence[memoryview], offset: int) -> None:
+        mode = self.driver.detect_zeroes()
+        if mode is not DetectZeroes.OFF and _all_zero(views):
+            method = self.driver.ensure_zero_mapping
+            if mode is DetectZeroes.UNMAP:
+                method = self.driver.discard_to_zero
+            await self.zero(offset, total(views), method)
+        else:
+            await self._write_data(views, offset)
+
+    async def _write_data(self, views: Sequence[memoryview], offset: int) -> None:
         rest = list(views)
         length = total(rest)
         leases = self.driver.leases()
@@ -109,7 +119,7 @@ class Writer:
             done = mapping.length
             if not isinstance(mapping, Zero):
                 done = min(done, len(zeroes))
-                await self._write((zeroes[:done],), offset)
+                await self._write_data((zeroes[:done],), offset)
             offset += done
             length -= done
 
@@ -121,3 +131,12 @@ class Writer:
             if done <= 0 or start + done <= offset:
                 return
             offset = start + done
+
+
+def _all_zero(views: Sequence[memoryview]) -> bool:
+    zeroes = bytes(min(PART, max(map(len, views), default=0)))
+    return all(
+        zeroes.startswith(bytes(view[at : at + PART]))
+        for view in views
+        for at in range(0, len(view), PART)
+    )

@@ -10,6 +10,7 @@ import attrs
 
 from underlay import SyncFormatAccess
 from underlay.capabilities import CompressedWriter, Snapshottable
+from underlay.errors import LimitExceededError
 
 from .journal import SECTOR, Begun, Flushed, Journal
 
@@ -121,15 +122,19 @@ class Compress:
 
 @attrs.frozen
 class Take:
-    """Take an internal snapshot."""
+    """Take an internal snapshot, if there is none of that name."""
 
     name: str
 
     def run(self, disk: SyncFormatAccess, number: int) -> None:
-        disk.capability(Snapshottable).create_snapshot(self.name)
+        snapshots = disk.capability(Snapshottable)
+        if all(snapshot.name != self.name for snapshot in snapshots.snapshots()):
+            snapshots.create_snapshot(self.name)
 
     def after(self, history: History, number: int) -> Moment:
         now = history.now
+        if self.name in now.snapshots:
+            return now
         return Moment(now.content, now.snapshots | {self.name: number - 1})
 
 
@@ -276,7 +281,11 @@ def perform(
             clipped = fitting(operation, len(history.now.content))
             number = history.add(clipped)
             journal.add(Begun(number))
-            clipped.run(disk, number)
+            try:
+                clipped.run(disk, number)
+            except LimitExceededError:
+                # A cluster cannot be counted so often: nothing was done.
+                history.moments[number] = history.moments[number - 1]
             if isinstance(clipped, Flush):
                 journal.add(Flushed(number))
         number = len(history.moments)

@@ -23,6 +23,8 @@ __all__ = ["Judge", "OpenDisk", "Report", "chance_of", "content_of", "difference
 
 #: One of so many states is used further, and its leaks are mended.
 _EVERY = 16
+#: Of so many bad states it is told what is wrong.
+_KEPT = 100
 _PAGE = 8 * SECTOR
 
 
@@ -42,7 +44,8 @@ class Report:
 
     states: int = 0
     leaking: int = 0
-    #: What is wrong, with the state in which it is.
+    bad: int = 0
+    #: What is wrong with the first bad ones.
     problems: list[tuple[CrashState, list[str]]] = attrs.field(
         factory=list[tuple[CrashState, list[str]]]
     )
@@ -51,11 +54,12 @@ class Report:
         """Count those of another report too."""
         self.states += other.states
         self.leaking += other.leaking
-        self.problems += other.problems
+        self.bad += other.bad
+        self.problems = (self.problems + other.problems)[:_KEPT]
 
     def told(self, most: int = 3) -> str:
         """The first problems, for people."""
-        lines = [f"{len(self.problems)} of {self.states} states are bad"]
+        lines = [f"{self.bad} of {self.states} states are bad"]
         for state, problems in self.problems[:most]:
             lines.append(
                 f"after event {state.events}, operation {state.begun} under way, all up to "
@@ -76,14 +80,18 @@ class Judge:
     alternatives: Mapping[int, bytes] = attrs.field(factory=dict[int, bytes])
     _buffers: dict[int, bytearray] = attrs.field(factory=dict[int, bytearray], init=False)
 
-    def report(self, states: Iterable[CrashState]) -> Report:
-        """Judge all of them."""
+    def report(self, states: Iterable[CrashState], *, enough: int | None = None) -> Report:
+        """Judge all of them, or until so many are bad."""
         report = Report()
         for state in states:
             problems = self.problems(state, report)
             report.states += 1
             if problems:
-                report.problems.append((state, problems))
+                report.bad += 1
+                if len(report.problems) < _KEPT:
+                    report.problems.append((state, problems))
+            if report.bad == enough:
+                break
         return report
 
     def problems(self, state: CrashState, report: Report) -> list[str]:

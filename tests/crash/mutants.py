@@ -18,7 +18,7 @@ from underlay_drivers.qcow2.allocation import Allocator
 from underlay_drivers.qcow2.writeback import Writeback
 from underlay_drivers.qcow2.writing import ImageWriter
 
-from .guest import Discard, Flush, Operation, Push, WriteData, WriteZeroes
+from .guest import Apply, Discard, Flush, Grow, Operation, Push, Take, WriteData, WriteZeroes
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -126,8 +126,8 @@ def _no_barrier_before_refcount_pointers(patch: Patch) -> None:
     _no_barrier_inside(patch, Writeback, "_write_unlinked")
 
 
-def _pointer_before_refcount_table(patch: Patch) -> None:
-    _no_barrier_inside(patch, Writeback, "_move_refcount_table")
+def _no_barrier_around_the_header(patch: Patch) -> None:
+    _no_barrier_inside(patch, Writeback, "_write_header")
 
 
 # -- promises
@@ -207,7 +207,12 @@ MUTANTS: Final = (
     Mutant("no barrier between what entries need and entries", "v3", _no_barrier_before_entries),
     Mutant("the data file is not synced before entries", "data-file", _data_file_not_synced),
     Mutant("refcounts are written with the entries", "refcount-1", _counts_with_entries),
-    Mutant("an L2 table is written with the L1 entry", "v3", _new_tables_with_l1),
+    Mutant(
+        "an L2 table is written with the L1 entry",
+        "v3",
+        _new_tables_with_l1,
+        (Apply("old"), WriteData(4708, 300), Flush()),
+    ),
     Mutant("entries are written first", "backing", _entries_first),
     Mutant(
         "a refcount block is not synced before the table's entry",
@@ -217,8 +222,20 @@ MUTANTS: Final = (
     Mutant(
         "the header leads to a refcount table that is not synced",
         "table-growth",
-        _pointer_before_refcount_table,
-        (WriteData(3900 * 512, 150 * 512), Flush()),
+        _no_barrier_around_the_header,
+        (WriteData(3790 * 512, 150 * 512), Flush()),
+    ),
+    Mutant(
+        "the header leads to an L1 table that is not synced",
+        "v3",
+        _no_barrier_around_the_header,
+        (WriteData(0, 20000), Grow(2 << 20), Flush()),
+    ),
+    Mutant(
+        "the header leads to snapshots that are not synced",
+        "v3",
+        _no_barrier_around_the_header,
+        (Take("new"), Flush()),
     ),
     Mutant("a flush is acknowledged before caches are written", "v3", _flush_writes_nothing),
     Mutant("a sync is acknowledged and not done", "v3", _sync_does_nothing),

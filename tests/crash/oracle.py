@@ -22,21 +22,21 @@ class Oracle:
     qemu_img: str
     folder: Path
 
-    def corruptions(self, contents: Sequence[bytes]) -> int:
-        """How many corruptions and check errors it finds."""
-        found = self.check(contents)
+    def corruptions(self, contents: Sequence[bytes], *, repair: bool = False) -> int:
+        """How many corruptions and check errors it finds, and does not repair."""
+        found = self.check(contents, *(("-r", "all") if repair else ()))
         return found.get("corruptions", 0) + found.get("check-errors", 0)
 
     def leaks(self, contents: Sequence[bytes]) -> int:
         """How many leaked clusters it finds."""
         return self.check(contents).get("leaks", 0)
 
-    def check(self, contents: Sequence[bytes]) -> dict[str, int]:
+    def check(self, contents: Sequence[bytes], *options: str) -> dict[str, int]:
         """The report of its check."""
         for name, content in zip(_NAMES, contents, strict=False):
             (self.folder / name).write_bytes(content)
         done = subprocess.run(
-            [self.qemu_img, "check", "-f", "qcow2", "--output=json", _NAMES[0]],
+            [self.qemu_img, "check", "-f", "qcow2", "--output=json", *options, _NAMES[0]],
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 
@@ -14,7 +14,7 @@ from .journal import Journal, Recorder
 from .judging import Judge, Report, content_of
 from .oracle import Oracle
 from .shapes import Prepared
-from .states import CrashState, crash_states
+from .states import CrashState, Effort, crash_states
 from .structure import look_at
 
 __all__ = ["Recorded", "Trial", "record"]
@@ -34,9 +34,9 @@ class Recorded:
         """Who judges the states of this run."""
         return Judge(history=self.history, open_disk=self.prepared.open)
 
-    def states(self, chance: random.Random, samples: int) -> list[CrashState]:
-        """What a power loss could have left."""
-        return list(crash_states(self.journal, chance, samples=samples))
+    def states(self, chance: random.Random, effort: Effort) -> Iterator[CrashState]:
+        """What a power loss could have left: more than can be held in memory."""
+        return crash_states(self.journal, chance, effort)
 
     def faults_at_the_end(self) -> list[str]:
         """What is wrong after closing; then nothing may leak either."""
@@ -62,8 +62,7 @@ class Trial:
     prepared: Prepared
     chance: random.Random
     oracle: Oracle | None = None
-    #: Of each moment of which so much is not durable that not all combinations can be tried.
-    samples: int = 20
+    effort: Effort = attrs.field(factory=lambda: Effort(samples=20))
     #: QEMU looks at one of so many states.
     every: int = 200
     report: Report = attrs.field(factory=Report, init=False)
@@ -76,32 +75,36 @@ class Trial:
     def run(self, operations: Sequence[Operation]) -> None:
         """Carry one workload out, and judge what it could leave."""
         recorded = record(self.prepared, operations)
-        states = recorded.states(self.chance, self.samples)
-        report = recorded.judge().report(states)
-        self.report.add(report)
         told: list[str] = []
+        report = recorded.judge().report(
+            self._shown_to_qemu(recorded.states(self.chance, self.effort), told)
+        )
+        self.report.add(report)
         if report.problems:
             told.append(report.told())
-        told += self._second_opinion(states, [state for state, _ in report.problems[:3]])
+            told += self._second_opinions([state for state, _ in report.problems[:3]])
         told += recorded.faults_at_the_end()
         if told:
             name = self.prepared.shape.name
             listed = "\n".join(f"  {operation}" for operation in operations)
             self.failures.append("\n".join((f"{name}:", listed, *told)))
 
-    def _second_opinion(self, states: list[CrashState], bad: list[CrashState]) -> list[str]:
-        """QEMU's, on some of what seems good and on what seems bad."""
+    def _shown_to_qemu(self, states: Iterable[CrashState], told: list[str]) -> Iterator[CrashState]:
+        """The states, of which QEMU judges some: what it has to say goes into ``told``."""
+        for state in states:
+            if self.oracle is not None and self.chance.randrange(self.every) == 0:
+                verdict = look_at(state.contents[0])
+                # What is marked as dirty QEMU mends, too, before it writes.
+                is_judged = verdict.dirty or not verdict.flags
+                if is_judged and self.oracle.corruptions(state.contents, repair=verdict.dirty):
+                    told.append(f"QEMU finds corruption after event {state.events}: {state.story}")
+            yield state
+
+    def _second_opinions(self, bad: Sequence[CrashState]) -> list[str]:
         if self.oracle is None:
             return []
-        good = [state for state in states if self.chance.randrange(self.every) == 0]
-        told = [
-            f"QEMU finds corruption after event {state.events}: {state.story}"
-            for state in good
-            if state not in bad and self.oracle.corruptions(state.contents)
-        ]
-        told += [
+        return [
             f"QEMU finds {self.oracle.corruptions(state.contents)} corruptions in that of event "
             f"{state.events}"
             for state in bad
         ]
-        return told

@@ -107,8 +107,10 @@ class Shape:
         if self.backing:
             options |= {"backing_file": "base.raw", "backing_fmt": "raw"}
             make_memory(f"{folder}/base.raw", below)
+        # An open storage: names are resolved beside it.
+        target = MemoryStorage.create_open(StorageCreateOptions(name=names[0], lock=False))
         with underlay.create(
-            names[0],
+            target,
             size=self.size,
             cluster_size=self.cluster,
             gate=underlay.PermissiveImplicitOpenGate(),
@@ -121,7 +123,12 @@ class Shape:
             MemoryStorage.remove(name)
         if self.backing:
             MemoryStorage.remove(f"{folder}/base.raw")
-        return Prepared(shape=self, contents=contents, history=history, below=below)
+        backing = None
+        if self.backing:
+            backing = underlay.open_image(MemoryStorage(below, writable=False), format="raw")
+        return Prepared(
+            shape=self, contents=contents, history=history, below=below, backing=backing
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -133,8 +140,9 @@ class Prepared:
     contents: tuple[bytes, ...]
     #: How it came to be.
     history: History
-    #: What the backing image holds.
+    #: What the backing image holds, and its disk.
     below: bytes
+    backing: SyncFormatAccess | None
 
     def again(self) -> History:
         """A history that can be continued."""
@@ -148,17 +156,16 @@ class Prepared:
             storages[0],
             format="qcow2",
             writable=writable,
-            backing=self.backing(),
+            backing=self.backing,
             data_file=storages[1] if self.shape.has_data_file else None,
             snapshot=snapshot,
             **(self.shape.open_options if writable else {}),
         )
 
-    def backing(self) -> SyncFormatAccess | None:
-        """The backing image; it needs no closing by the caller."""
-        if not self.shape.backing:
-            return None
-        return underlay.open_image(MemoryStorage(self.below, writable=False), format="raw")
+    def close(self) -> None:
+        """Close the backing image, which serves all that is opened."""
+        if self.backing is not None:
+            self.backing.close()
 
 
 def make_memory(name: str, content: bytes) -> None:
@@ -209,8 +216,8 @@ SHAPES = (
         name="table-growth",
         options={"refcount_bits": 64},
         size=2100 << 10,
-        filled=3900 * 512,
-        further=(WriteData(3900 * 512, 150 * 512),),
+        filled=3790 * 512,
+        further=(WriteData(3790 * 512, 150 * 512),),
         thinned=10,
     ),
     Shape(name="zstd", cluster=4096, size=2112 << 10, options={"compression_type": "zstd"}),

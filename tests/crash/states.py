@@ -26,10 +26,19 @@ from .journal import (
     Zero,
 )
 
-__all__ = ["CrashState", "crash_states"]
+__all__ = ["CrashState", "Effort", "crash_states"]
 
-#: Up to so many changes that are not durable, every combination of them is tried.
-EXHAUSTIVE = 10
+
+@attrs.frozen(kw_only=True)
+class Effort:
+    """How many combinations of changes that are not durable are tried each time."""
+
+    #: Of so many changes every combination is tried; of more each alone and each missing,
+    exhaustive: int = 10
+    #: and so many random ones.
+    samples: int = 200
+    #: For each write of several sectors, so many times some of them only.
+    tears: int = 4
 
 
 @attrs.frozen(kw_only=True)
@@ -93,30 +102,33 @@ class _Run:
 
 
 def crash_states(
-    journal: Journal, chance: random.Random, *, samples: int = 200, tears: int = 4
+    journal: Journal, chance: random.Random, effort: Effort | None = None, *, since: int = 0
 ) -> Iterator[CrashState]:
     """The states in which a power loss may leave the files, each once.
 
-    All prefixes of the events; at each sync, each promise and the end, the combinations of what is
-    not durable: all of a few, of many ``samples`` random ones, each alone and each missing; of each
-    long write ``tears`` partial ones; and one in which what overlaps came in the other order.
+    All prefixes of the events from number ``since`` on; and at each sync, each promise and the end,
+    combinations of what is not durable, as many as ``effort`` says. One of them is that of what
+    overlaps the earlier won.
     """
     seen: set[tuple[int, int, int]] = set()
+    effort = effort or Effort()
     run = _Run(
         durable=[File(content) for content in journal.start],
         promised=journal.operation,
         begun=journal.operation,
     )
     for number, event in enumerate(journal.events):
-        if isinstance(event, Sync):
-            yield from _new(_combinations(run, chance, samples, tears), run, number, seen)
+        if isinstance(event, Sync) and number >= since:
+            yield from _new(_combinations(run, chance, effort), run, number, seen)
         run.take(event)
+        if number < since:
+            continue
         if not isinstance(event, Begun):
             yield from _new(_everything(run), run, number + 1, seen)
         if isinstance(event, Flushed):
             # A promise that no sync stands behind is found here.
-            yield from _new(_combinations(run, chance, samples, tears), run, number + 1, seen)
-    yield from _new(_combinations(run, chance, samples, tears), run, len(journal.events), seen)
+            yield from _new(_combinations(run, chance, effort), run, number + 1, seen)
+    yield from _new(_combinations(run, chance, effort), run, len(journal.events), seen)
 
 
 def _everything(run: _Run) -> Iterator[tuple[list[File], str]]:
@@ -151,7 +163,7 @@ def _build(run: _Run, changes: list[Change]) -> list[File]:
 
 
 def _combinations(
-    run: _Run, chance: random.Random, samples: int, tears: int
+    run: _Run, chance: random.Random, effort: Effort
 ) -> Iterator[tuple[list[File], str]]:
     pending = run.pending
     unsure = [number for number, change in enumerate(pending) if id(change) not in run.sure]
@@ -160,7 +172,7 @@ def _combinations(
     sure = (1 << len(pending)) - 1
     for number in unsure:
         sure ^= 1 << number
-    for some in _masks(len(unsure), chance, samples):
+    for some in _masks(len(unsure), chance, effort):
         mask = sure
         for bit, number in enumerate(unsure):
             mask |= (some >> bit & 1) << number
@@ -169,15 +181,15 @@ def _combinations(
     for number in unsure:
         change = pending[number]
         if isinstance(change, Write) and _sector_count(change) > 1:
-            for _ in range(tears):
+            for _ in range(effort.tears):
                 yield _torn(run, number, change, sure, chance)
     if not sure:
         yield _build(run, pending[::-1]), "all of it, in the other order"
 
 
-def _masks(count: int, chance: random.Random, samples: int) -> Iterator[int]:
+def _masks(count: int, chance: random.Random, effort: Effort) -> Iterator[int]:
     """Which changes are there, as bits."""
-    if count <= EXHAUSTIVE:
+    if count <= effort.exhaustive:
         yield from range(1 << count)
         return
     everything = (1 << count) - 1
@@ -185,7 +197,7 @@ def _masks(count: int, chance: random.Random, samples: int) -> Iterator[int]:
         yield 1 << number
         yield everything ^ 1 << number
         yield (1 << number) - 1
-    for _ in range(samples):
+    for _ in range(effort.samples):
         yield chance.getrandbits(count)
 
 

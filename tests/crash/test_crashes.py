@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from .guest import Operation
 from .judging import chance_of
 from .oracle import Oracle
 from .running import Trial
-from .shapes import SHAPES, Shape
+from .shapes import SHAPES, Prepared, Shape
 from .workloads import long_workload, pairs, singles, triple
 
 pytestmark = pytest.mark.slow
@@ -30,7 +31,7 @@ def _more_workloads(shape: Shape) -> Iterator[list[Operation]]:
     rest = list(pairs(shape))
     chance.shuffle(rest)
     while True:
-        yield long_workload(shape, chance)
+        yield long_workload(shape, chance, 60 // shape.thinned)
         for _ in range(10):
             yield rest.pop() if rest else triple(shape, chance)
 
@@ -38,15 +39,17 @@ def _more_workloads(shape: Shape) -> Iterator[list[Operation]]:
 @pytest.mark.parametrize("shape", SHAPES, ids=[shape.name for shape in SHAPES])
 def test_a_power_loss_leaves_a_good_image(
     shape: Shape,
+    prepare: Callable[[Shape], Prepared],
     qemu: Callable[[str], str],
     tmp_path: Path,
     pytestconfig: pytest.Config,
 ) -> None:
     states = pytestconfig.getoption("--crash-states")
     assert isinstance(states, int)
-    wanted = states // len(SHAPES) // shape.thinned
+    shares = sum(1 / other.thinned for other in SHAPES)
+    wanted = math.ceil(states / shares / shape.thinned)
     trial = Trial(
-        prepared=shape.prepared(),
+        prepared=prepare(shape),
         chance=chance_of(shape.name, "states"),
         oracle=Oracle(qemu("qemu-img"), tmp_path),
     )

@@ -17,10 +17,10 @@ from underlay_storage.memory import MemoryStorage
 
 from .faults import Faults, FaultyStorage
 from .guest import Flush, History, Operation, WriteData, fitting
-from .journal import Begun, Flushed, Journal, Recorder
+from .journal import Begun, Flushed, Journal, Lost, Recorder
 from .judging import Judge, chance_of, content_of, differences
 from .shapes import SHAPES, Prepared, Shape
-from .states import crash_states
+from .states import Effort, crash_states
 from .structure import look_at
 from .workloads import long_workload
 
@@ -171,7 +171,10 @@ def _try_each_call(prepared: Prepared, *, for_good: bool) -> tuple[list[str], in
 
 def _after_power_loss(run: Run) -> list[str]:
     """Whether a promise was given for what a failed sync left in doubt."""
-    states = crash_states(run.journal, chance_of(run.faults.fails), samples=5, tears=1)
+    events = run.journal.events
+    since = next(number for number, event in enumerate(events) if isinstance(event, Lost))
+    effort = Effort(exhaustive=5, samples=5, tears=1)
+    states = crash_states(run.journal, chance_of(run.faults.fails), effort, since=since)
     judge = Judge(history=run.history, open_disk=run.prepared.open, alternatives=run.alternatives)
     report = judge.report(states)
     return [report.told()] if report.problems else []
@@ -179,8 +182,10 @@ def _after_power_loss(run: Run) -> list[str]:
 
 @pytest.mark.parametrize("for_good", [False, True], ids=["once", "for-good"])
 @pytest.mark.parametrize("shape", _SHAPES, ids=[shape.name for shape in _SHAPES])
-def test_any_call_may_fail(shape: Shape, *, for_good: bool) -> None:
-    problems, worked_on = _try_each_call(shape.prepared(), for_good=for_good)
+def test_any_call_may_fail(
+    shape: Shape, prepare: Callable[[Shape], Prepared], *, for_good: bool
+) -> None:
+    problems, worked_on = _try_each_call(prepare(shape), for_good=for_good)
 
     assert not problems, "\n".join([*map(str, _operations(shape)), *problems[:20]])
     assert worked_on
@@ -209,9 +214,11 @@ def _give_nothing_back(patch: pytest.MonkeyPatch) -> None:
     "breaks", [_forget_failed_syncs, _forget_what_was_not_written, _give_nothing_back]
 )
 def test_a_driver_that_ignores_failures_is_caught(
-    breaks: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+    breaks: Callable[[pytest.MonkeyPatch], None],
+    prepare: Callable[[Shape], Prepared],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    prepared = SHAPES[0].prepared()
+    prepared = prepare(SHAPES[0])
     breaks(monkeypatch)
 
     assert _try_each_call(prepared, for_good=False)[0]

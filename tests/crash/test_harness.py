@@ -15,7 +15,7 @@ from .guest import History, Moment
 from .journal import Journal, Sync
 from .judging import Judge, chance_of
 from .qemu_log import LoggedQemu
-from .states import crash_states
+from .states import Effort, crash_states
 
 _SIZE = 1 << 20
 _OPERATIONS = 40
@@ -58,7 +58,7 @@ def test_no_state_that_qemu_leaves_is_bad(
     qemu_img("create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", path, _SIZE)
 
     journal, history = _record_qemu(qemu("qemu-io"), path, seed=cluster)
-    states = crash_states(journal, chance_of(cluster), samples=10)
+    states = crash_states(journal, chance_of(cluster), Effort(samples=10))
     report = Judge(history=history, open_disk=_open).report(states)
 
     assert not report.problems, report.told()
@@ -74,8 +74,8 @@ def test_qemu_without_its_syncs_is_caught(
 
     journal, history = _record_qemu(qemu("qemu-io"), path, seed=1)
     journal.events[:] = [event for event in journal.events if not isinstance(event, Sync)][:80]
-    states = crash_states(journal, chance_of(2), samples=10)
+    states = crash_states(journal, chance_of(2), Effort(samples=10))
     report = Judge(history=history, open_disk=_open).report(states)
 
-    assert len(report.problems) > report.states // 2
+    assert report.bad > report.states // 2
     assert "past the end of the file" in report.told(most=len(report.problems))

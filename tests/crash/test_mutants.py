@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
 from .judging import chance_of
 from .mutants import MUTANTS, Mutant
 from .running import record
-from .shapes import SHAPES
+from .shapes import SHAPES, Prepared, Shape
+from .states import Effort
 from .workloads import long_workload, singles
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
-def test_a_broken_driver_is_caught(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_driver_is_caught(
+    mutant: Mutant, prepare: Callable[[Shape], Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (shape,) = (shape for shape in SHAPES if shape.name == mutant.shape)
-    prepared = shape.prepared()
+    prepared = prepare(shape)
     chance = chance_of(mutant.name)
+    effort = Effort(samples=50)
     mutant.breaks(monkeypatch)
 
     tried = itertools.chain(
@@ -29,7 +34,8 @@ def test_a_broken_driver_is_caught(mutant: Mutant, monkeypatch: pytest.MonkeyPat
     )
     for operations in tried:
         recorded = record(prepared, operations)
-        report = recorded.judge().report(recorded.states(chance, samples=50))
+        states = itertools.islice(recorded.states(chance, effort), 0, None, shape.thinned)
+        report = recorded.judge().report(states, enough=1)
         if report.problems:
             return
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "check": "Say whether an image's metadata are sound, and mend them.",
     "compare": "Say whether two disks hold the same bytes.",
     "convert": "Copy a disk into a new image.",
+    "create": "Make a new image.",
     "dd": "Copy a part of a disk, with dd's operands.",
     "info": "Tell what an image says of itself.",
     "inspect": "Judge an image from a stranger, opening nothing else.",

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, Unpack
+from typing import Unpack
 
 import click
 
 from underlay.cli import options
-from underlay.cli.output import echo
 from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
 from underlay.jobs.convert import convert
-from underlay.plugins import registry
 
 __all__ = ["command"]
 
@@ -68,9 +65,9 @@ def command(
     What lies under that name is replaced. A copy that fails leaves no new image behind.
     """
     output_format = output_format or "raw"
-    settings = _settings(creation)
+    settings = options.creation_options(creation)
     if settings is None:
-        return _show_creation_options(output_format)
+        return options.show_creation_options(output_format)
     zeroes = 4096 if sparse_size is None else _sparse_size(sparse_size)
     threads = None if parallel is None else _parallel(parallel)
     if target_is_zero and not target_exists:
@@ -105,25 +102,6 @@ def command(
                 limits=access["limits"],
                 target_storage_options=target_storage_options,
             )
-    return 0
-
-
-def _settings(given: Sequence[str]) -> dict[str, Any] | None:
-    """``-o a=1,b=2``, a comma in a value doubled; None where help is wanted."""
-    settings: dict[str, Any] = {}
-    for text in ",".join(given).replace(",,", "\0").split(",") if given else ():
-        if text in {"help", "?"}:
-            return None
-        name, value = options.pair("-o", text.replace("\0", ","))
-        settings[name] = value
-    return settings
-
-
-def _show_creation_options(format_name: str) -> int:
-    echo("Supported options:")
-    for name, option in registry().driver(format_name).create_options.items():
-        default = f" (default {option.default})" if option.default else ""
-        echo(f"  {f'{name}=<{option.type}>':<22} - {option.help}{default}")
     return 0
 
 

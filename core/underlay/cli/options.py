@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import attrs
 import click
 
 from underlay.blocking import open_any, open_image
 from underlay.cli.help import CONTEXT, help_option
+from underlay.cli.output import echo
 from underlay.cli.problems import CommandError
 from underlay.errors import OptionError
 from underlay.gate import (
@@ -20,6 +21,7 @@ from underlay.gate import (
     PermissiveImplicitOpenGate,
 )
 from underlay.limits import DEFAULT_LIMITS, Limits
+from underlay.plugins import registry
 from underlay.sync import SyncFormatAccess
 from underlay.units import parse_size
 
@@ -28,6 +30,7 @@ __all__ = [
     "access_options",
     "cache_option",
     "command",
+    "creation_options",
     "force_share",
     "format_option",
     "given_size",
@@ -36,6 +39,7 @@ __all__ = [
     "open_disk",
     "output_option",
     "pair",
+    "show_creation_options",
     "target_storage_option",
 ]
 
@@ -203,6 +207,29 @@ def cache_option(
         expose_value=False,
         help="Accepted as qemu-img does; has no effect.",
     )
+
+
+# -- creating
+
+
+def creation_options(given: Sequence[str]) -> dict[str, Any] | None:
+    """``-o a=1,b=2``, a comma in a value doubled; None where help is wanted."""
+    settings: dict[str, Any] = {}
+    for text in ",".join(given).replace(",,", "\0").split(",") if given else ():
+        if text in {"help", "?"}:
+            return None
+        name, value = pair("-o", text.replace("\0", ","))
+        settings[name] = value
+    return settings
+
+
+def show_creation_options(format_name: str) -> int:
+    """Say what ``-o`` takes."""
+    echo("Supported options:")
+    for name, option in registry().driver(format_name).create_options.items():
+        default = f" (default {option.default})" if option.default else ""
+        echo(f"  {f'{name}=<{option.type}>':<22} - {option.help}{default}")
+    return 0
 
 
 # -- names, sizes, output

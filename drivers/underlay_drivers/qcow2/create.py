@@ -22,7 +22,14 @@ from underlay_drivers.qcow2.header import Extension, Header
 if TYPE_CHECKING:
     from underlay_drivers.qcow2.driver import Qcow2
 
-__all__ = ["NewImage", "check_size", "create_image", "feature_names", "new_image"]
+__all__ = [
+    "NewImage",
+    "check_size",
+    "create_image",
+    "creation_facts",
+    "feature_names",
+    "new_image",
+]
 
 _COMPAT: Final = {"v2": 2, "0.10": 2, "v3": 3, "1.1": 3}
 _COMPRESSION: Final = {name: number for number, name in layout.COMPRESSION_TYPES.items()}
@@ -107,7 +114,7 @@ class NewImage:
             raise _refuse("data-file-raw requires data-file", "data_file_raw")
         if self.backing_file is None:
             if self.backing_fmt is not None:
-                raise _refuse("A backing format needs a backing file", "backing_fmt")
+                raise _refuse("Backing format cannot be used without backing file", "backing_fmt")
             return
         if self.backing_fmt is None:
             raise _refuse("Backing file specified without backing format", "backing_fmt")
@@ -181,10 +188,10 @@ def new_image(options: FormatCreateOptions) -> NewImage:
     compat = given.get("compat", "v3")
     compression = given.get("compression_type", "zlib")
     if compat not in _COMPAT:
-        raise _refuse(f"Invalid parameter '{compat}' for compat: v2 or v3", "compat")
+        raise _refuse(f"Parameter 'version' does not accept value '{compat}'", "compat")
     if compression not in _COMPRESSION:
         raise _refuse(
-            f"Invalid parameter '{compression}' for compression_type: zlib or zstd",
+            f"Parameter 'compression-type' does not accept value '{compression}'",
             "compression_type",
         )
     image = NewImage(
@@ -202,6 +209,29 @@ def new_image(options: FormatCreateOptions) -> NewImage:
     )
     image.check()
     return image
+
+
+def creation_facts(options: FormatCreateOptions) -> dict[str, object]:
+    """See ``FormatDriverInstance.creation_facts``: every option that has a value."""
+    image = new_image(options)
+    given = options.options
+    facts: dict[str, object] = {
+        "cluster_size": image.cluster_size,
+        "extended_l2": image.extended_l2,
+        "preallocation": None
+        if image.preallocation is PreallocateMode.OFF
+        else image.preallocation.value,
+        "compression_type": layout.COMPRESSION_TYPES[image.compression_type],
+        "size": options.size,
+        "compat": given.get("compat"),
+        "backing_file": image.backing_file,
+        "backing_fmt": image.backing_fmt,
+        "data_file": image.data_file,
+        "data_file_raw": image.data_file_raw or None,
+        "lazy_refcounts": image.lazy_refcounts,
+        "refcount_bits": image.refcount_bits,
+    }
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def feature_names() -> bytes:

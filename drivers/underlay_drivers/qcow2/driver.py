@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar, NoReturn, Self
 
 from underlay.capabilities import (
@@ -85,6 +86,11 @@ class Qcow2(
             help="Whether discarding gives space back (unmap) or does nothing (ignore)",
             default="unmap",
         ),
+        "detect_zeroes": OptionSpec(
+            help="What to do with written zeroes: write them (off), mark them (on), or mark them "
+            "and give space back (unmap)",
+            default="off",
+        ),
     }
 
     create_options: ClassVar[Mapping[str, OptionSpec]] = CREATE_OPTIONS
@@ -133,6 +139,13 @@ class Qcow2(
         from underlay_drivers.qcow2.create import check_size, new_image
 
         check_size(new_image(options), options.size)
+
+    @classmethod
+    def creation_facts(cls, options: FormatCreateOptions) -> Mapping[str, object]:
+        """See ``FormatDriverInstance.creation_facts``."""
+        from underlay_drivers.qcow2.create import creation_facts
+
+        return creation_facts(options)
 
     @classmethod
     async def create(cls, options: FormatCreateOptions) -> None:
@@ -263,8 +276,17 @@ class Qcow2(
         Raises:
             StorageChangedError: it is another image now, not the same one changed.
         """
-        for storage in self.collect_storage_dependencies():
-            await storage.invalidate_cache()
+        async with nullcontext() if self._writer is None else self._writer.forgetting():
+            for storage in self.collect_storage_dependencies():
+                await storage.invalidate_cache()
+            await self.reload()
+
+    async def reload(self) -> None:
+        """See ``Writable.reload``.
+
+        Raises:
+            StorageChangedError: it is another image now, not the same one changed.
+        """
         header = await load_header(self.image)
         if _essence(header) != _essence(self.header):
             raise StorageChangedError(

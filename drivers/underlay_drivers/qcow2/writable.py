@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from underlay.driver import FormatOpenOptions, WriteTicket
-from underlay.errors import ReadOnlyError, UnsupportedOperationError
+from underlay.driver import DetectZeroes, FormatOpenOptions, WriteTicket
+from underlay.errors import OptionError, ReadOnlyError, UnsupportedOperationError
 from underlay_drivers.qcow2.dependencies import Dependencies
 from underlay_drivers.qcow2.header import Header
 
@@ -23,13 +24,16 @@ __all__ = ["Writable"]
 class Writable(Dependencies):
     """An image that may have a writing side; one that is open read-only has none."""
 
-    __slots__ = ("_discards", "_writer")
+    __slots__ = ("_detect_zeroes", "_discards", "_writer")
 
     def __init__(self, options: FormatOpenOptions, header: Header, *, cache_size: int) -> None:
         super().__init__(options.storage, header, limits=options.limits, cache_size=cache_size)
         self._writer: ImageWriter | None = None
         #: Whether a discard gives space back, or is ignored.
-        self._discards = options.options.get("discard", "unmap") != "ignore"
+        self._discards = _choice(options, "discard", ("unmap", "ignore")) == "unmap"
+        self._detect_zeroes = DetectZeroes(
+            _choice(options, "detect_zeroes", [mode.value for mode in DetectZeroes])
+        )
 
     def _start_writing(self, *, cache_size: int, refcount_cache_size: int) -> None:
         from underlay_drivers.qcow2.writing import ImageWriter
@@ -40,6 +44,10 @@ class Writable(Dependencies):
             cache_size=cache_size,
             refcount_cache_size=refcount_cache_size,
         )
+
+    async def reload(self) -> None:
+        """Read the header and the L1 table anew."""
+        raise NotImplementedError
 
     @property
     def writer(self) -> ImageWriter:
@@ -63,6 +71,10 @@ class Writable(Dependencies):
         if self._writer is None or self.geometry.external:
             return None
         return self._writer.back.leases
+
+    def detect_zeroes(self) -> DetectZeroes:
+        """See ``FormatDriverInstance.detect_zeroes``."""
+        return self._detect_zeroes
 
     def zero_granularity(self) -> int | None:
         """See ``FormatDriverInstance.zero_granularity``."""
@@ -179,3 +191,11 @@ class Writable(Dependencies):
                 await self._writer.back.finish()
         finally:
             await super().close()
+
+
+def _choice(options: FormatOpenOptions, name: str, known: Sequence[str]) -> str:
+    """The option's value, the first of ``known`` by default."""
+    value = options.options.get(name, known[0])
+    if value not in known:
+        raise OptionError(f"'{value}' is no {name}; known: {', '.join(known)}", option=name)
+    return str(value)

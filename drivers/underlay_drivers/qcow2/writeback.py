@@ -275,6 +275,16 @@ class Writeback:
             await self._flush()
             yield
 
+    @asynccontextmanager
+    async def forgetting(self) -> AsyncGenerator[None]:
+        """Forget what is dirty; what waited to be freed is leaked. Nobody flushes meanwhile."""
+        async with self._flushing:
+            self._dirty_l2, self._new_l2, self._dirty_l1 = {}, set(), set()
+            self._shows = False
+            self._unlinked, self._written, self._waiting = [], [], []
+            self._ready.clear()
+            yield
+
     async def switch(self, **fields: int) -> None:
         """Change the header, and with it all counts, in one write: inside ``all_at_once``.
 

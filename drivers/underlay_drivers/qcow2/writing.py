@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from underlay.handle import StorageHandle
     from underlay.limits import Limits
     from underlay.storage import PreallocateMode
-    from underlay_drivers.qcow2.dependencies import Dependencies
+    from underlay_drivers.qcow2.writable import Writable
 
 __all__ = ["ImageWriter"]
 
@@ -89,7 +89,7 @@ class ImageWriter:
     )
 
     def __init__(
-        self, disk: Dependencies, *, limits: Limits, cache_size: int, refcount_cache_size: int
+        self, disk: Writable, *, limits: Limits, cache_size: int, refcount_cache_size: int
     ) -> None:
         self.disk = disk
         self._limits = limits
@@ -119,10 +119,34 @@ class ImageWriter:
     async def _make_ready(self) -> None:
         if self._ready:
             return  # somebody else was quicker
+        if self.disk.header.incompatible_features & layout.DIRTY:
+            await self._mend()
         await self.look_around()
         await self._clear_autoclear_bits()
         self._ready = True
         self.disk.allow_writing(self.allocator.metadata)
+
+    async def _mend(self) -> None:
+        """The image was not closed properly: its reference counts may be stale, so count anew."""
+        from underlay_drivers.qcow2.repair import repair_image
+
+        disk = self.disk
+        result = await repair_image(disk.image, disk.header, self._limits, leaks_only=False)
+        if result.corruptions or result.check_errors:
+            raise CorruptImageError(
+                f"'{disk.image.name()}' was not closed properly, and {result.corruptions} errors "
+                "in it cannot be mended; read it, and copy what can be read"
+            )
+        await disk.reload()
+
+    @asynccontextmanager
+    async def forgetting(self) -> AsyncGenerator[None]:
+        """While this is held the tables are read anew; what was not flushed is forgotten."""
+        async with self.alone(), self.back.forgetting():
+            yield
+            if self._ready:
+                await self.look_around()
+                self.disk.allow_writing(self.allocator.metadata)
 
     async def look_around(self) -> None:
         """Find out where all metadata lies, and what is in use, from what is on disk."""

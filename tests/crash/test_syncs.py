@@ -1,0 +1,82 @@
+"""A guest's flush costs as few syncs as the order on disk allows, and never none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from underlay import SyncFormatAccess
+from underlay_storage.memory import MemoryStorage
+
+from .journal import Journal, Recorder, Sync
+from .shapes import SHAPES, Prepared, Shape
+
+
+def _shape(name: str) -> Shape:
+    return next(shape for shape in SHAPES if shape.name == name)
+
+
+def _syncs(
+    prepared: Prepared, work: Callable[[SyncFormatAccess], None], before: Callable[..., None]
+) -> Counter[int]:
+    """How often each file is synced for ``work`` and a flush after it."""
+    journal = Journal(prepared.contents)
+    memory = map(MemoryStorage, prepared.contents)
+    recorders = [Recorder(storage, journal, file=file) for file, storage in enumerate(memory)]
+    with prepared.open(recorders, writable=True) as disk:
+        # Opening and the first change have costs of their own.
+        before(disk)
+        disk.flush()
+        disk.sync()
+        start = len(journal.events)
+        work(disk)
+        disk.flush()
+        disk.sync()
+        happened = journal.events[start:]
+    return Counter(event.file for event in happened if isinstance(event, Sync))
+
+
+def _rewrite(disk: SyncFormatAccess) -> None:
+    disk.write(b"again" * 100, 3 * 512)
+
+
+def _write_new(disk: SyncFormatAccess) -> None:
+    for cluster in range(16, 40):
+        disk.write(b"new" * 100, cluster * 512)
+
+
+def _discard(disk: SyncFormatAccess) -> None:
+    disk.discard_to_zero(512, 4 * 512)
+
+
+def _nothing(disk: SyncFormatAccess) -> None:
+    return
+
+
+@pytest.mark.parametrize(
+    ("work", "syncs"),
+    [
+        # Data that is rewritten where it lies: only what the guest asked for.
+        pytest.param(_rewrite, 1, id="rewritten in place"),
+        # Data and counts before the entries that show them; then what the guest asked for.
+        pytest.param(_write_new, 2, id="24 new clusters"),
+        # The entries go, and nothing must be on disk before; counts follow with the next flush.
+        pytest.param(_discard, 1, id="discarded"),
+        pytest.param(_nothing, 1, id="nothing done"),
+    ],
+)
+def test_a_flush_costs_so_many_syncs(
+    prepare: Callable[[Shape], Prepared], work: Callable[[SyncFormatAccess], None], syncs: int
+) -> None:
+    prepared = prepare(_shape("refcount-1"))
+
+    assert _syncs(prepared, work, _rewrite) == {0: syncs}
+
+
+def test_a_data_file_is_synced_with_the_image(prepare: Callable[[Shape], Prepared]) -> None:
+    prepared = prepare(_shape("data-file"))
+
+    assert _syncs(prepared, _write_new, _rewrite) == {0: 2, 1: 2}
+    assert _syncs(prepared, _rewrite, _nothing) == {0: 1, 1: 1}
