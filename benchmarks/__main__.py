@@ -29,7 +29,10 @@ def main() -> int:
         if shutil.which(tool) is None:
             say(f"{tool} is not on the PATH: it is the peer (Debian: apt-get install qemu-utils)")
             return 2
-    folder = Path(options.folder, f"underlay-benchmarks-{os.getuid()}")
+    if options.keep:
+        folder = Path(options.folder, f"underlay-benchmarks-{os.getuid()}")
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="underlay-benchmarks-", dir=options.folder))
     setting = Setting(
         bench=Bench(rounds=options.rounds),
         images=Images(folder, size=parse_size(options.size)),
