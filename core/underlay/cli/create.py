@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import click
 
 from underlay.cli import options
-from underlay.cli.output import echo, harmless
+from underlay.cli.output import echo, printable
 from underlay.cli.problems import CommandError
 from underlay.errors import OptionError, StorageError
 from underlay.face import run_blocking
@@ -64,7 +64,7 @@ def command(
     def announce(facts: Mapping[str, object]) -> None:
         if not quiet:
             told = " ".join(f"{option}={_shown(value)}" for option, value in facts.items())
-            echo(f"Formatting '{harmless(name)}', fmt={format_name} {told}")
+            echo(f"Formatting '{printable(name)}', fmt={format_name} {told}")
 
     try:
         disk = run_blocking(
@@ -91,4 +91,4 @@ def command(
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return harmless(str(value))
+    return printable(str(value))

@@ -342,14 +342,6 @@ def metadata_regions(header: Header) -> tuple[Region, ...]:
 def write_obstacles(header: Header, *, file_size: int, name: str) -> Iterator[CorruptImageError]:
     """Why the image must not be written, though it can be read."""
     where = f"'{name}': " if name else ""
-    if header.incompatible_features & layout.DIRTY:
-        yield CorruptImageError(
-            f"{where}the image was not closed properly, and its reference counts cannot be "
-            "believed; mend them first, with `underlay check -r all`",
-            offset=layout.HEADER_V2_LENGTH,
-            field="incompatible_features",
-            value=header.incompatible_features,
-        )
     if header.incompatible_features & layout.CORRUPT:
         yield CorruptImageError(
             f"{where}the image is marked as corrupt and only opens read-only; repair it first",

@@ -248,7 +248,6 @@ UNWRITABLE: dict[str, Damage] = {
     "36 reftable over the L1 table": field(48, "Q", 0x30000),
     "39 one snapshot, offset 0": field(60, "I", 1),
     "41 snapshot table past the end": lambda image: image.put(60, "IQ", 1, 1 << 40),
-    "44 dirty": incompatible(0),
     "45 corrupt": incompatible(1),
     "142 snapshot table is the L1 table": lambda image: image.put(60, "IQ", 1, 0x30000),
 }
