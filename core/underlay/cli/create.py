@@ -50,16 +50,16 @@ def command(
         return options.show_creation_options(format_name)
     if not names:
         raise click.UsageError("Expecting image file name")
-    if len(names) > 2:  # noqa: PLR2004 (a name and a size)
-        raise click.UsageError(f"Unexpected argument: {names[2]}")
+    name, *sizes = names
+    if len(sizes) > 1:
+        raise click.UsageError(f"Unexpected argument: {sizes[1]}")
     size = settings.pop("size", None)
-    if len(names) > 1:
-        size = options.given_size(names[1], what="image size")
+    if sizes:
+        size = options.given_size(sizes[0], what="image size")
     if backing is not None:
         settings["backing_file"] = backing
     if backing_format is not None:
         settings["backing_fmt"] = backing_format
-    name = names[0]
 
     def announce(facts: Mapping[str, object]) -> None:
         if not quiet:

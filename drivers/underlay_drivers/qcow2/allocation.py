@@ -447,7 +447,7 @@ class Allocator:
             table = array("Q", self._table)
             swap(table)
             moved = (self._table_offset, table.tobytes(), self._table_clusters)
-            entries = frozenset()
+            entries = frozenset[int]()
         changes = RefcountChanges(
             blocks=frozenset(self._dirty_blocks),
             block_bytes=[
