@@ -92,3 +92,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=20_000,
         help="how many states after a power loss tests/crash judges (20000)",
     )
+    parser.addoption(
+        "--crash-kills",
+        type=int,
+        default=24,
+        help="how many writing programs tests/crash kills (24)",
+    )
+    parser.addoption(
+        "--both-ends",
+        type=int,
+        default=40,
+        help="on how many images QEMU and we write in turn in tests/crash (40; any other number "
+        "tries other ones each time)",
+    )

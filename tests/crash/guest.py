@@ -11,6 +11,7 @@ import attrs
 from underlay import SyncFormatAccess
 from underlay.capabilities import CompressedWriter, Snapshottable
 from underlay.errors import LimitExceededError
+from underlay.storage import PreallocateMode
 
 from .journal import SECTOR, Begun, Flushed, Journal
 
@@ -179,9 +180,10 @@ class Grow:
     """Make the disk longer by so many bytes."""
 
     by: int
+    preallocation: PreallocateMode = PreallocateMode.OFF
 
     def run(self, disk: SyncFormatAccess, number: int) -> None:
-        disk.resize(disk.size + self.by)
+        disk.resize(disk.size + self.by, self.preallocation)
 
     def after(self, history: History, number: int) -> Moment:
         now = history.now
@@ -245,8 +247,8 @@ class History:
     """What the disk held before the first operation, and after each one."""
 
     moments: list[Moment]
-    #: The numbers of operations on snapshots.
-    snapshotting: set[int] = attrs.field(factory=set[int])
+    #: The number of the last operation before the image was opened.
+    start: int = 0
 
     @property
     def now(self) -> Moment:
@@ -257,8 +259,6 @@ class History:
         """Append an operation's moment; its number."""
         number = len(self.moments)
         self.moments.append(operation.after(self, number))
-        if isinstance(operation, Take | Apply | Delete):
-            self.snapshotting.add(number)
         return number
 
     def replaced(self, offset: int, data: bytes) -> Moment:

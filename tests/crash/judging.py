@@ -17,9 +17,17 @@ from underlay_storage.memory import MemoryStorage
 from .guest import History, Moment
 from .journal import SECTOR
 from .states import CrashState
-from .structure import Verdict, look_at
+from .structure import look_at
 
-__all__ = ["Judge", "OpenDisk", "Report", "chance_of", "content_of", "differences"]
+__all__ = [
+    "Judge",
+    "OpenDisk",
+    "Report",
+    "chance_of",
+    "content_of",
+    "differences",
+    "use_and_mend",
+]
 
 #: One of so many states is used further, and its leaks are mended.
 _EVERY = 16
@@ -45,6 +53,10 @@ class Report:
     states: int = 0
     leaking: int = 0
     bad: int = 0
+    #: Of them, those that a second power loss left while the first was being mended.
+    again: int = 0
+    #: How many QEMU has looked at.
+    shown: int = 0
     #: What is wrong with the first bad ones.
     problems: list[tuple[CrashState, list[str]]] = attrs.field(
         factory=list[tuple[CrashState, list[str]]]
@@ -55,6 +67,8 @@ class Report:
         self.states += other.states
         self.leaking += other.leaking
         self.bad += other.bad
+        self.again += other.again
+        self.shown += other.shown
         self.problems = (self.problems + other.problems)[:_KEPT]
 
     def told(self, most: int = 3) -> str:
@@ -78,6 +92,8 @@ class Judge:
     open_disk: OpenDisk
     #: What else the disk may hold after an operation, by its number.
     alternatives: Mapping[int, bytes] = attrs.field(factory=dict[int, bytes])
+    #: What the disk holds and has to keep, if that is known.
+    exactly: bytes | None = None
     _buffers: dict[int, bytearray] = attrs.field(factory=dict[int, bytearray], init=False)
 
     def report(self, states: Iterable[CrashState], *, enough: int | None = None) -> Report:
@@ -98,34 +114,39 @@ class Judge:
         """What is wrong with a state."""
         verdict = look_at(state.contents[0])
         report.leaking += bool(verdict.leaks)
-        if verdict.corruptions:
-            return verdict.corruptions
-        unfinished = verdict.dirty or verdict.flags
-        if unfinished and not self._may_be_unfinished(state):
+        if verdict.faults:
             return verdict.faults
         try:
             problems = self._untrue(state)
-            if not unfinished:
-                problems += self._misjudged(state, leaks=len(verdict.leaks))
-            if not problems and (verdict.dirty or report.states % _EVERY == 0):
-                problems = self._cannot_go_on(state, verdict)
+            problems += self._misjudged(state, leaks=len(verdict.leaks))
+            if verdict.bitmaps:
+                problems += self._stale_bitmaps(state)
+            if not problems and report.states % _EVERY == 0:
+                problems = self._cannot_go_on(state)
         except UnderlayError as error:
             problems = [f"{type(error).__name__}: {error}"]
         return problems
 
-    def _may_be_unfinished(self, state: CrashState) -> bool:
-        """While snapshots change, counts and the bits that tell of them change one by one."""
-        numbers = range(state.promised + 1, state.begun + 1)
-        return not self.history.snapshotting.isdisjoint(numbers)
+    def allowed(self, state: CrashState) -> list[bytes]:
+        """Of what the disk may be a mixture."""
+        if self.exactly is not None:
+            return [self.exactly]
+        numbers = range(state.promised, state.begun + 1)
+        allowed = [self.history.moments[number].content for number in numbers]
+        return allowed + [
+            self.alternatives[number] for number in numbers if number in self.alternatives
+        ]
+
+    def read(self, state: CrashState) -> bytes:
+        """What the disk holds."""
+        with self._open(state) as disk:
+            return bytes(self._read(disk))
 
     def _untrue(self, state: CrashState) -> list[str]:
         """What the guest would see and must not, or miss."""
         moments = self.history.moments[state.promised : state.begun + 1]
-        numbers = range(state.promised, state.begun + 1)
-        allowed = [moment.content for moment in moments]
-        allowed += [self.alternatives[number] for number in numbers if number in self.alternatives]
         with self._open(state) as disk:
-            problems = differences(self._read(disk), allowed, "the disk")
+            problems = differences(self._read(disk), self.allowed(state), "the disk")
             snapshots = disk.capability(Snapshottable).snapshots()
         names = [snapshot.name for snapshot in snapshots]
         problems += self._wrong_snapshots(names, moments)
@@ -133,6 +154,13 @@ class Judge:
             if not problems:
                 problems += self._untrue_snapshot(state, name, moments)
         return problems
+
+    def _stale_bitmaps(self, state: CrashState) -> list[str]:
+        """A bitmap that says that it is up to date tells of no write that came after it."""
+        content = self.history.moments[self.history.start].content
+        if self.read(state) == content:
+            return []
+        return ["the bitmaps say that they are up to date, and the disk has changed since"]
 
     def _misjudged(self, state: CrashState, *, leaks: int) -> list[str]:
         """Our own check has to say the same as our second opinion."""
@@ -142,24 +170,17 @@ class Judge:
             return []
         return [f"our check finds {found}, and should find {leaks} leaks"]
 
-    def _cannot_go_on(self, state: CrashState, verdict: Verdict) -> list[str]:
-        """Opened for writing, the image is mended where it has to be; its leaks can be, too."""
+    def _cannot_go_on(self, state: CrashState) -> list[str]:
+        """The image can be written, and its leaks can be mended."""
         storages = [MemoryStorage(content) for content in state.contents]
         with self.open_disk(storages, None, writable=True) as disk:
             before = disk.read_bytes(0, disk.size)
-            disk.write(before[:SECTOR], 0)
-            disk.flush()
-            disk.sync()
-            if not verdict.dirty:
-                disk.capability(Repairable).repair(leaks_only=True)
+            use_and_mend(disk)
             if disk.read_bytes(0, disk.size) != before:
                 return ["what the disk holds changes when it is used again"]
         after = look_at(content_of(storages[0]))
-        problems = [f"used again: {fault}" for fault in after.corruptions]
-        if verdict.dirty or not verdict.flags:
-            problems += [f"used again: {fault}" for fault in after.faults]
-            problems += [f"used again: cluster {cluster} leaks" for cluster in after.leaks]
-        return problems
+        problems = [f"used again: {fault}" for fault in after.faults]
+        return problems + [f"used again: cluster {cluster} leaks" for cluster in after.leaks]
 
     def _open(self, state: CrashState, snapshot: str | None = None) -> SyncFormatAccess:
         storages = [MemoryStorage(content, writable=False) for content in state.contents]
@@ -191,6 +212,14 @@ class Judge:
         with self._open(state, name) as disk:
             content = self._read(disk)
         return differences(content, allowed, f"snapshot {name}")
+
+
+def use_and_mend(disk: SyncFormatAccess) -> None:
+    """Write what is there already, durably, and mend all leaks."""
+    disk.write(disk.read_bytes(0, SECTOR), 0)
+    disk.flush()
+    disk.sync()
+    disk.capability(Repairable).repair(leaks_only=True)
 
 
 def content_of(storage: MemoryStorage) -> bytes:

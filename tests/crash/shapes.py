@@ -10,9 +10,15 @@ import attrs
 
 import underlay
 from underlay import SyncFormatAccess
-from underlay.storage import BlockingStorage, StorageCreateOptions, StorageOpenOptions
+from underlay.storage import (
+    BlockingStorage,
+    PreallocateMode,
+    StorageCreateOptions,
+    StorageOpenOptions,
+)
 from underlay_storage.memory import MemoryStorage
 
+from .bitmaps import with_bitmap
 from .guest import (
     Apply,
     Compress,
@@ -51,6 +57,8 @@ class Shape:
     #: Whether it can have internal snapshots.
     snapshots: bool = True
     compression: bool = True
+    #: Whether it has a bitmap that is up to date.
+    bitmap: bool = False
     #: Guest bytes that are written beforehand, beside a few clusters.
     filled: int = 0
     #: For the driver, when the image is opened for writing.
@@ -119,6 +127,10 @@ class Shape:
             for operation in before:
                 operation.run(disk, history.add(operation))
         contents = tuple(map(memory_content, names))
+        outdated = range(0)
+        if self.bitmap:
+            image, outdated = with_bitmap(contents[0])
+            contents = (image, *contents[1:])
         for name in names:
             MemoryStorage.remove(name)
         if self.backing:
@@ -127,7 +139,12 @@ class Shape:
         if self.backing:
             backing = underlay.open_image(MemoryStorage(below, writable=False), format="raw")
         return Prepared(
-            shape=self, contents=contents, history=history, below=below, backing=backing
+            shape=self,
+            contents=contents,
+            history=history,
+            below=below,
+            backing=backing,
+            outdated=outdated,
         )
 
 
@@ -143,10 +160,13 @@ class Prepared:
     #: What the backing image holds, and its disk.
     below: bytes
     backing: SyncFormatAccess | None
+    #: Clusters that leak when the image is changed: those of a bitmap, which is not true any more.
+    outdated: range
 
     def again(self) -> History:
         """A history that can be continued."""
-        return History(list(self.history.moments))
+        moments = list(self.history.moments)
+        return History(moments, start=len(moments) - 1)
 
     def open(
         self, storages: Sequence[BlockingStorage], snapshot: str | None = None, *, writable: bool
@@ -184,7 +204,7 @@ def memory_content(name: str) -> bytes:
 
 
 SHAPES = (
-    Shape(name="v3", further=(Grow(2 << 20),)),
+    Shape(name="v3", further=(Grow(2 << 20), Grow(24 << 10, PreallocateMode.METADATA))),
     Shape(name="v2", options={"compat": "v2"}),
     Shape(name="refcount-1", options={"refcount_bits": 1}, snapshots=False, compression=False),
     Shape(
@@ -193,9 +213,18 @@ SHAPES = (
         compression=False,
         open_options={"cache_size": 2048, "refcount_cache_size": 2048},
     ),
+    Shape(name="refcount-4", options={"refcount_bits": 4, "lazy_refcounts": True}),
     Shape(name="refcount-64", options={"refcount_bits": 64}),
-    Shape(name="backing", backing=80 << 10),
-    Shape(name="data-file", has_data_file=True, snapshots=False, compression=False),
+    Shape(name="bitmap", bitmap=True),
+    Shape(name="backing", options={"refcount_bits": 32}, backing=80 << 10),
+    Shape(
+        name="data-file",
+        options={"refcount_bits": 8},
+        has_data_file=True,
+        snapshots=False,
+        compression=False,
+        further=(Grow(24 << 10, PreallocateMode.FULL),),
+    ),
     Shape(
         name="raw-data-file",
         options={"data_file_raw": True},
@@ -203,7 +232,12 @@ SHAPES = (
         snapshots=False,
         compression=False,
     ),
-    Shape(name="subclusters", cluster=16 << 10, size=512 << 10, options={"extended_l2": True}),
+    Shape(
+        name="subclusters",
+        cluster=16 << 10,
+        size=512 << 10,
+        options={"extended_l2": True, "refcount_bits": 8},
+    ),
     Shape(
         name="subclusters-backing",
         cluster=16 << 10,

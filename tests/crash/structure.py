@@ -34,6 +34,8 @@ class Verdict:
     #: Entries whose bit COPIED disagrees with a count, and that do no harm: a cluster will be
     #: copied in vain, or is counted too high.
     flags: list[str] = attrs.field(factory=list[str])
+    #: Whether the image has bitmaps that say that they are up to date.
+    bitmaps: bool = False
     #: Host clusters that nothing refers to and that are counted as used.
     leaks: list[int] = attrs.field(factory=list[int])
 
@@ -218,6 +220,7 @@ class _Look:
             return
         for kind, data in self.extensions():
             if kind == _BITMAPS:
+                self.found.bitmaps = True
                 count, _, size, at = struct.unpack(">IIQQ", data)
                 self.reference(at, size, "the bitmap directory")
                 for number in range(count):
