@@ -13,6 +13,7 @@ from pathlib import Path
 import attrs
 from benchmarks.images import Images, run
 from benchmarks.measuring import Bench, Result, seconds
+from benchmarks.writing import WRITING
 
 import underlay
 from underlay import jobs
@@ -288,6 +289,7 @@ ROWS: dict[str, Row] = {
     "info": info,
     "open": open_small,
     "memory": memory,
+    **WRITING,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ _REWRITES = 50_000
 _FIRST_WRITES = 8192
 #: Both sides flush after so many writes.
 _FLUSH_EVERY = 1024
+#: Bytes of each awaited write.
+_AWAITED = 8 * _MIB
 
 
 def _offsets() -> list[int]:
@@ -152,37 +155,62 @@ def first_writes(setting: Setting) -> Result:
     )
 
 
+def _bare(setting: Setting, data: bytes) -> float:
+    """Seconds for writing ``data`` again and again into a new bare file."""
+    file = setting.images.folder / "new.raw"
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+
+    def work() -> None:
+        for offset in range(0, setting.images.size, len(data)):
+            os.pwrite(descriptor, data, offset)
+
+    try:
+        return seconds(work)
+    finally:
+        os.close(descriptor)
+        file.unlink()
+
+
 def sequential(setting: Setting) -> Result:
-    """Writes in a row through the awaited face, beside the same bytes put into a bare file."""
+    """Writes in a row into new clusters, beside the same bytes put into a bare file."""
     size = setting.images.size
     image = setting.images.folder / "new.qcow2"
-    file = setting.images.folder / "new.raw"
     data = random.Random(5).randbytes(_MIB)  # noqa: S311
+
+    def ours() -> float:
+        with underlay.open_any(image, writable=True) as disk:
+
+            def work() -> None:
+                for offset in range(0, size, _MIB):
+                    disk.write(data, offset)
+
+            return seconds(work)
+
+    return setting.bench.compare(
+        "1 MiB writes in a row",
+        lambda: _anew(image, size, ours),
+        {"os.pwrite loop": lambda: _bare(setting, data)},
+        bar=1 / 0.9,
+    )
+
+
+def sequential_async(setting: Setting) -> Result:
+    """The same through the awaited face, where each write is some worker's."""
+    size = setting.images.size
+    image = setting.images.folder / "new.qcow2"
+    data = random.Random(5).randbytes(_AWAITED)  # noqa: S311
 
     async def awaited() -> float:
         async with await underlay.aio.open_any(image, writable=True) as disk:
             start = asyncio.get_running_loop().time()
-            for offset in range(0, size, _MIB):
+            for offset in range(0, size, len(data)):
                 await disk.write(data, offset)
             return asyncio.get_running_loop().time() - start
 
-    def bare() -> float:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-
-        def work() -> None:
-            for offset in range(0, size, _MIB):
-                os.pwrite(descriptor, data, offset)
-
-        try:
-            return seconds(work)
-        finally:
-            os.close(descriptor)
-            file.unlink()
-
     return setting.bench.compare(
-        "1 MiB writes in a row, awaited",
+        f"{_AWAITED // _MIB} MiB writes in a row, awaited",
         lambda: _anew(image, size, lambda: asyncio.run(awaited())),
-        {"os.pwrite loop": bare},
+        {"os.pwrite loop": lambda: _bare(setting, data)},
         bar=1 / 0.9,
     )
 
@@ -198,11 +226,24 @@ def check(setting: Setting) -> Result:
             assert not found.leaks
 
     return setting.bench.compare(
-        "check 1 TiB of tables",
-        lambda: seconds(ours),
-        {"qemu-img check": lambda: seconds(lambda: run("qemu-img", "check", "-q", path))},
+        "check 1 TiB of tables", lambda: seconds(ours), _qemu_check(path), bar=0.3
+    )
+
+
+def check_command(setting: Setting) -> Result:
+    """The same as a command, Python's start included."""
+    path = setting.images.preallocated()
+    command = (sys.executable, "-m", "underlay", "check", "-q", path)
+    return setting.bench.compare(
+        "underlay check of 1 TiB of tables",
+        lambda: seconds(lambda: run(*command)),
+        _qemu_check(path),
         bar=0.3,
     )
+
+
+def _qemu_check(path: Path) -> dict[str, Callable[[], float]]:
+    return {"qemu-img check": lambda: seconds(lambda: run("qemu-img", "check", "-q", path))}
 
 
 #: By name, in the order of the table.
@@ -211,5 +252,7 @@ WRITING: dict[str, Row] = {
     "rewrite-qemu": rewrite_qemu,
     "first-writes": first_writes,
     "sequential": sequential,
+    "sequential-async": sequential_async,
     "check": check,
+    "command-check": check_command,
 }
