@@ -212,7 +212,7 @@ class ClusterMap(FormatDriverInstance):
         if left <= 0:
             return Eof()
         wanted = max(1, min(max_length, left))
-        kind, host, length = await self._run_at(offset, wanted)
+        kind, host, length = await self.run_at(offset, wanted)
         table_mask = (1 << self._l1_shift) - 1
         # A run ends inside a table because something else follows, unless subclusters are involved.
         while length < wanted and (self.geometry.extended or not (offset + length) & table_mask):
@@ -277,7 +277,7 @@ class ClusterMap(FormatDriverInstance):
             yield kind, host, length
             offset += length
 
-    async def _run_at(self, offset: int, wanted: int) -> Run:
+    async def run_at(self, offset: int, wanted: int) -> Run:
         """The run at a guest offset; reads its L2 table if need be."""
         table = await self.l2_table(offset >> self._l1_shift)
         if table is None:
