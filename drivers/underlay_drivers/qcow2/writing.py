@@ -401,6 +401,21 @@ class ImageWriter:
         """How many clusters hold so many bytes."""
         return -(-length >> self.disk.geometry.cluster_bits)
 
+    async def _unwritten(self, claim: _Claim, start: int, end: int) -> list[tuple[int, int]]:
+        """Which guest bytes of a claim's are not data in their own place yet.
+
+        The rest must not be written: somebody may be doing that, who needs no ticket for it.
+        """
+        if claim.kind != _RESERVED:
+            return [] if claim.kind == _IN_PLACE else [(start, end)]
+        pieces: list[tuple[int, int]] = []
+        while start < end:
+            kind, _, length = await self.disk.run_at(start, end - start)
+            if kind != DATA:
+                pieces.append((start, min(start + length, end)))
+            start += length
+        return pieces
+
     # -- tables
 
     async def table(self, number: int) -> Table:
@@ -542,12 +557,10 @@ class ImageWriter:
         moved = ticket.offset - ticket.guest_offset
         start = ticket.guest_offset - ticket.before
         end = ticket.guest_offset + ticket.length + ticket.after
-        pieces = [(start, end)]
-        if data is not None:
-            pieces = [(start, ticket.guest_offset), (ticket.guest_offset + ticket.length, end)]
-        elif claim.kind == _IN_PLACE:
-            pieces = []
         try:
+            pieces = [(start, ticket.guest_offset), (ticket.guest_offset + ticket.length, end)]
+            if data is None:
+                pieces = await self._unwritten(claim, start, end)
             for first, stop in pieces:
                 at = first
                 while at < stop:
