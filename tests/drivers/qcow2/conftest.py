@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from .ends import Ends
 from .images import Image
 
 Tool = Callable[..., str]
@@ -89,3 +91,9 @@ def bitmapped(tmp_path_factory: pytest.TempPathFactory, qemu_img: Tool, qemu_io:
     qemu_img("bitmap", "--add", "-g", "512", path, "fine")
     qemu_io("-f", "qcow2", "-c", "write -P 0x11 1M 64k", path)
     return Image.load(path)
+
+
+@pytest.fixture
+def ends(tmp_path: Path, qemu_img: Tool, qemu_io: Tool) -> Ends:
+    """An image file that QEMU and we change in turn."""
+    return Ends(tmp_path, qemu_img, qemu_io)
