@@ -103,7 +103,7 @@ class Writer:
                 start, done = await method(offset, end - offset)
             except UnsupportedOperationError:
                 start, done = end, 0
-            if done <= 0:
+            if start + done <= offset:
                 start, done = end, 0
             start = max(start, offset)
             await self._write_zeroes(offset, min(start, end) - offset)
@@ -128,7 +128,7 @@ class Writer:
         end = offset + length
         while offset < end:
             start, done = await method(offset, end - offset)
-            if done <= 0 or start + done <= offset:
+            if start + done <= offset:
                 return
             offset = start + done
 
