@@ -314,8 +314,8 @@ class FormatDriverInstance(Protocol):
     async def ensure_zero_mapping(self, offset: int, length: int) -> tuple[int, int]:
         """Make as much of the range as possible read as zeroes without writing data.
 
-        Returns the offset and the length that now do, as close to ``offset`` as possible; the
-        length may be 0. Frees nothing.
+        Returns the offset and the length that now do, as close to ``offset`` as possible. With a
+        length of 0 nothing before that offset can, and what follows it may. Frees nothing.
         """
         raise UnsupportedOperationError(f"{self.format_name} cannot map zeroes")
 
