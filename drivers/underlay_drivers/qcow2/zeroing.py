@@ -36,7 +36,7 @@ async def change_range(
 ) -> tuple[int, int]:
     """Change what can be changed of guest bytes ``offset`` on, up to the end of one L2 table.
 
-    The offset and the length that were changed; the length may be 0.
+    The offset and the length that were changed; with a length of 0, where to go on.
 
     Raises:
         UnsupportedOperationError: version 2 cannot say "zero" where that hides something.
@@ -64,7 +64,11 @@ async def change_range(
             await disk.data_storage().write_zeroes(start, end - start)
         async with writer.back.lock:
             writer.back.check()
-            return start, await change_entries(writer, start, end, goal) - start
+            reached = await change_entries(writer, start, end, goal)
+            if reached == start:
+                # A compressed cluster changes as a whole or not at all; what follows it may.
+                return start - start % geometry.cluster_size + geometry.cluster_size, 0
+            return start, reached - start
     except CorruptImageError as error:
         await writer.back.condemn(error)
         raise
