@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeGuard, TypeVar
 
 import attrs
 
@@ -17,6 +17,7 @@ from underlay.errors import UnsupportedOperationError
 from underlay.limits import Limits
 
 if TYPE_CHECKING:
+    from underlay.driver import OptionSpec
     from underlay.gate import Reference
     from underlay.handle import StorageHandle
 
@@ -300,9 +301,26 @@ class Amendable(Protocol):
 
     __slots__ = ()
 
+    #: What can be changed; no option has a default, since what is not given stays as it is.
+    amend_options: ClassVar[Mapping[str, OptionSpec]]
+
     @abstractmethod
-    async def amend(self, options: Mapping[str, object]) -> None:
-        """Apply the options, each one of ``create_options``."""
+    async def amend(
+        self,
+        options: Mapping[str, object],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Apply the options, each one of ``amend_options`` and of the type that it says.
+
+        Names of other objects are only recorded: a disk goes on with those that it has open, and
+        uses what is recorded now when it is opened anew. ``progress`` is told how many steps of how
+        many are done; it may begin anew.
+
+        Raises:
+            OptionError: an option is unknown, or its value impossible for this image; nothing was
+                changed.
+            ReadOnlyError: the image is not open for writing.
+        """
         ...
 
 

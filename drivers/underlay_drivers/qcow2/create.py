@@ -23,15 +23,19 @@ if TYPE_CHECKING:
     from underlay_drivers.qcow2.driver import Qcow2
 
 __all__ = [
+    "COMPAT",
     "NewImage",
+    "check_backing_name",
     "check_size",
     "create_image",
     "creation_facts",
     "feature_names",
+    "has_names",
     "new_image",
 ]
 
-_COMPAT: Final = {"v2": 2, "0.10": 2, "v3": 3, "1.1": 3}
+#: Versions by the names that they go by.
+COMPAT: Final = {"v2": 2, "0.10": 2, "v3": 3, "1.1": 3}
 _COMPRESSION: Final = {name: number for number, name in layout.COMPRESSION_TYPES.items()}
 #: In smaller clusters QEMU leaves the table of feature names out.
 _CLUSTER_SIZE_WITH_NAMES: Final = 8192
@@ -118,16 +122,7 @@ class NewImage:
             return
         if self.backing_fmt is None:
             raise _refuse("Backing file specified without backing format", "backing_fmt")
-        if len(_stored(self.backing_file)) > layout.BACKING_NAME_MAX:
-            raise _refuse(
-                f"The backing file's name has more than {layout.BACKING_NAME_MAX} bytes",
-                "backing_file",
-            )
-        if len(_stored(self.backing_fmt)) > layout.BACKING_FORMAT_MAX:
-            raise _refuse(
-                f"The backing format's name has more than {layout.BACKING_FORMAT_MAX} bytes",
-                "backing_fmt",
-            )
+        check_backing_name(self.backing_file, self.backing_fmt)
         if self.data_file_raw:
             raise _refuse(
                 "Backing file and data-file-raw cannot be used at the same time", "data_file_raw"
@@ -139,6 +134,14 @@ class NewImage:
                 "preallocation",
             )
 
+    def check_size(self, size: int) -> None:
+        """Refuse a disk of so many bytes that such an image cannot hold.
+
+        Raises:
+            OptionError: it is too large.
+        """
+        check_size(size, cluster_size=self.cluster_size, extended_l2=self.extended_l2)
+
     def header(self) -> Header:
         """The header of the smallest such image, whose disk has no bytes."""
         extensions: list[Extension] = []
@@ -147,7 +150,7 @@ class NewImage:
         if self.data_file is not None:
             extensions.append(Extension(layout.EXTENSION_DATA_FILE, _stored(self.data_file)))
         version_3 = self.version > 2  # noqa: PLR2004
-        if version_3 and self.cluster_size >= _CLUSTER_SIZE_WITH_NAMES:
+        if version_3 and has_names(self.cluster_size):
             extensions.append(Extension(layout.EXTENSION_FEATURE_NAMES, feature_names()))
         incompatible = 0
         if self.data_file is not None:
@@ -187,7 +190,7 @@ def new_image(options: FormatCreateOptions) -> NewImage:
     given: Mapping[str, Any] = options.options
     compat = given.get("compat", "v3")
     compression = given.get("compression_type", "zlib")
-    if compat not in _COMPAT:
+    if compat not in COMPAT:
         raise _refuse(f"Parameter 'version' does not accept value '{compat}'", "compat")
     if compression not in _COMPRESSION:
         raise _refuse(
@@ -195,7 +198,7 @@ def new_image(options: FormatCreateOptions) -> NewImage:
             "compression_type",
         )
     image = NewImage(
-        version=_COMPAT[compat],
+        version=COMPAT[compat],
         cluster_size=given.get("cluster_size", 65536),
         refcount_bits=given.get("refcount_bits", 16),
         compression_type=_COMPRESSION[compression],
@@ -234,6 +237,29 @@ def creation_facts(options: FormatCreateOptions) -> dict[str, object]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
+def check_backing_name(name: str, format_name: str) -> None:
+    """Refuse names that no header can hold.
+
+    Raises:
+        OptionError: one is too long.
+    """
+    if len(_stored(name)) > layout.BACKING_NAME_MAX:
+        raise _refuse(
+            f"The backing file's name has more than {layout.BACKING_NAME_MAX} bytes",
+            "backing_file",
+        )
+    if len(_stored(format_name)) > layout.BACKING_FORMAT_MAX:
+        raise _refuse(
+            f"The backing format's name has more than {layout.BACKING_FORMAT_MAX} bytes",
+            "backing_fmt",
+        )
+
+
+def has_names(cluster_size: int) -> bool:
+    """Whether a header in clusters of this size has the table of feature names."""
+    return cluster_size >= _CLUSTER_SIZE_WITH_NAMES
+
+
 def feature_names() -> bytes:
     """The table of feature names that new images get."""
     return b"".join(
@@ -242,14 +268,14 @@ def feature_names() -> bytes:
     )
 
 
-def check_size(image: NewImage, size: int) -> None:
-    """Refuse a disk that such an image cannot hold.
+def check_size(size: int, *, cluster_size: int, extended_l2: bool) -> None:
+    """Refuse a disk of so many bytes where the L1 table would be too large for it.
 
     Raises:
         OptionError: it is too large.
     """
-    entry_bytes = 16 if image.extended_l2 else 8
-    covered = image.cluster_size * (image.cluster_size // entry_bytes)
+    entry_bytes = 16 if extended_l2 else 8
+    covered = cluster_size * (cluster_size // entry_bytes)
     if -(-size // covered) * 8 > layout.L1_BYTES_MAX:
         raise _refuse(
             "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
@@ -260,7 +286,7 @@ def check_size(image: NewImage, size: int) -> None:
 async def create_image(driver: type[Qcow2], options: FormatCreateOptions) -> None:
     """Write a new image into ``options.storage``, which is empty."""
     image = new_image(options)
-    check_size(image, options.size)
+    image.check_size(options.size)
     storage = options.storage
     assert storage is not None
     header = image.header()

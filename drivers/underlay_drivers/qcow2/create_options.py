@@ -7,7 +7,7 @@ from typing import Final
 
 from underlay.driver import OptionSpec
 
-__all__ = ["CREATE_OPTIONS"]
+__all__ = ["AMEND_OPTIONS", "CREATE_OPTIONS"]
 
 #: In qemu-img's order.
 CREATE_OPTIONS: Final[Mapping[str, OptionSpec]] = {
@@ -30,4 +30,21 @@ CREATE_OPTIONS: Final[Mapping[str, OptionSpec]] = {
     "refcount_bits": OptionSpec(
         "Width of a reference count entry in bits", type="int", default="16"
     ),
+}
+
+#: In qemu-img's order.
+AMEND_OPTIONS: Final[Mapping[str, OptionSpec]] = {
+    **{
+        name: OptionSpec(CREATE_OPTIONS[name].help, type=CREATE_OPTIONS[name].type)
+        for name in (
+            "backing_file",
+            "backing_fmt",
+            "compat",
+            "data_file",
+            "data_file_raw",
+            "lazy_refcounts",
+            "refcount_bits",
+        )
+    },
+    "size": OptionSpec("Virtual disk size", type="size"),
 }

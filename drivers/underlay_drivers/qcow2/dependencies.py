@@ -97,6 +97,11 @@ class Dependencies(ClusterMap):
         """See ``FormatDriverInstance.backing``."""
         return self._backing
 
+    def renamed(self) -> None:
+        """The header names another backing image; one that is attached stays."""
+        if self._backing_pending is not None:
+            self._backing_pending = self.header.backing_file
+
     # -- for programs: what the image says
 
     def requires_external_data_file(self) -> bool:

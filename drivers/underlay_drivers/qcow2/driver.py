@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar, NoReturn, Self
 
 from underlay.capabilities import (
+    Amendable,
     Bitmap,
     BitmapStore,
     CheckResult,
@@ -41,7 +42,7 @@ from underlay.probing import Match, NoMatch, ProbeVerdict, ProbeView
 from underlay.storage import AnyStorage
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.compressed import decompress
-from underlay_drivers.qcow2.create_options import CREATE_OPTIONS
+from underlay_drivers.qcow2.create_options import AMEND_OPTIONS, CREATE_OPTIONS
 from underlay_drivers.qcow2.description import bitmap_warnings, describe, flagged_damage
 from underlay_drivers.qcow2.header import Header
 from underlay_drivers.qcow2.loading import load_header, load_l1
@@ -65,6 +66,7 @@ class Qcow2(
     Inspectable,
     Repairable,
     CompressedWriter,
+    Amendable,
 ):
     """An open qcow2 image: the driver, and the public class for programs that need no more.
 
@@ -94,6 +96,7 @@ class Qcow2(
     }
 
     create_options: ClassVar[Mapping[str, OptionSpec]] = CREATE_OPTIONS
+    amend_options: ClassVar[Mapping[str, OptionSpec]] = AMEND_OPTIONS
 
     def __init__(self, options: FormatOpenOptions, header: Header) -> None:
         super().__init__(
@@ -136,9 +139,9 @@ class Qcow2(
     @classmethod
     def check_create(cls, options: FormatCreateOptions) -> None:
         """See ``FormatDriverInstance.check_create``."""
-        from underlay_drivers.qcow2.create import check_size, new_image
+        from underlay_drivers.qcow2.create import new_image
 
-        check_size(new_image(options), options.size)
+        new_image(options).check_size(options.size)
 
     @classmethod
     def creation_facts(cls, options: FormatCreateOptions) -> Mapping[str, object]:

@@ -190,12 +190,7 @@ class Header:
         Raises:
             LimitExceededError: it does not fit into a cluster.
         """
-        chunks: list[bytes] = []
-        for extension in self.extensions:
-            chunks += (layout.EXTENSION.pack(extension.type, len(extension.data)), extension.data)
-            chunks.append(bytes(-len(extension.data) % 8))
-        chunks.append(layout.EXTENSION.pack(layout.EXTENSION_END, 0))
-        area = b"".join(chunks)
+        area = self.extension_area()
         backing_offset = self.header_length + len(area) if self.backing_name else 0
         placed = attrs.evolve(
             self, backing_file_offset=backing_offset, backing_file_size=len(self.backing_name)
@@ -213,6 +208,15 @@ class Header:
                 allowed=self.cluster_size,
             )
         return packed
+
+    def extension_area(self) -> bytes:
+        """The extensions with their padding and the end marker."""
+        chunks: list[bytes] = []
+        for extension in self.extensions:
+            chunks += (layout.EXTENSION.pack(extension.type, len(extension.data)), extension.data)
+            chunks.append(bytes(-len(extension.data) % 8))
+        chunks.append(layout.EXTENSION.pack(layout.EXTENSION_END, 0))
+        return b"".join(chunks)
 
     def fixed_bytes(self) -> bytes:
         """The fields that every image of the version has, as they are: within one sector."""

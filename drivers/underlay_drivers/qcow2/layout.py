@@ -94,6 +94,8 @@ EXTENSION_FEATURE_NAMES: Final = 0x6803F857
 EXTENSION_BITMAPS: Final = 0x23852875
 EXTENSION_ENCRYPTION: Final = 0x0537BE77
 EXTENSION_DATA_FILE: Final = 0x44415441
+#: Of our own: a gap to be skipped, there only while a header is rewritten.
+EXTENSION_GAP: Final = 0x756E6467
 EXTENSION_NAMES: Final = {
     EXTENSION_BACKING_FORMAT: "backing file format",
     EXTENSION_FEATURE_NAMES: "feature name table",

@@ -137,6 +137,11 @@ class ClusterMap(FormatDriverInstance):
             )
         )
 
+    def judge_by(self, header: Header) -> None:
+        """Judge entries by the rules for this header, which has another version than before."""
+        self.geometry = Geometry.of(header)
+        self._plain_bad = self.geometry.plain_bad
+
     def replace_l1(self, header: Header, l1: Table) -> None:
         """Map through another L1 table, which leads to the same as far as the old one went."""
         self._look_at_header(header, l1, header.l1_table_offset)

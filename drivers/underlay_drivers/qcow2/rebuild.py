@@ -125,15 +125,8 @@ class Rebuild:
 
     async def write(self) -> None:
         """Write the structures, then the pointer to them, each durable before the next."""
-        image, old_size = self._image, self._image.size()
-        try:
-            await self._write_structures()
-            await image.sync()
-        except BaseException:
-            # Nothing leads there yet.
-            if image.size() > old_size:
-                await image.resize(old_size)
-            raise
+        image = self._image
+        await self.write_structures()
         new = self.header
         pointer = struct.pack(
             ">QIIQ",
@@ -144,6 +137,17 @@ class Rebuild:
         )
         await image.write(pointer, _POINTER)
         await image.sync()
+
+    async def write_structures(self) -> None:
+        """Write the structures durably; nothing leads there yet."""
+        image, old_size = self._image, self._image.size()
+        try:
+            await self._write_structures()
+            await image.sync()
+        except BaseException:
+            if image.size() > old_size:
+                await image.resize(old_size)
+            raise
 
     async def _write_structures(self) -> None:
         if self._snapshot_table is not None:

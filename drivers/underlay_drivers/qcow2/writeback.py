@@ -36,6 +36,7 @@ from underlay_drivers.qcow2.tables import Table, packed
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
     from underlay_drivers.qcow2.dependencies import Dependencies
+    from underlay_drivers.qcow2.header import Header
 
 __all__ = ["Freed", "Writeback"]
 
@@ -323,6 +324,35 @@ class Writeback:
             raise
         self._disk.header = header
         await self._barrier(self._storages())
+
+    async def change_header(self, **fields: int) -> None:
+        """``update_header`` for one who is inside ``all_at_once``."""
+        await to_the_end(self._write_header(fields))
+
+    async def rewrite_header(self, header: Header) -> None:
+        """Write another header, its extensions and names included; otherwise ``update_header``.
+
+        Raises:
+            LimitExceededError: there is no room for it; nothing was written.
+        """
+        from underlay_drivers.qcow2.header_writing import plan_header
+
+        async with self._flushing:
+            self.check()
+            steps, placed = plan_header(self._disk.header, header)
+            await to_the_end(self._take_steps(steps))
+            self._disk.header = placed
+
+    async def _take_steps(self, steps: list[tuple[int, bytes]]) -> None:
+        image = self._disk.image
+        await self._barrier(self._storages())
+        try:
+            for offset, data in steps:
+                await image.write(data, offset)
+                await self._barrier([image])
+        except UnderlayError as error:
+            self.give_up("the header could not be written", error)
+            raise
 
     async def finish(self) -> None:
         """At the end of a session: free what is still waiting, and cut the file's free tail.
