@@ -65,6 +65,7 @@ class Allocator:
         "_table_clusters",
         "_table_offset",
         "counts",
+        "highest_freed",
         "metadata",
     )
 
@@ -92,6 +93,8 @@ class Allocator:
         self._packed_to = 0
         #: Every cluster with a lower number is in use.
         self._hint = 1
+        #: Host offset of the last cluster that has become free in this session; 0 if none has.
+        self.highest_freed = 0
 
     async def load(self, header: Header) -> None:
         """Read the refcount table and put its blocks among the metadata; forget what was known.
@@ -301,6 +304,7 @@ class Allocator:
         self._dirty_blocks.add(number)
         if not count:
             self._hint = min(self._hint, index)
+            self.highest_freed = max(self.highest_freed, offset)
         return count
 
     async def lower(self, offset: int, clusters: int) -> None:
