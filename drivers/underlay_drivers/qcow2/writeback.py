@@ -81,7 +81,6 @@ class Writeback:
         "_dirty_l2",
         "_disk",
         "_flushing",
-        "_highest_freed",
         "_new_l2",
         "_ready",
         "_shows",
@@ -117,7 +116,6 @@ class Writeback:
         self._written: list[Freed] = []
         self._waiting: list[list[Freed]] = []
         self._ready: deque[list[Freed]] = deque()
-        self._highest_freed = 0
 
     # -- what was changed; under the lock
 
@@ -364,7 +362,7 @@ class Writeback:
         # Nobody can use a closed disk's mappings, whatever leases are still held.
         self._ready.extend(self._waiting)
         self._waiting = []
-        if not self._highest_freed and not self._ready and not self.allocator.dirty_bytes:
+        if not self.allocator.highest_freed and not self._ready and not self.allocator.dirty_bytes:
             return
         await self.flush()
         await self._cut_tail()
@@ -569,8 +567,6 @@ class Writeback:
     async def _punch(self, clusters: list[int]) -> None:
         """Give clusters' space back to the host; keeping it would do no harm."""
         size = self._disk.geometry.cluster_size
-        if clusters:
-            self._highest_freed = max(self._highest_freed, clusters[-1])
         start = 0
         for position in range(1, len(clusters) + 1):
             if position < len(clusters) and clusters[position] == clusters[position - 1] + size:
@@ -587,7 +583,7 @@ class Writeback:
         image = self._disk.image
         async with self.lock:
             end = await self.allocator.end_of_use()
-        if end <= self._highest_freed < image.size():
+        if end <= self.allocator.highest_freed and end < image.size():
             try:
                 await image.resize(end)
             except UnderlayError:
