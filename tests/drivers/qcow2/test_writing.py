@@ -173,11 +173,10 @@ def test_of_the_backing_image_only_what_is_not_covered_is_read(
     below = CountingStorage(pattern(1 << 20))
     ends.create(below=pattern(1 << 20), **options)
 
-    with underlay.open_image(below, format="raw") as base:
-        with ends.open(backing=base) as disk:
-            below.reads.clear()
-            ends.write(disk, offset, pattern(length, 2))
-            read = sum(length for _, length in below.reads)
+    with underlay.open_image(below, format="raw") as base, ends.open(backing=base) as disk:
+        below.reads.clear()
+        ends.write(disk, offset, pattern(length, 2))
+        read = sum(length for _, length in below.reads)
 
     end = offset + length
     assert read == offset % unit + -end % unit
