@@ -292,6 +292,17 @@ class FormatDriverInstance(Protocol):
             length=min(mapping.length, length),
         )
 
+    def try_begin_write(self, offset: int, length: int) -> WriteTicket | None:
+        """``begin_write`` if that needs neither waiting nor I/O, else None: nothing was done then.
+
+        For the hot path. What it raises, ``begin_write`` would raise too.
+        """
+        return None
+
+    def try_commit_write(self, ticket: WriteTicket) -> bool:
+        """``commit_write`` if that needs neither waiting nor I/O, else False: do it by that."""
+        return False
+
     async def commit_write(self, ticket: WriteTicket) -> None:
         """The data is written: show it. It becomes durable with the next ``flush`` and ``sync``."""
         return

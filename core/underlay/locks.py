@@ -126,9 +126,9 @@ class RangeLocks:
         Raises:
             RuntimeError: a blocking call would wait for a task of the event loop that it stops.
         """
-        wanted = self.acquire_if_idle(start, end, exclusive=exclusive)
-        if wanted is not None:
-            return wanted
+        at_once = self.try_acquire(start, end, exclusive=exclusive)
+        if at_once is not None:
+            return at_once
         wanted = _Holder(start, end, exclusive=exclusive)
         with self._mutex:
             blockers = self._blockers(wanted)
@@ -145,14 +145,14 @@ class RangeLocks:
             raise
         return wanted
 
-    def acquire_if_idle(self, start: int, end: int, *, exclusive: bool) -> _Holder | None:
-        """Take a lock at once if nobody at all holds one or waits; None otherwise."""
+    def try_acquire(self, start: int, end: int, *, exclusive: bool) -> _Holder | None:
+        """Take a lock if that needs no waiting; None otherwise."""
+        holder = _Holder(start, end, exclusive=exclusive)
         with self._mutex:
-            if self._held or self._queue:
+            if (self._held or self._queue) and self._blockers(holder):
                 return None
-            holder = _Holder(start, end, exclusive=exclusive)
             self._held.append(holder)
-            return holder
+        return holder
 
     def release(self, holder: _Holder) -> None:
         """Give a lock back, and hand its range on."""
@@ -196,9 +196,22 @@ class Lock:
         self._ranges = RangeLocks()
         self._holder: _Holder | None = None
 
+    def try_acquire(self) -> bool:
+        """Take it if it is free; then give it to ``release`` soon, without awaiting anything."""
+        holder = self._ranges.try_acquire(0, 1, exclusive=True)
+        if holder is None:
+            return False
+        self._holder = holder
+        return True
+
+    def release(self) -> None:
+        """Give back what ``try_acquire`` took."""
+        holder, self._holder = self._holder, None
+        if holder is not None:
+            self._ranges.release(holder)
+
     async def __aenter__(self) -> None:
-        holder = self._ranges.acquire_if_idle(0, 1, exclusive=True)
-        self._holder = holder or await self._ranges.acquire(0, 1, exclusive=True)
+        self._holder = await self._ranges.acquire(0, 1, exclusive=True)
 
     async def __aexit__(
         self,
@@ -206,6 +219,4 @@ class Lock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        holder, self._holder = self._holder, None
-        if holder is not None:
-            self._ranges.release(holder)
+        self.release()

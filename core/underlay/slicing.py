@@ -102,6 +102,12 @@ class SliceDriver(FormatDriverInstance):
         # slice.
         return await self._whole.begin_write(self._offset + offset, length)
 
+    def try_begin_write(self, offset: int, length: int) -> WriteTicket | None:
+        return self._whole.try_begin_write(self._offset + offset, length)
+
+    def try_commit_write(self, ticket: WriteTicket) -> bool:
+        return self._whole.try_commit_write(ticket)
+
     async def commit_write(self, ticket: WriteTicket) -> None:
         await self._whole.commit_write(ticket)
 

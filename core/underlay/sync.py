@@ -33,7 +33,7 @@ T = TypeVar("T")
 class SyncFormatAccess:
     """An open disk. All offsets and lengths are guest bytes; every method is ``FormatAccess``'s."""
 
-    __slots__ = ("_calls", "_core", "_leases", "_life", "_locate", "_write_fast")
+    __slots__ = ("_calls", "_core", "_leases", "_life", "_locate", "_try_write", "_write_fast")
 
     def __init__(self, core: FormatAccess) -> None:
         self._core = core
@@ -42,6 +42,7 @@ class SyncFormatAccess:
         #: Where mappings never move, nobody waits for these.
         self._leases = core._driver.leases() or Leases()
         self._locate = core._driver.locate
+        self._try_write = core._writer.try_write
         self._write_fast = core._guard is None and core._driver.detect_zeroes() is DetectZeroes.OFF
 
     # -- reading
@@ -111,6 +112,12 @@ class SyncFormatAccess:
                     if writable and inline is not None and 0 < len(data) <= run:
                         inline((data,), host)
                         return
+                done = self._try_write(data, offset)
+                if done:
+                    if done == len(data):
+                        return
+                    data = memoryview(data)[done:]
+                    offset += done
             run_blocking(self._core.writev((data,), offset))
         finally:
             lease.pop()

@@ -10,7 +10,8 @@ from typing import Any
 from underlay.buffers import split_at, total
 from underlay.driver import DetectZeroes, FormatDriverInstance, WriteTicket
 from underlay.errors import UnsupportedOperationError
-from underlay.face import gather, to_the_end
+from underlay.face import gather, run_blocking, to_the_end
+from underlay.handle import StorageHandle
 from underlay.mapping import Eof, Zero
 from underlay.reading import PART, Reader, resolve
 
@@ -52,24 +53,81 @@ class Writer:
         else:
             await self._write_data(views, offset)
 
+    def try_write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
+        """Write as much of flat ``data``, from its start, as goes without waiting for anybody.
+
+        How many bytes that was; the rest is for ``writev``, which says too what is wrong with a
+        range. On the blocking face only, by one who holds a lease.
+        """
+        driver = self.driver
+        wanted = len(data)
+        if offset < 0 or offset + wanted > driver.size():
+            return 0
+        done = 0
+        while done < wanted:
+            left = wanted - done
+            location = self._writable_run(offset + done, left)
+            ticket = None
+            if location is not None:
+                storage, host, length = location
+            else:
+                ticket = driver.try_begin_write(offset + done, left)
+                if ticket is None:
+                    break
+                storage, host, length = ticket.storage, ticket.offset, ticket.length
+            here = data if length == wanted else memoryview(data)[done : done + length]
+            inline = storage.inline_writev
+            if ticket is None:
+                if inline is None:
+                    break
+                inline((here,), host)
+            elif inline is None or ticket.before or ticket.after:
+                run_blocking(self._fulfil(ticket, [memoryview(here)]))
+            else:
+                try:
+                    inline((here,), host)
+                except BaseException:
+                    run_blocking(driver.abort_write(ticket))
+                    raise
+                if not driver.try_commit_write(ticket):
+                    run_blocking(driver.commit_write(ticket))
+            done += length
+        return done
+
+    def _writable_run(self, offset: int, wanted: int) -> tuple[StorageHandle, int, int] | None:
+        """Where up to ``wanted`` bytes can be written as they are: storage, host offset, length."""
+        locate = self.driver.locate
+        location = locate(offset)
+        if location is None or not location[3]:
+            return None
+        storage, host, run, _ = location
+        while run < wanted:
+            further = locate(offset + run)
+            if further is None or further[:2] != (storage, host + run) or not further[3]:
+                break
+            run += further[2]
+        return storage, host, min(run, wanted)
+
     async def _write_data(self, views: Sequence[memoryview], offset: int) -> None:
+        driver = self.driver
         rest = list(views)
         length = total(rest)
-        leases = self.driver.leases()
+        leases = driver.leases()
         with nullcontext() if leases is None else leases.hold():
             while length:
-                location = self.driver.locate(offset)
-                if location is not None and location[3]:
-                    storage, host, run, _ = location
-                    here, rest = split_at(rest, min(run, length))
-                    done = total(here)
+                location = self._writable_run(offset, length)
+                if location is not None:
+                    storage, host, done = location
+                    here, rest = split_at(rest, done)
                     await storage.writev(here, host)
                 else:
-                    ticket = await self.driver.begin_write(offset, length)
+                    ticket = driver.try_begin_write(offset, length)
+                    if ticket is None:
+                        ticket = await driver.begin_write(offset, length)
                     done = ticket.length
                     if not 0 < done <= length:
-                        await to_the_end(self.driver.abort_write(ticket))
-                        name = self.driver.format_name
+                        await to_the_end(driver.abort_write(ticket))
+                        name = driver.format_name
                         raise RuntimeError(f"the {name} driver's ticket is for {done} bytes")
                     here, rest = split_at(rest, done)
                     await self._fulfil(ticket, here)
@@ -93,7 +151,8 @@ class Writer:
         except BaseException:
             await to_the_end(self.driver.abort_write(ticket))
             raise
-        await to_the_end(self.driver.commit_write(ticket))
+        if not self.driver.try_commit_write(ticket):
+            await to_the_end(self.driver.commit_write(ticket))
 
     async def zero(self, offset: int, length: int, method: _RangeMethod) -> None:
         """Make exactly the range read as zeroes, by ``method`` as far as that goes."""

@@ -14,9 +14,9 @@ import attrs
 import pytest
 
 from underlay.handle import StorageHandle
+from underlay_drivers.qcow2 import claims
 from underlay_drivers.qcow2.allocation import Allocator
 from underlay_drivers.qcow2.writeback import Writeback
-from underlay_drivers.qcow2.writing import ImageWriter
 
 from .guest import Apply, Discard, Flush, Grow, Operation, Push, Take, WriteData, WriteZeroes
 
@@ -172,11 +172,11 @@ def _freed_when_written(patch: Patch) -> None:
 
 
 def _nothing_is_filled(patch: Patch) -> None:
-    def border(*arguments: Any) -> Any:
+    def border(*arguments: Any, clean: bool) -> Any:
         return arguments[-1]
 
-    patch.setattr(ImageWriter, "_fill_from", border)
-    patch.setattr(ImageWriter, "_fill_to", border)
+    patch.setattr(claims, "fill_from", border)
+    patch.setattr(claims, "fill_to", border)
 
 
 def _counts_never_written(patch: Patch) -> None:

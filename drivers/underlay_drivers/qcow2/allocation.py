@@ -108,6 +108,7 @@ class Allocator:
         self._hint, self._packed_to = 1, 0
         self._table_offset = header.refcount_table_offset
         self._table_clusters = header.refcount_table_clusters
+        self.counts = Counts(refcount_bits=header.refcount_bits, cluster_size=self._cluster_size)
         table = empty_table(self._table_clusters * self._cluster_size // 8)
         await self._image.readv((memoryview(table).cast("B"),), self._table_offset)
         swap(table)
@@ -163,22 +164,33 @@ class Allocator:
             CorruptImageError: the first free cluster is none: there is metadata in it.
             LimitExceededError: there is no room for more reference counts.
         """
-        counts = self.counts
-        index = self._hint
-        while True:
-            number, at = divmod(index, counts.per_block)
+        while (room := self.try_allocate(count)) is None:
+            number, at = divmod(self._hint, self.counts.per_block)
             block = await self._block(number) or await self._add_block(number)
-            found = counts.find_free(block, at)
-            if found >= 0:
-                break
-            index = self._hint = (number + 1) * counts.per_block
-        got = counts.free_run(block, found, count)
+            if self.counts.find_free(block, at) < 0:
+                self._hint = (number + 1) * self.counts.per_block
+        return room
+
+    def try_allocate(self, count: int) -> tuple[int, int] | None:
+        """``allocate`` if that needs no other block than the current one, which is in memory.
+
+        None otherwise; nothing has changed then.
+        """
+        counts, bits = self.counts, self._cluster_bits
+        number, at = divmod(self._hint, counts.per_block)
+        block = self._blocks.get(number)
+        if block is None:
+            return None
+        found = counts.find_free(block, at)
+        if found < 0:
+            return None
+        got = 1 if count == 1 else counts.free_run(block, found, count)
         index = number * counts.per_block + found
         self._take(index, got)
         counts.fill(block, found, got)
         self._dirty_blocks.add(number)
         self._hint = index + got
-        return index << self._cluster_bits, got
+        return index << bits, got
 
     async def allocate_exactly(self, count: int) -> int:
         """The host offset of ``count`` free clusters in a row, for a table.

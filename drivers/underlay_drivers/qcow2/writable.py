@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,14 @@ class Writable(Dependencies):
     async def begin_write(self, offset: int, length: int) -> WriteTicket:
         """See ``FormatDriverInstance.begin_write``."""
         return await self.writer.begin(offset, length)
+
+    def try_begin_write(self, offset: int, length: int) -> WriteTicket | None:
+        """See ``FormatDriverInstance.try_begin_write``."""
+        return None if self._writer is None else self._writer.try_begin(offset, length)
+
+    def try_commit_write(self, ticket: WriteTicket) -> bool:
+        """See ``FormatDriverInstance.try_commit_write``."""
+        return self._writer is not None and self._writer.try_commit(ticket)
 
     async def commit_write(self, ticket: WriteTicket) -> None:
         """See ``FormatDriverInstance.commit_write``."""
@@ -173,6 +181,16 @@ class Writable(Dependencies):
         from underlay_drivers.qcow2.snapshot_changes import delete_snapshot
 
         await delete_snapshot(self.writer, id_or_name, self._limits)
+
+    async def amend(
+        self,
+        options: Mapping[str, object],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """See ``Amendable.amend``."""
+        from underlay_drivers.qcow2.amending import Amendment, amend
+
+        await amend(self.writer, Amendment.of(options), self._limits, progress)
 
     async def flush(self) -> None:
         """See ``FormatDriverInstance.flush``; the order is in ``writeback``."""

@@ -1,36 +1,27 @@
-"""Two-phase writes: making room, and showing what was written there.
+"""The writing side of one image: made ready before the first change, and brought to rest.
 
-Between the two the core writes the data. While a ticket is out, nobody else gets one for any of its
-clusters, and no table has changed: aborting it only gives the room back.
+The two phases of a guest's write are in ``claims``, the order on disk in ``writeback``.
 """
 
 from __future__ import annotations
 
-import logging
 from array import array
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from underlay.driver import WriteTicket
-from underlay.errors import CorruptImageError, UnderlayError
+from underlay.errors import CorruptImageError
 from underlay.face import to_the_end
-from underlay.locks import Lock, RangeLocks
+from underlay.locks import Lock
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.allocation import Allocator
+from underlay_drivers.qcow2.claims import Claim, Claims
+from underlay_drivers.qcow2.covering import IN_PLACE, NO_ROOM, RESERVED
 from underlay_drivers.qcow2.surveying import survey
-from underlay_drivers.qcow2.tables import (
-    COMPRESSED,
-    DATA,
-    MIXED,
-    NOWHERE,
-    UNALLOCATED,
-    ZERO,
-    Table,
-    empty_table,
-)
+from underlay_drivers.qcow2.tables import DATA
 from underlay_drivers.qcow2.writeback import Writeback
 
 if TYPE_CHECKING:
@@ -41,66 +32,30 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageWriter"]
 
-_log = logging.getLogger("underlay")
-
-# What a write finds in a cluster.
-#: All that it touches is data that may be written where it lies.
-_IN_PLACE: Final = 0
-#: There is room of its own, which does not show (all of) what it touches.
-_RESERVED: Final = 1
-#: There is none: unallocated, compressed, or shared with a snapshot.
-_NO_ROOM: Final = 2
-
 #: Further than any host offset.
 _FAR: Final = 1 << 64
 #: Bytes that are copied at a time.
 _COPY: Final = 1 << 20
 
 
-@attrs.frozen
-class _Claim:
-    """What a ticket is about: ``count`` clusters behind one L1 entry, in a row on the host."""
-
-    holder: Any
-    number: int
-    #: In the L2 table.
-    index: int
-    count: int
-    #: Host offset of the first cluster.
-    host: int
-    kind: int
-    #: Bytes from there on that become data: the write with what is filled around it.
-    start: int
-    end: int
-
-
-class ImageWriter:
+class ImageWriter(Claims):
     """The writing side of one open image."""
 
-    __slots__ = (
-        "_limits",
-        "_preparing",
-        "_ready",
-        "_resting",
-        "allocator",
-        "back",
-        "disk",
-        "tickets",
-    )
+    __slots__ = ("_known", "_limits", "_preparing", "_ready", "_resting")
 
     def __init__(
         self, disk: Writable, *, limits: Limits, cache_size: int, refcount_cache_size: int
     ) -> None:
-        self.disk = disk
-        self._limits = limits
-        self.allocator = Allocator(
+        allocator = Allocator(
             disk.image, disk.header, metadata=set(), cache_size=refcount_cache_size
         )
-        self.back = Writeback(disk, self.allocator, dirty_limit=cache_size // 2)
-        #: Guest clusters for which somebody has a ticket.
-        self.tickets = RangeLocks()
+        super().__init__(disk, allocator, Writeback(disk, allocator, dirty_limit=cache_size // 2))
+        self._limits = limits
         self._preparing = Lock()
         self._resting = Lock()
+        #: Whether it is known where everything lies.
+        self._known = False
+        #: Whether guest data may be changed.
         self._ready = False
 
     # -- before the first change
@@ -116,12 +71,28 @@ class ImageWriter:
             async with self._preparing:
                 await self._make_ready()
 
-    async def _make_ready(self) -> None:
-        if self._ready:
-            return  # somebody else was quicker
+    async def survey(self) -> None:
+        """Find out where everything lies, for a change that leaves guest data as it is.
+
+        Raises:
+            CorruptImageError: as ``prepare`` does.
+        """
+        self.back.check()
+        async with self._preparing:
+            await self._survey()
+
+    async def _survey(self) -> None:
+        if self._known:
+            return
         if self.disk.header.incompatible_features & layout.DIRTY:
             await self._mend()
         await self.look_around()
+        self._known = True
+
+    async def _make_ready(self) -> None:
+        if self._ready:
+            return  # somebody else was quicker
+        await self._survey()
         await self._clear_autoclear_bits()
         self._ready = True
         self.disk.allow_writing(self.allocator.metadata)
@@ -144,16 +115,27 @@ class ImageWriter:
         """While this is held the tables are read anew; what was not flushed is forgotten."""
         async with self.alone(), self.back.forgetting():
             yield
-            if self._ready:
+            if self._known:
                 await self.look_around()
+            if self._ready:
                 self.disk.allow_writing(self.allocator.metadata)
 
     async def look_around(self) -> None:
-        """Find out where all metadata lies, and what is in use, from what is on disk."""
+        """Find out where all metadata lies, and what is in use, from what is on disk.
+
+        Raises:
+            StorageError: it cannot be read. What is in memory is worth nothing then, so an image
+                that was changed already cannot be written any more.
+        """
         metadata = self.allocator.metadata
-        metadata.clear()
-        metadata |= await survey(self.disk, self._limits)
-        await self.allocator.load(self.disk.header)
+        try:
+            metadata.clear()
+            metadata |= await survey(self.disk, self._limits)
+            await self.allocator.load(self.disk.header)
+        except UnderlayError as error:
+            if self._ready:
+                self.back.give_up("its tables could not be read again", error)
+            raise
 
     async def _clear_autoclear_bits(self) -> None:
         """Tell that what these bits promise is not kept: bitmaps go out of date from now on."""
@@ -165,273 +147,17 @@ class ImageWriter:
             await self.disk.image.sync()
             self.disk.header = attrs.evolve(header, autoclear_features=kept)
 
-    # -- the two phases
+    # -- the two phases, which begin when it is ready
 
     async def begin(self, offset: int, length: int) -> WriteTicket:
         """See ``FormatDriverInstance.begin_write``."""
         if not self._ready:
             await self.prepare()
-        back = self.back
-        await back.relieve()
-        geometry = self.disk.geometry
-        shift, bits = geometry.l1_shift, geometry.cluster_bits
-        end = min(offset + length, (offset >> shift) + 1 << shift)
-        holder = await self.tickets.acquire(offset >> bits, (end - 1 >> bits) + 1, exclusive=True)
-        try:
-            async with back.lock:
-                return await self._claim(offset, end, holder)
-        except CorruptImageError as error:
-            self.tickets.release(holder)
-            await back.condemn(error)
-            raise
-        except BaseException:
-            self.tickets.release(holder)
-            raise
+        return await super().begin(offset, length)
 
-    async def _claim(self, offset: int, end: int, holder: object) -> WriteTicket:
-        """The ticket for guest bytes ``offset`` to ``end``, or the first of them; in one table."""
-        disk = self.disk
-        geometry = disk.geometry
-        size = geometry.cluster_size
-        number = offset >> geometry.l1_shift
-        table = await self.table(number)
-        index = (offset >> geometry.cluster_bits) % geometry.l2_entries
-        guest = offset & ~(size - 1)
-        most = (end - guest + size - 1) >> geometry.cluster_bits
-        kind, host = self._look(table, index, guest, offset, end)
-        count = 1
-        while count < most:
-            there = guest + count * size
-            further, next_host = self._look(table, index + count, there, there, end)
-            if further != kind or (kind != _NO_ROOM and next_host != host + count * size):
-                break
-            count += 1
-        if kind == _NO_ROOM:
-            if geometry.external:
-                host = guest
-            else:
-                host, count = await self.allocator.allocate(count)
-        last = guest + (count - 1) * size
-        stop = min(end, last + size)
-        start, filled = offset, stop
-        if kind != _IN_PLACE:
-            start = self._fill_from(table, index, kind, guest, offset)
-            filled = self._fill_to(table, index + count - 1, kind, last, stop)
-            if not geometry.extended and host >= self._written_end():
-                # Nothing was ever written there: it reads as zeroes without our doing.
-                if self._reads_zero(table, index, guest):
-                    start = offset
-                if self._reads_zero(table, index + count - 1, last):
-                    # Whole sectors: a later write to the same one must not depend on growth.
-                    filled = stop + -stop % layout.SECTOR
-        moved = host - guest
-        return WriteTicket(
-            driver=disk,
-            storage=disk.data_storage(),
-            guest_offset=offset,
-            offset=offset + moved,
-            length=stop - offset,
-            before=offset - start,
-            after=filled - stop,
-            token=_Claim(
-                holder=holder,
-                number=number,
-                index=index,
-                count=count,
-                host=host,
-                kind=kind,
-                start=start - guest,
-                end=filled - guest,
-            ),
-        )
-
-    def _look(self, table: Table, index: int, guest: int, offset: int, end: int) -> tuple[int, int]:
-        """What a write of ``offset`` to ``end`` finds in the cluster at ``guest``, and its room."""
-        disk = self.disk
-        geometry = disk.geometry
-        entry, bitmap = disk.entry(table, index, guest)
-        kind, host = geometry.decode(entry, bitmap)
-        if kind == COMPRESSED or host == NOWHERE:
-            return _NO_ROOM, NOWHERE
-        if not geometry.external:
-            if entry < layout.COPIED:
-                return _NO_ROOM, NOWHERE
-            if host in self.allocator.metadata:
-                raise CorruptImageError(
-                    f"'{disk.image.name()}': guest offset {guest:#x} keeps a cluster at {host:#x}, "
-                    "where there is metadata; check the image",
-                    offset=host,
-                    field="L2 entry",
-                    value=entry,
-                )
-        if kind in {MIXED, UNALLOCATED}:
-            touched = self._subclusters(offset - guest, min(end - guest, geometry.cluster_size))
-            return (_RESERVED if touched & ~bitmap else _IN_PLACE), host
-        return (_IN_PLACE if kind == DATA else _RESERVED), host
-
-    def _subclusters(self, start: int, end: int) -> int:
-        """The bits of the subclusters that bytes ``start`` to ``end`` of a cluster touch."""
-        size = self.disk.geometry.subcluster_size
-        first = max(start, 0) // size
-        last = (min(end, self.disk.geometry.cluster_size) - 1) // size
-        return (1 << last + 1) - (1 << first)
-
-    def _fill_from(self, table: Table, index: int, kind: int, guest: int, offset: int) -> int:
-        """From which guest offset on the new room of the first cluster has to be filled."""
-        unit = self._fill_unit(table, index, kind, guest, offset)
-        return offset - offset % unit
-
-    def _fill_to(self, table: Table, index: int, kind: int, guest: int, stop: int) -> int:
-        """Up to which guest offset the new room of the last cluster has to be filled."""
-        unit = self._fill_unit(table, index, kind, guest, stop - 1)
-        return stop + -stop % unit
-
-    def _fill_unit(self, table: Table, index: int, kind: int, guest: int, at: int) -> int:
-        """The block around guest offset ``at`` that becomes data as a whole; 1 if it is already."""
-        geometry = self.disk.geometry
-        if not geometry.extended:
-            return geometry.cluster_size
-        entry, bitmap = self.disk.entry(table, index, guest)
-        allocated = bitmap & layout.ALL_ALLOCATED
-        if kind == _NO_ROOM:
-            # What has data elsewhere is copied whole; else subclusters may stay as they are.
-            elsewhere = allocated or entry & layout.COMPRESSED
-            return geometry.cluster_size if elsewhere else geometry.subcluster_size
-        if allocated >> (at - guest) // geometry.subcluster_size & 1:
-            return 1
-        return geometry.subcluster_size
-
-    def _reads_zero(self, table: Table, index: int, guest: int) -> bool:
-        """Whether a cluster without subclusters is known to read as zeroes."""
-        kind, _ = self.disk.geometry.decode(*self.disk.entry(table, index, guest))
-        return kind == ZERO or (kind == UNALLOCATED and self.disk.nothing_reads_zero())
-
-    def _written_end(self) -> int:
-        """The host offset from which on data clusters were never written."""
-        return _FAR if self.disk.geometry.external else self.disk.image.size()
-
-    async def commit(self, ticket: WriteTicket) -> None:
-        """See ``FormatDriverInstance.commit_write``."""
-        claim = ticket.token
-        assert isinstance(claim, _Claim)
-        try:
-            if claim.kind != _IN_PLACE:
-                async with self.back.lock:
-                    try:
-                        self.back.check()
-                        self._show(claim, await self.table(claim.number))
-                    except BaseException:
-                        await self._give_back(claim)
-                        raise
-        finally:
-            self._release(claim)
-
-    async def abort(self, ticket: WriteTicket) -> None:
-        """See ``FormatDriverInstance.abort_write``."""
-        claim = ticket.token
-        assert isinstance(claim, _Claim)
-        try:
-            async with self.back.lock:
-                await self._give_back(claim)
-        finally:
-            self._release(claim)
-
-    def _release(self, claim: _Claim) -> None:
-        if claim.holder is not None:
-            self.tickets.release(claim.holder)
-
-    async def _give_back(self, claim: _Claim) -> None:
-        """Free what was never shown, at once."""
-        if claim.kind == _NO_ROOM and not self.disk.geometry.external:
-            try:
-                await self.allocator.lower(claim.host, claim.count)
-            except UnderlayError as error:
-                _log.warning("%d clusters are leaked: %s", claim.count, error)
-
-    def _show(self, claim: _Claim, table: Table) -> None:
-        """Let the entries lead to what was written."""
-        geometry = self.disk.geometry
-        size, count = geometry.cluster_size, claim.count
-        first = claim.host | layout.COPIED
-        if geometry.extended:
-            for number in range(count):
-                self._show_subclusters(claim, table, number, first + number * size)
-        else:
-            old = table[claim.index : claim.index + count]
-            table[claim.index : claim.index + count] = array(
-                "Q", range(first, first + count * size, size)
-            )
-            if claim.kind == _NO_ROOM and any(old):
-                for entry in old:
-                    self.let_go(entry)
-        if not geometry.external:
-            self.disk.reach(claim.host + claim.end)
-        self.back.touch_l2(claim.number, table, claim.index, count, shows=True)
-
-    def _show_subclusters(self, claim: _Claim, table: Table, number: int, entry: int) -> None:
-        at = (claim.index + number) * 2
-        old, bitmap = table[at : at + 2]
-        shift = number * self.disk.geometry.cluster_size
-        touched = self._subclusters(claim.start - shift, claim.end - shift)
-        allocated = touched
-        if claim.kind == _RESERVED:
-            allocated |= bitmap & layout.ALL_ALLOCATED
-        zero = (bitmap >> layout.SUBCLUSTERS) & ~touched
-        table[at : at + 2] = array("Q", (entry, allocated | zero << layout.SUBCLUSTERS))
-        if claim.kind == _NO_ROOM:
-            self.let_go(old)
-
-    def let_go(self, entry: int) -> None:
-        """Free, late, what an L2 entry led to that is no more; under the lock."""
-        for offset, clusters in self.clusters_of(entry):
-            self.back.release(offset, clusters)
-
-    def clusters_of(self, entry: int) -> list[tuple[int, int]]:
-        """What an L2 entry holds a reference to: host offset and clusters, of the image file."""
-        geometry = self.disk.geometry
-        if entry & layout.COMPRESSED:
-            offset, length = geometry.compressed(entry)
-            first = offset & ~(geometry.cluster_size - 1)
-            return [(first, self.clusters(offset + length - first))]
-        if not geometry.external and entry & layout.HOST_OFFSET:
-            return [(entry & layout.HOST_OFFSET, 1)]
-        return []
-
-    def clusters(self, length: int) -> int:
-        """How many clusters hold so many bytes."""
-        return -(-length >> self.disk.geometry.cluster_bits)
-
-    async def _unwritten(self, claim: _Claim, start: int, end: int) -> list[tuple[int, int]]:
-        """Which guest bytes of a claim's are not data in their own place yet.
-
-        The rest must not be written: somebody may be doing that, who needs no ticket for it.
-        """
-        if claim.kind != _RESERVED:
-            return [] if claim.kind == _IN_PLACE else [(start, end)]
-        pieces: list[tuple[int, int]] = []
-        while start < end:
-            kind, _, length = await self.disk.run_at(start, end - start)
-            if kind != DATA:
-                pieces.append((start, min(start + length, end)))
-            start += length
-        return pieces
-
-    # -- tables
-
-    async def table(self, number: int) -> Table:
-        """The L2 table behind an L1 entry, made or copied if need be; under the lock."""
-        disk = self.disk
-        entry = disk.l1[number]
-        old = await disk.l2_table(number)
-        if old is not None and entry & layout.COPIED:
-            return old
-        offset, _ = await self.allocator.allocate(1)
-        self.allocator.metadata.add(offset)
-        table = empty_table(disk.geometry.cluster_size // 8) if old is None else old[:]
-        self.back.link_l2(number, table, offset)
-        if entry:
-            self.back.release(entry & layout.HOST_OFFSET)
-        return table
+    def try_begin(self, offset: int, length: int) -> WriteTicket | None:
+        """See ``FormatDriverInstance.try_begin_write``."""
+        return super().try_begin(offset, length) if self._ready else None
 
     # -- for one who is alone with all clusters: resizing, snapshots, and the like
 
@@ -473,7 +199,7 @@ class ImageWriter:
             number = offset >> self.disk.geometry.l1_shift
             stop = min(end, offset + len(zeroes), number + 1 << self.disk.geometry.l1_shift)
             async with self.back.lock:
-                ticket = await self._claim(offset, stop, None)
+                ticket = await self.claim(offset, stop, None)
             await self._fulfil(ticket, zeroes[: ticket.length])
             offset += ticket.length
 
@@ -486,10 +212,10 @@ class ImageWriter:
         geometry = disk.geometry
         stop = min(end, (offset >> geometry.l1_shift) + 1 << geometry.l1_shift)
         async with self.back.lock:
-            ticket = await self._claim(offset, stop, None)
+            ticket = await self.claim(offset, stop, None)
         claim = ticket.token
-        assert isinstance(claim, _Claim)
-        if claim.kind != _NO_ROOM:
+        assert isinstance(claim, Claim)
+        if claim.kind != NO_ROOM:
             return ticket.length
         host_end = claim.host + claim.count * geometry.cluster_size
         try:
@@ -547,12 +273,27 @@ class ImageWriter:
         await self._fulfil(ticket, None)
         return ticket.storage, ticket.offset, ticket.length
 
+    async def _unwritten(self, claim: Claim, start: int, end: int) -> list[tuple[int, int]]:
+        """Which guest bytes of a claim's are not data in their own place yet.
+
+        The rest must not be written: somebody may be doing that, who needs no ticket for it.
+        """
+        if claim.kind != RESERVED:
+            return [] if claim.kind == IN_PLACE else [(start, end)]
+        pieces: list[tuple[int, int]] = []
+        while start < end:
+            kind, _, length = await self.disk.run_at(start, end - start)
+            if kind != DATA:
+                pieces.append((start, min(start + length, end)))
+            start += length
+        return pieces
+
     async def _fulfil(self, ticket: WriteTicket, data: memoryview | None) -> None:
         """Write a ticket's data (None: what is there now) with what surrounds it, and show it."""
         from underlay.reading import Reader
 
         claim = ticket.token
-        assert isinstance(claim, _Claim)
+        assert isinstance(claim, Claim)
         reader = Reader(self.disk)
         moved = ticket.offset - ticket.guest_offset
         start = ticket.guest_offset - ticket.before
