@@ -18,7 +18,7 @@ from underlay_drivers.qcow2.header import Header
 __all__ = ["Ends", "pattern"]
 
 #: What QEMU calls the values that ours are given as.
-_THEIR_NAMES = {True: "on", False: "off", "v2": "0.10", "v3": "1.1"}
+_THEIR_NAMES = {"True": "on", "False": "off", "v2": "0.10", "v3": "1.1"}
 
 
 def pattern(length: int, seed: int = 1) -> bytes:
@@ -54,7 +54,7 @@ class Ends:
             self.data_file = self.folder / options["data_file"]
             options["data_file"] = str(self.data_file)
         if theirs:
-            told = ",".join(f"{name}={_THEIR_NAMES.get(v, v)}" for name, v in options.items())
+            told = ",".join(f"{name}={_THEIR_NAMES.get(str(v), v)}" for name, v in options.items())
             given = ("-o", told) if told else ()
             self.qemu_img("create", "-q", "-f", "qcow2", *given, self.path, size)
         else:

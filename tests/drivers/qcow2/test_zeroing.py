@@ -136,13 +136,12 @@ def test_what_a_snapshot_holds_stays(ends: Ends, layout: str, *, backed: bool) -
 
 def _kinds(ends: Ends, offset: int = 0, length: int = SIZE) -> list[tuple[bool, bool, bool]]:
     """What ``qemu-img map`` says of the clusters of a range: data, zero, has room."""
-    found = [
+    return [
         (bool(entry["data"]), bool(entry["zero"]), "offset" in entry)
         for entry in ends.map()
         for at in range(entry["start"], entry["start"] + entry["length"], CLUSTER)
         if offset <= at < offset + length
     ]
-    return found
 
 
 def test_zeroing_keeps_the_room_and_writes_nothing_of_it(ends: Ends) -> None:
@@ -194,7 +193,7 @@ def test_discards_can_be_ignored(ends: Ends, options: dict[str, Any]) -> None:
 def test_an_unknown_choice_is_an_error_that_names_the_known(ends: Ends, option: str) -> None:
     ends.create()
     before = ends.path.read_bytes()
-    with pytest.raises(OptionError, match="known: (unmap, ignore|off, on, unmap)") as caught:
+    with pytest.raises(OptionError, match=r"known: (unmap, ignore|off, on, unmap)") as caught:
         ends.open(**{option: "perhaps"})
     assert caught.value.option == option
     assert ends.path.read_bytes() == before
