@@ -433,10 +433,13 @@ class Allocator:
 
         What is on disk stays as it is until the header leads to the new table.
         """
-        start = await self._find_run(self._hint, self._table_clusters)
-        await self._cover(start, self._table_clusters)
-        await self._fill(start, self._table_clusters)
-        self._move_table(start, self._table_clusters)
+        clusters = self._table_clusters
+        start = await self._find_run(self._hint, clusters)
+        await self._cover(start, clusters)
+        if self._table_clusters == clusters:  # else it has moved just now, to grow
+            self._take(start, clusters)
+            await self._fill(start, clusters)
+            self._move_table(start, clusters)
         done: set[int] = set()
         while pending := self._dirty_blocks - done:
             for number in sorted(pending):

@@ -14,7 +14,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from underlay.errors import LimitExceededError, OptionError, UnsupportedOperationError
+import attrs
+
+from underlay.errors import (
+    CorruptImageError,
+    LimitExceededError,
+    OptionError,
+    UnsupportedOperationError,
+)
 from underlay.face import to_the_end
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.loading import load_l1
@@ -66,10 +73,10 @@ async def create_snapshot(writer: ImageWriter, name: str, limits: Limits) -> Sna
                     if not table[index] & layout.COMPRESSED:
                         table[index] &= ~layout.COPIED
                 l1[number] = await _write_new(writer, packed(table)) | layout.COPIED
-        offset = await _write_new(writer, packed(l1))
-        former = await _switch(writer, entries, (*entries, entry), l1_table_offset=offset)
-        disk.show_again(disk.header, l1, size=disk.size())
-        _release(writer, former)
+        place = await _write_new(writer, packed(l1))
+        fields, freed = await _write_entries(writer, entries, (*entries, entry))
+        shown = _Shown(l1=l1, l1_table_offset=place, size=disk.size(), freed=freed)
+        await to_the_end(_switch(writer, shown, fields))
     return entry
 
 
@@ -84,25 +91,16 @@ async def apply_snapshot(writer: ImageWriter, wanted: str, limits: Limits) -> No
     async with writer.alone():
         async with _all_or_nothing(writer):
             _, size, l1 = await _load(writer, wanted, limits)
+            # What was active until now goes when nobody reads it any more.
+            freed = await _let_go_of_all(writer, disk.l1, disk.header.l1_table_offset)
             # Both share all of it from now on, and so nothing is counted once.
-            for number, word in enumerate(l1):
-                offset = word & layout.HOST_OFFSET
+            async for number, offset, table in _tables(writer, l1):
                 l1[number] = offset
-                if offset:
-                    await _count_shared(writer, offset)
+                await _count_shared(writer, offset, table)
             l1.extend([0] * (-(-size >> disk.geometry.l1_shift) - len(l1)))
             place = await _write_new(writer, packed(l1))
-            former, former_offset = disk.l1, disk.header.l1_table_offset
-            await back.switch(l1_table_offset=place, l1_size=len(l1), size=size)
-            disk.show_again(disk.header, l1, size=size)
-        # What was active until now goes when nobody reads it any more.
-        async for offset, table in _tables(writer, former):
-            for word in table[:: disk.geometry.words]:
-                writer.let_go(word)
-            back.release(offset)
-            await back.relieve()
-        if former:
-            back.release(former_offset, writer.clusters(len(former) * 8))
+            shown = _Shown(l1=l1, l1_table_offset=place, size=size, freed=freed)
+            await to_the_end(_switch(writer, shown, {}))
         await back.flush()
         await back.sync()
 
@@ -112,32 +110,40 @@ async def delete_snapshot(writer: ImageWriter, wanted: str, limits: Limits) -> N
 
     Raises:
         OptionError: there is no such snapshot.
+        ConflictError: somebody holds a lease for too long: what waits for its end still counts,
+            and so nobody can tell what the disk will have to itself.
     """
     disk, back = writer.disk, writer.back
     await writer.prepare()
-    async with writer.alone():
+    async with writer.at_rest():
         async with _all_or_nothing(writer):
             entries = await read_snapshots(disk.image, disk.header, limits)
             entry, _, snapshot_l1 = await _load(writer, wanted, limits)
-            freed: list[Freed] = []
-            if entry.l1_size:
-                freed.append((entry.l1_table_offset, writer.clusters(entry.l1_size * 8)))
-            async for offset, table in _tables(writer, snapshot_l1):
-                for word in table[:: disk.geometry.words]:
-                    await _let_go(writer, writer.clusters_of(word), freed)
-                await _let_go(writer, [(offset, 1)], freed)
-            former, former_offset = disk.l1, disk.header.l1_table_offset
+            freed = await _let_go_of_all(writer, snapshot_l1, entry.l1_table_offset)
+            former, place = disk.l1, disk.header.l1_table_offset
             l1 = await _own_active(writer, freed)
-            place = former_offset
             if l1 != former:
+                freed.append((place, writer.clusters(len(former) * 8)))
                 place = await _write_new(writer, packed(l1))
-                freed.append((former_offset, writer.clusters(len(former) * 8)))
             left = tuple(other for other in entries if other is not entry and other != entry)
-            freed += await _switch(writer, entries, left, l1_table_offset=place)
-            disk.show_again(disk.header, l1, size=disk.size())
-            _release(writer, freed)
+            fields, gone = await _write_entries(writer, entries, left)
+            shown = _Shown(l1=l1, l1_table_offset=place, size=disk.size(), freed=freed + gone)
+            await to_the_end(_switch(writer, shown, fields))
         await back.flush()
         await back.sync()
+
+
+@attrs.frozen(kw_only=True)
+class _Shown:
+    """What the disk is from the switch on."""
+
+    l1: Table
+    #: Host offset.
+    l1_table_offset: int
+    #: Guest bytes.
+    size: int
+    #: What nothing leads to any more then.
+    freed: list[Freed]
 
 
 @asynccontextmanager
@@ -148,19 +154,33 @@ async def _all_or_nothing(writer: ImageWriter) -> AsyncGenerator[None]:
             yield
         except BaseException:
             if not writer.back.broken:
-                # On disk nothing has changed.
+                # In memory nothing is left of it but what the disk says.
                 await to_the_end(writer.look_around())
             raise
 
 
-async def _switch(
-    writer: ImageWriter,
-    former: Sequence[SnapshotEntry],
-    entries: Sequence[SnapshotEntry],
-    *,
-    l1_table_offset: int,
-) -> list[Freed]:
-    """Let the header lead to a table of ``entries``; what held the former ones, to be freed."""
+async def _switch(writer: ImageWriter, shown: _Shown, fields: dict[str, int]) -> None:
+    """Let the header lead to all that is new, and the disk be what it leads to.
+
+    In one: were somebody cancelled in between, he would go on writing what is a snapshot's now.
+    """
+    disk, l1 = writer.disk, shown.l1
+    await writer.back.switch(
+        l1_table_offset=shown.l1_table_offset, l1_size=len(l1), size=shown.size, **fields
+    )
+    disk.show_again(disk.header, l1, size=shown.size)
+    for offset, clusters in shown.freed:
+        writer.back.release(offset, clusters)
+
+
+async def _write_entries(
+    writer: ImageWriter, former: Sequence[SnapshotEntry], entries: Sequence[SnapshotEntry]
+) -> tuple[dict[str, int], list[Freed]]:
+    """Write a table of ``entries``: the header's fields for it, and what held the former ones.
+
+    Raises:
+        LimitExceededError: there are too many.
+    """
     disk = writer.disk
     data = b"".join(entry.pack() for entry in entries)
     if len(data) > layout.SNAPSHOT_TABLE_BYTES_MAX or len(entries) > layout.SNAPSHOTS_MAX:
@@ -171,19 +191,10 @@ async def _switch(
             value=len(entries),
             allowed=layout.SNAPSHOTS_MAX,
         )
-    old_offset = disk.header.snapshots_offset
-    await writer.back.switch(
-        nb_snapshots=len(entries),
-        snapshots_offset=await _write_new(writer, data),
-        l1_table_offset=l1_table_offset,
-    )
     old_bytes = sum(len(entry.pack()) for entry in former)
-    return [(old_offset, writer.clusters(old_bytes))] if former else []
-
-
-def _release(writer: ImageWriter, freed: Sequence[Freed]) -> None:
-    for offset, clusters in freed:
-        writer.back.release(offset, clusters)
+    freed = [(disk.header.snapshots_offset, writer.clusters(old_bytes))] if former else []
+    place = await _write_new(writer, data)
+    return {"nb_snapshots": len(entries), "snapshots_offset": place}, freed
 
 
 def _new_entry(writer: ImageWriter, others: Sequence[SnapshotEntry], name: bytes) -> SnapshotEntry:
@@ -220,12 +231,32 @@ async def _load(
     return entry, size, await load_l1(disk.image, offset, count)
 
 
-async def _tables(writer: ImageWriter, l1: Table) -> AsyncIterator[tuple[int, Table]]:
-    """The L2 tables behind any L1 table, as they are on disk, with their host offsets."""
-    for word in l1:
-        offset = word & layout.HOST_OFFSET
-        if offset:
-            yield offset, await _read_table(writer, offset)
+async def _tables(writer: ImageWriter, l1: Table) -> AsyncIterator[tuple[int, int, Table]]:
+    """The L2 tables behind any L1 table, as they are on disk: L1 index, host offset, table.
+
+    Raises:
+        CorruptImageError: an L1 entry makes no sense.
+    """
+    disk = writer.disk
+    foundation = {
+        offset
+        for region in disk.regions
+        for offset in range(
+            region.offset, region.offset + region.length, disk.geometry.cluster_size
+        )
+    }
+    for number, word in enumerate(l1):
+        if word:
+            fault = disk.geometry.l1_fault(word, file_size=disk.image.size(), metadata=foundation)
+            if fault is not None:
+                raise CorruptImageError(
+                    f"'{disk.image.name()}': the L1 entry {word:#x} of guest offset "
+                    f"{number << disk.geometry.l1_shift:#x} {fault}; check the image",
+                    field="L1 entry",
+                    value=word,
+                )
+            offset = word & layout.HOST_OFFSET
+            yield number, offset, await _read_table(writer, offset)
 
 
 async def _read_table(writer: ImageWriter, offset: int) -> Table:
@@ -264,9 +295,8 @@ async def _count(writer: ImageWriter, references: Sequence[Freed], delta: int) -
             await writer.allocator.change(cluster, delta)
 
 
-async def _count_shared(writer: ImageWriter, offset: int) -> None:
+async def _count_shared(writer: ImageWriter, offset: int, table: Table) -> None:
     """Count an L2 table of a snapshot once more, with all it leads to, which nobody owns then."""
-    table = await _read_table(writer, offset)
     words = writer.disk.geometry.words
     async with writer.back.lock:
         await _count(writer, [(offset, 1)], 1)
@@ -282,6 +312,18 @@ async def _count_shared(writer: ImageWriter, offset: int) -> None:
         for index in owned:
             table[index] &= ~layout.COPIED
         await writer.disk.image.write(packed(table), offset)
+
+
+async def _let_go_of_all(writer: ImageWriter, l1: Table, l1_offset: int) -> list[Freed]:
+    """Let go of an L1 table and of all it leads to; what is to be freed late."""
+    freed: list[Freed] = []
+    if l1:
+        freed.append((l1_offset, writer.clusters(len(l1) * 8)))
+    async for _, offset, table in _tables(writer, l1):
+        for word in table[:: writer.disk.geometry.words]:
+            await _let_go(writer, writer.clusters_of(word), freed)
+        await _let_go(writer, [(offset, 1)], freed)
+    return freed
 
 
 async def _let_go(writer: ImageWriter, references: Sequence[Freed], freed: list[Freed]) -> None:

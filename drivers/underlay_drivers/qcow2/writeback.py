@@ -211,7 +211,7 @@ class Writeback:
         if self._broken is not None:
             raise self._broken
 
-    def give_up(self, why: str, cause: UnderlayError) -> None:
+    def give_up(self, why: str, cause: BaseException) -> None:
         """Nobody knows what reached the disk, so nothing more is written."""
         if self._broken is None:
             name = self._disk.image.name()
@@ -268,10 +268,15 @@ class Writeback:
     async def all_at_once(self) -> AsyncGenerator[None]:
         """Changes made while this is held reach the disk with ``switch``, all of them or none.
 
-        It begins with nothing dirty; nobody flushes meanwhile.
+        It begins with nothing dirty, and nothing to be freed but what a lease keeps; nobody flushes
+        meanwhile.
         """
         async with self._flushing:
             await self._flush()
+            if self._written or self._ready:
+                # What was let go shall not count any more.
+                await self._barrier(self._storages())
+                await self._flush()
             yield
 
     @asynccontextmanager
@@ -317,10 +322,10 @@ class Writeback:
         header = attrs.evolve(self._disk.header, **fields)  # type: ignore[arg-type]
         try:
             await self._disk.image.write(header.fixed_bytes(), 0)
-        except UnderlayError as error:
+            self._disk.header = header
+        except BaseException as error:
             self.give_up("the header could not be written", error)
             raise
-        self._disk.header = header
         await self._barrier(self._storages())
 
     async def change_header(self, **fields: int) -> None:

@@ -6,8 +6,8 @@ The two phases of a guest's write are in ``claims``, the order on disk in ``writ
 from __future__ import annotations
 
 from array import array
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -114,10 +114,11 @@ class ImageWriter(Claims):
     async def forgetting(self) -> AsyncGenerator[None]:
         """While this is held the tables are read anew; what was not flushed is forgotten."""
         async with self.alone(), self.back.forgetting():
-            yield
-            if self._known:
-                await self.look_around()
-            if self._ready:
+            with self._all_or_no_writing():
+                yield
+                if self._known:
+                    await self.look_around()
+            if self._ready and not self.back.broken:
                 self.disk.allow_writing(self.allocator.metadata)
 
     async def look_around(self) -> None:
@@ -128,12 +129,18 @@ class ImageWriter(Claims):
                 that was changed already cannot be written any more.
         """
         metadata = self.allocator.metadata
-        try:
+        with self._all_or_no_writing():
             metadata.clear()
             metadata |= await survey(self.disk, self._limits)
             await self.allocator.load(self.disk.header)
-        except UnderlayError as error:
-            if self._ready:
+
+    @contextmanager
+    def _all_or_no_writing(self) -> Generator[None]:
+        """Once it was changed, an image that is known only in part must not be written."""
+        try:
+            yield
+        except BaseException as error:
+            if self._known:
                 self.back.give_up("its tables could not be read again", error)
             raise
 

@@ -1,0 +1,217 @@
+"""Faults of the writing side that were found by reading it: rare moments, each made to happen."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+
+import underlay
+from underlay import SyncFormatAccess, aio
+from underlay.capabilities import Snapshottable
+from underlay.checking import check
+from underlay.errors import StorageError
+from underlay.storage import ReadBuffers, WriteBuffers
+from underlay.testing.wrappers import WrappedStorage
+from underlay_storage.memory import MemoryStorage
+
+CLUSTER = 4096
+SIZE = 1 << 20
+
+
+class Watched(WrappedStorage):
+    """Tells somebody before each call, who may raise."""
+
+    def __init__(self, inner: MemoryStorage) -> None:
+        super().__init__(inner)
+        self.watch: Callable[[str], None] = lambda _: None
+
+    def readv(self, buffers: ReadBuffers, offset: int) -> None:
+        """Told first."""
+        self.watch("read")
+        super().readv(buffers, offset)
+
+    def try_readv(self, buffers: ReadBuffers, offset: int) -> int | None:
+        """Nothing is at hand: every read takes a worker on the asynchronous face."""
+        return None
+
+    def writev(self, buffers: WriteBuffers, offset: int) -> None:
+        """Told first."""
+        self.watch("write")
+        super().writev(buffers, offset)
+
+    def sync(self) -> None:
+        """Told first."""
+        self.watch("sync")
+        super().sync()
+
+
+def flaws(storage: Any) -> tuple[int, int, int]:
+    """What a check counts: corruptions, leaks, errors of its own."""
+    result = check(storage)
+    return result.corruptions, result.leaks, result.check_errors
+
+
+def snapshots(disk: SyncFormatAccess) -> Any:
+    return disk.capability(Snapshottable)
+
+
+# -- snapshots
+
+
+@attrs.define
+class Canceller:
+    """Cancels a task while the storage is in its k-th call, which then goes on."""
+
+    storage: Watched
+    at: int
+    calls: int = 0
+    task: asyncio.Task[Any] | None = None
+
+    async def run(self, work: Any) -> bool:
+        """Run it; whether it was cancelled."""
+        loop = asyncio.get_running_loop()
+
+        def watch(_: str) -> None:
+            self.calls += 1
+            if self.calls == self.at and self.task is not None:
+                done = threading.Event()
+                loop.call_soon_threadsafe(self.task.cancel)
+                # The cancelled task runs first, and waits for this call to end.
+                loop.call_soon_threadsafe(loop.call_soon, done.set)
+                done.wait(5)
+
+        self.storage.watch = watch
+        self.task = asyncio.ensure_future(work)
+        try:
+            await self.task
+        except asyncio.CancelledError:
+            return True
+        finally:
+            self.storage.watch = lambda _: None
+        return False
+
+
+@pytest.mark.parametrize("change", ["create", "apply", "delete"])
+def test_a_snapshot_that_is_cancelled_is_there_or_not(change: str) -> None:
+    """Whatever the cancelled task was at, the disk goes on from what the image says."""
+
+    async def attempt(at: int) -> bool:
+        storage = Watched(MemoryStorage(0))
+        disk = await aio.create(storage, size=SIZE, cluster_size=CLUSTER)
+        old, new = b"A" * 10 * CLUSTER, b"C" * 6000
+        await disk.write(old, 0)
+        able: Any = disk.capability(Snapshottable)
+        if change != "create":
+            await able.create_snapshot("one")
+            await disk.write(b"B" * 5 * CLUSTER, 0)
+        await disk.flush()
+        await disk.sync()
+        work = {
+            "create": lambda: able.create_snapshot("one"),
+            "apply": lambda: able.apply_snapshot("one"),
+            "delete": lambda: able.delete_snapshot("one"),
+        }[change]()
+        cancelled = await Canceller(storage, at).run(work)
+        left = [snapshot.name for snapshot in await able.snapshots()]
+        wanted = bytearray(await disk.read_bytes(0, SIZE))
+        await disk.write(new, 3000)
+        wanted[3000 : 3000 + len(new)] = new
+        assert await disk.read_bytes(0, SIZE) == wanted
+        await disk.close()
+
+        assert flaws(storage) == (0, 0, 0), at
+        with underlay.open_any(storage) as again:
+            assert again.read_bytes(0, SIZE) == wanted, at
+        if left:
+            with underlay.open_image(storage, format="qcow2", snapshot="one") as snapshot:
+                assert snapshot.read_bytes(0, len(old)) == old, at
+        return cancelled
+
+    at = 1
+    while asyncio.run(attempt(at)):
+        at += 1
+    assert at > 5, "it was cancelled at several of its calls"
+
+
+def test_a_refcount_table_that_has_to_grow_just_as_a_snapshot_moves_it() -> None:
+    """With blocks of 64 counts and a table of 64 entries, one of these is the moment."""
+    for clusters in range(3876, 3940):
+        storage = MemoryStorage(0)
+        with underlay.create(storage, size=4 << 20, cluster_size=512, refcount_bits=64) as disk:
+            disk.write(b"a" * (clusters * 512), 0)
+            snapshots(disk).create_snapshot("one")
+            disk.write(b"b" * 1536, 2560)
+        assert flaws(storage) == (0, 0, 0), clusters
+
+
+def test_deleting_a_snapshot_waits_for_what_still_counts() -> None:
+    """A cluster that a lease keeps from being freed is counted, and not the disk's alone."""
+    storage = MemoryStorage(0)
+    with underlay.create(storage, size=SIZE, cluster_size=CLUSTER) as disk:
+        disk.write(b"A" * 4 * CLUSTER, 0)
+        snapshots(disk).create_snapshot("one")
+        lease = disk.lease()
+        lease.__enter__()
+        disk.write(b"B" * 4 * CLUSTER, 0)
+        snapshots(disk).apply_snapshot("one")
+        timer = threading.Timer(0.05, lambda: lease.__exit__(None, None, None))
+        timer.start()
+        snapshots(disk).delete_snapshot("one")
+        timer.join()
+    assert flaws(storage) == (0, 0, 0)
+    with underlay.open_any(storage) as disk:
+        assert disk.read_bytes(0, 4 * CLUSTER) == b"A" * 4 * CLUSTER
+
+
+# -- what is known only in part
+
+
+def test_a_snapshot_that_fails_and_cannot_be_undone_ends_writing() -> None:
+    storage = Watched(MemoryStorage(0))
+    disk = underlay.create(storage, size=SIZE, cluster_size=CLUSTER)
+    disk.write(b"A" * 4 * CLUSTER, 0)
+    disk.flush()
+    disk.sync()
+    failed: list[str] = []
+
+    def watch(kind: str) -> None:
+        # The first write, and then every read, until the caller is told.
+        if kind == "write" or failed:
+            failed.append(kind)
+            raise StorageError("the wire is cut", errno=5, filename="it")
+
+    storage.watch = watch
+    with pytest.raises(StorageError):
+        snapshots(disk).create_snapshot("one")
+    storage.watch = lambda _: None
+    assert "read" in failed
+    with pytest.raises(StorageError, match="can no longer be written"):
+        disk.write(b"B" * CLUSTER, 8 * CLUSTER)
+    with pytest.raises(StorageError, match="can no longer be written"):
+        disk.close()
+    assert flaws(storage)[::2] == (0, 0)
+
+
+def test_forgetting_what_was_written_ends_writing_if_the_image_cannot_be_read() -> None:
+    """A link to a table that was never written must not get to the disk with the next one."""
+    storage = Watched(MemoryStorage(0))
+    disk = underlay.create(storage, size=64 << 20, cluster_size=CLUSTER)
+    disk.write(b"A" * CLUSTER, 0)
+
+    def watch(kind: str) -> None:
+        raise StorageError("the wire is cut", errno=5, filename="it")
+
+    storage.watch = watch
+    with pytest.raises(StorageError):
+        disk.invalidate_cache()
+    storage.watch = lambda _: None
+    with pytest.raises(StorageError, match="can no longer be written"):
+        disk.write(b"B" * CLUSTER, 4 << 20)
+    with pytest.raises(StorageError, match="can no longer be written"):
+        disk.close()
+    assert flaws(storage)[::2] == (0, 0)
