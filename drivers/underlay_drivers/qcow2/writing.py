@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from underlay.driver import WriteTicket
-from underlay.errors import CorruptImageError
+from underlay.errors import CorruptImageError, UnderlayError
 from underlay.face import to_the_end
 from underlay.locks import Lock
 from underlay_drivers.qcow2 import layout
