@@ -17,6 +17,7 @@ from underlay_drivers.qcow2.tables import UNALLOCATED, ZERO, Table, packed
 from underlay_drivers.qcow2.zeroing import Goal, change_entries
 
 if TYPE_CHECKING:
+    from underlay.handle import StorageHandle
     from underlay_drivers.qcow2.writing import ImageWriter
 
 __all__ = ["grow", "shrink"]
@@ -27,9 +28,11 @@ async def grow(writer: ImageWriter, size: int, preallocation: PreallocateMode) -
 
     Raises:
         LimitExceededError: the L1 table would become too large.
-        UnsupportedOperationError: the backing image stands in the way of preallocation.
+        UnsupportedOperationError: the backing image stands in the way of preallocation, or
+            snapshots in version 2.
     """
     disk = writer.disk
+    _check_snapshots(writer)
     await writer.prepare()
     async with writer.alone():
         old = disk.size()
@@ -56,8 +59,8 @@ async def grow(writer: ImageWriter, size: int, preallocation: PreallocateMode) -
             await writer.back.flush()
             await _move_l1(writer, table)
         await _clear_beyond(writer, old)
-        if disk.geometry.external and disk.data_storage().size() < size:
-            await disk.data_storage().resize(size, _on_host(preallocation))
+        if disk.geometry.external:
+            await _grow_data_file(disk.data_storage(), old, size, preallocation)
         await _zero_growth(writer, old, size)
         if preallocation is not PreallocateMode.OFF:
             await _preallocate(writer, old, size, preallocation)
@@ -66,8 +69,13 @@ async def grow(writer: ImageWriter, size: int, preallocation: PreallocateMode) -
 
 
 async def shrink(writer: ImageWriter, size: int) -> None:
-    """Let the disk have ``size`` bytes, fewer than it has."""
+    """Let the disk have ``size`` bytes, fewer than it has.
+
+    Raises:
+        UnsupportedOperationError: there are snapshots in version 2.
+    """
     disk = writer.disk
+    _check_snapshots(writer)
     await writer.prepare()
     async with writer.alone():
         if size >= disk.size():
@@ -81,6 +89,16 @@ async def shrink(writer: ImageWriter, size: int) -> None:
         await writer.back.sync()
         if disk.geometry.external:
             await disk.data_storage().resize(size)
+
+
+def _check_snapshots(writer: ImageWriter) -> None:
+    """A snapshot of version 2 need not say how large the disk was: it must stay so."""
+    header = writer.disk.header
+    if header.nb_snapshots and header.version == 2:  # noqa: PLR2004 (its own best name)
+        raise UnsupportedOperationError(
+            f"'{writer.disk.image.name()}' is of version 2 and has snapshots, so its size cannot "
+            "change; delete them, or amend it to version 3"
+        )
 
 
 async def _publish(writer: ImageWriter, size: int) -> None:
@@ -168,6 +186,17 @@ async def _zero_tail(writer: ImageWriter, size: int) -> None:
     shows = kind == UNALLOCATED and backing is not None and backing.size() > size
     if kind not in {UNALLOCATED, ZERO} or shows:
         await writer.write_zeroes(size, end)
+
+
+async def _grow_data_file(
+    data: StorageHandle, old: int, size: int, preallocation: PreallocateMode
+) -> None:
+    """Let the data file have ``size`` bytes, zeroes from ``old`` on, whatever was there."""
+    there = data.size()
+    if there > old:
+        await data.write_zeroes(old, min(there, size) - old)
+    if there < size:
+        await data.resize(size, _on_host(preallocation))
 
 
 async def _zero_growth(writer: ImageWriter, old: int, size: int) -> None:
