@@ -378,9 +378,22 @@ class Allocator:
         self._take(base, needed)
         if needed > len(missing):
             self._move_table(base + len(missing), needed - len(missing))
-        for step, number in enumerate(missing):
+        for step, number in enumerate(self._in_order(missing, base)):
             self._put_block(number, base + step << self._cluster_bits)
         await self._fill(base, needed)
+
+    def _in_order(self, missing: list[int], base: int) -> dict[int, None]:
+        """New blocks in the order in which they stand from cluster ``base`` on: QEMU's.
+
+        A block that counts where another one stands comes right behind that one.
+        """
+        order: dict[int, None] = {}
+        for number in missing:
+            following = number
+            while following in missing and following not in order:
+                order[following] = None
+                following = (base + len(order) - 1) // self.counts.per_block
+        return order
 
     def _has_block(self, number: int) -> bool:
         return number < len(self._table) and self._table[number] != 0
