@@ -23,6 +23,7 @@ from underlay_drivers.qcow2.covering import (
     fill_from,
     fill_to,
     find,
+    references,
     touched,
 )
 from underlay_drivers.qcow2.tables import Table, empty_table
@@ -285,20 +286,21 @@ class Claims:
     # -- what entries lead to
 
     def let_go(self, entry: int) -> None:
-        """Free, late, what an L2 entry led to that is no more; under the lock."""
+        """Free, late, what an L2 entry led to that is no more; under the lock.
+
+        Raises:
+            CorruptImageError: as ``clusters_of`` does; nothing is freed.
+        """
         for offset, clusters in self.clusters_of(entry):
             self.back.release(offset, clusters)
 
     def clusters_of(self, entry: int) -> list[tuple[int, int]]:
-        """What an L2 entry holds a reference to: host offset and clusters, of the image file."""
-        geometry = self.disk.geometry
-        if entry & layout.COMPRESSED:
-            offset, length = geometry.compressed(entry)
-            first = offset & ~(geometry.cluster_size - 1)
-            return [(first, self.clusters(offset + length - first))]
-        if not geometry.external and entry & layout.HOST_OFFSET:
-            return [(entry & layout.HOST_OFFSET, 1)]
-        return []
+        """What an L2 entry holds a reference to: host offset and clusters, of the image file.
+
+        Raises:
+            CorruptImageError: there is metadata.
+        """
+        return references(self.disk, self.allocator.metadata, entry)
 
     def clusters(self, length: int) -> int:
         """How many clusters hold so many bytes."""

@@ -41,7 +41,8 @@ async def write_encoded(writer: ImageWriter, offset: int, encoded: bytes) -> Non
         try:
             async with back.lock:
                 back.check()
-                await writer.table(offset >> geometry.l1_shift)
+                table = await writer.table(offset >> geometry.l1_shift)
+                writer.clusters_of(table[number % geometry.l2_entries * geometry.words])
                 host = await writer.allocator.pack(len(encoded))
         except CorruptImageError as error:
             await back.condemn(error)

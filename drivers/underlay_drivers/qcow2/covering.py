@@ -25,7 +25,16 @@ from underlay_drivers.qcow2.tables import (
 if TYPE_CHECKING:
     from underlay_drivers.qcow2.dependencies import Dependencies
 
-__all__ = ["IN_PLACE", "NO_ROOM", "RESERVED", "fill_from", "fill_to", "find", "touched"]
+__all__ = [
+    "IN_PLACE",
+    "NO_ROOM",
+    "RESERVED",
+    "fill_from",
+    "fill_to",
+    "find",
+    "references",
+    "touched",
+]
 
 # What a write finds in a cluster.
 #: All that it touches is data that may be written where it lies.
@@ -84,23 +93,43 @@ def _look(
     index = (offset >> geometry.cluster_bits) & geometry.l2_entries - 1
     entry, bitmap = disk.entry(table, index, guest)
     kind, host = geometry.decode(entry, bitmap)
+    references(disk, metadata, entry)  # what is written over, or let go, is no metadata
     if kind == COMPRESSED or host == NOWHERE:
         return NO_ROOM, NOWHERE
-    if not geometry.external:
-        if entry < layout.COPIED:
-            return NO_ROOM, NOWHERE
-        if host in metadata:
-            raise CorruptImageError(
-                f"'{disk.image.name()}': guest offset {guest:#x} keeps a cluster at {host:#x}, "
-                "where there is metadata; check the image",
-                offset=host,
-                field="L2 entry",
-                value=entry,
-            )
+    if not geometry.external and entry < layout.COPIED:
+        return NO_ROOM, NOWHERE
     if kind in {MIXED, UNALLOCATED}:
         asked = touched(geometry, offset - guest, end - guest)
         return (RESERVED if asked & ~bitmap else IN_PLACE), host
     return (IN_PLACE if kind == DATA else RESERVED), host
+
+
+def references(disk: Dependencies, metadata: set[int], entry: int) -> list[tuple[int, int]]:
+    """What an L2 entry holds a reference to: host offset and clusters, of the image file.
+
+    Raises:
+        CorruptImageError: that is no place for data: letting go of it would free ``metadata``.
+    """
+    geometry = disk.geometry
+    size = geometry.cluster_size
+    if entry & layout.COMPRESSED:
+        start, length = geometry.compressed(entry)
+        offset = start & -size
+        clusters = (start + length - offset + size - 1) >> geometry.cluster_bits
+    else:
+        offset, clusters = entry & layout.HOST_OFFSET, 1
+        if geometry.external or not offset:
+            return []
+    for cluster in range(offset, offset + clusters * size, size):
+        if cluster in metadata or cluster & size - 1:
+            raise CorruptImageError(
+                f"'{disk.image.name()}': an L2 entry leads to {cluster:#x}, where there is "
+                "metadata, or no cluster starts; check the image",
+                offset=cluster,
+                field="L2 entry",
+                value=entry,
+            )
+    return [(offset, clusters)]
 
 
 def touched(geometry: Geometry, start: int, end: int) -> int:

@@ -102,8 +102,6 @@ async def change_entries(writer: ImageWriter, start: int, end: int, goal: Goal) 
     first = (start >> geometry.cluster_bits) % geometry.l2_entries
     last = (end - 1 >> geometry.cluster_bits) % geometry.l2_entries
     table = await writer.table(number)
-    changed_from: int | None = None
-    changed_to = first
     guest = start & ~(size - 1)
     for index in range(first, last + 1):
         entry, bitmap = disk.entry(table, index, guest)
@@ -118,17 +116,14 @@ async def change_entries(writer: ImageWriter, start: int, end: int, goal: Goal) 
             new = _new_entry(writer, entry, goal), 0
             changed = new[0] != entry
         if changed:
-            _put(table, index, geometry.words, new)
             if entry & (layout.HOST_OFFSET | layout.COMPRESSED) != new[0] & (
                 layout.HOST_OFFSET | layout.COMPRESSED
             ):
                 writer.let_go(entry)
-            changed_from = index if changed_from is None else changed_from
-            changed_to = index + 1
+            _put(table, index, geometry.words, new)
+            # At once: should a later entry make no sense, what was let go must be written as gone.
+            writer.back.touch_l2(number, table, index, 1, shows=False)
         guest += size
-    if changed_from is not None:
-        count = changed_to - changed_from
-        writer.back.touch_l2(number, table, changed_from, count, shows=False)
     return max(start, end)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import struct
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +14,13 @@ import pytest
 
 import underlay
 from underlay import SyncFormatAccess, aio
-from underlay.capabilities import Snapshottable
+from underlay.capabilities import CompressedWriter, Snapshottable
 from underlay.checking import check
-from underlay.errors import StorageError
+from underlay.errors import CorruptImageError, StorageError
 from underlay.storage import ReadBuffers, WriteBuffers
 from underlay.testing.wrappers import WrappedStorage
+from underlay_drivers.qcow2 import layout
+from underlay_drivers.qcow2.header import Header
 from underlay_storage.memory import MemoryStorage
 
 CLUSTER = 4096
@@ -215,3 +219,52 @@ def test_forgetting_what_was_written_ends_writing_if_the_image_cannot_be_read() 
     with pytest.raises(StorageError, match="can no longer be written"):
         disk.close()
     assert flaws(storage)[::2] == (0, 0)
+
+
+# -- entries that lead where there is metadata
+
+#: What can be done to guest cluster 5.
+CHANGES: dict[str, Callable[[SyncFormatAccess], object]] = {
+    "write": lambda disk: disk.write(b"x" * CLUSTER, 5 * CLUSTER),
+    "write a part": lambda disk: disk.write(b"x" * 600, 5 * CLUSTER + 3),
+    "discard": lambda disk: disk.discard_to_zero(4 * CLUSTER, 3 * CLUSTER),
+    "shrink": lambda disk: disk.resize(4 * CLUSTER),
+    "snapshot": lambda disk: snapshots(disk).create_snapshot("one"),
+    "compressed": lambda disk: disk.capability(CompressedWriter).write_encoded(
+        5 * CLUSTER, b"encoded"
+    ),
+}
+#: Entries for it, made of the host offset of the L2 table.
+ENTRIES: dict[str, Callable[[int], int]] = {
+    "zero, in the refcount block": lambda _: layout.ZERO | 2 * CLUSTER,
+    "data, in the refcount block": lambda _: 2 * CLUSTER,
+    "zero and its own, in the refcount block": lambda _: layout.COPIED | layout.ZERO | 2 * CLUSTER,
+    "compressed, in the refcount table": lambda _: layout.COMPRESSED | CLUSTER,
+    "zero, in the L2 table": lambda table: layout.ZERO | table,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_metadata_that_an_entry_leads_to_is_not_freed(entry: str, change: str) -> None:
+    storage = MemoryStorage(0)
+    with underlay.create(storage, size=SIZE, cluster_size=CLUSTER) as disk:
+        disk.write(b"A" * 3 * CLUSTER, 0)
+    whole = bytearray(storage.size())
+    storage.readv((whole,), 0)
+    header = Header.unpack(bytes(whole[:CLUSTER]))
+    (first,) = struct.unpack_from(">Q", whole, header.l1_table_offset)
+    table = first & layout.HOST_OFFSET
+    storage.writev((struct.pack(">Q", ENTRIES[entry](table)),), table + 5 * 8)
+
+    disk = underlay.open_any(storage, writable=True)
+    with pytest.raises(CorruptImageError):
+        CHANGES[change](disk)
+    with contextlib.suppress(CorruptImageError):  # most of them end writing altogether
+        disk.close()
+    for kept in (CLUSTER, 2 * CLUSTER, table):
+        found = bytearray(CLUSTER)
+        storage.readv((found,), kept)
+        assert any(found), hex(kept)
+    with underlay.open_any(storage) as disk:
+        assert disk.read_bytes(0, 3 * CLUSTER) == b"A" * 3 * CLUSTER
