@@ -148,11 +148,14 @@ class RangeLocks:
     def try_acquire(self, start: int, end: int, *, exclusive: bool) -> _Holder | None:
         """Take a lock if that needs no waiting; None otherwise."""
         holder = _Holder(start, end, exclusive=exclusive)
+        return holder if self._try(holder) else None
+
+    def _try(self, wanted: _Holder) -> bool:
         with self._mutex:
-            if (self._held or self._queue) and self._blockers(holder):
-                return None
-            self._held.append(holder)
-        return holder
+            if (self._held or self._queue) and self._blockers(wanted):
+                return False
+            self._held.append(wanted)
+        return True
 
     def release(self, holder: _Holder) -> None:
         """Give a lock back, and hand its range on."""
@@ -190,18 +193,20 @@ class RangeLocks:
 class Lock:
     """Mutual exclusion: ``async with lock:`` on either face. Not reentrant."""
 
-    __slots__ = ("_holder", "_ranges")
+    __slots__ = ("_at_once", "_holder", "_ranges")
 
     def __init__(self) -> None:
         self._ranges = RangeLocks()
         self._holder: _Holder | None = None
+        #: Whoever holds it without ever waiting: one at a time, and of no loop that could stop.
+        self._at_once = _Holder(0, 1, exclusive=True)
+        self._at_once.loop = None
 
     def try_acquire(self) -> bool:
         """Take it if it is free; then give it to ``release`` soon, without awaiting anything."""
-        holder = self._ranges.try_acquire(0, 1, exclusive=True)
-        if holder is None:
+        if not self._ranges._try(self._at_once):
             return False
-        self._holder = holder
+        self._holder = self._at_once
         return True
 
     def release(self) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from typing import TYPE_CHECKING, Any, Final
-
-import attrs
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from underlay.driver import WriteTicket
 from underlay.errors import CorruptImageError, UnderlayError
@@ -41,8 +39,7 @@ _log = logging.getLogger("underlay")
 _FAR: Final = 1 << 64
 
 
-@attrs.frozen
-class Claim:
+class Claim(NamedTuple):
     """What a ticket is about: ``count`` clusters behind one L1 entry, in a row on the host."""
 
     holder: Any
@@ -62,12 +59,14 @@ class Claim:
 class Claims:
     """Gives tickets out, and takes them back."""
 
-    __slots__ = ("allocator", "back", "disk", "tickets")
+    __slots__ = ("allocator", "back", "disk", "ready", "tickets")
 
     def __init__(self, disk: Writable, allocator: Allocator, back: Writeback) -> None:
         self.disk = disk
         self.allocator = allocator
         self.back = back
+        #: Whether guest data may be changed.
+        self.ready = False
         #: Guest clusters for which somebody has a ticket.
         self.tickets = RangeLocks()
 
@@ -95,7 +94,7 @@ class Claims:
     def try_begin(self, offset: int, length: int) -> WriteTicket | None:
         """See ``FormatDriverInstance.try_begin_write``."""
         back = self.back
-        if back.broken or back.too_dirty:
+        if not self.ready or back.broken or back.too_dirty:
             return None
         geometry = self.disk.geometry
         shift, bits = geometry.l1_shift, geometry.cluster_bits

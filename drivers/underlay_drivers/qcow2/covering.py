@@ -185,5 +185,7 @@ def _reads_zero(disk: Dependencies, table: Table, at: int) -> bool:
     if geometry.extended:
         return False
     index = (at >> geometry.cluster_bits) % geometry.l2_entries
+    if not table[index]:
+        return disk.nothing_reads_zero()
     kind, _ = geometry.decode(*disk.entry(table, index, at & -geometry.cluster_size))
     return kind == ZERO or (kind == UNALLOCATED and disk.nothing_reads_zero())

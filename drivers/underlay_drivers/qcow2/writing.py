@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from underlay.driver import WriteTicket
-from underlay.errors import CorruptImageError, UnderlayError
+from underlay.errors import CorruptImageError
 from underlay.face import to_the_end
 from underlay.locks import Lock
 from underlay_drivers.qcow2 import layout
@@ -41,7 +41,7 @@ _COPY: Final = 1 << 20
 class ImageWriter(Claims):
     """The writing side of one open image."""
 
-    __slots__ = ("_known", "_limits", "_preparing", "_ready", "_resting")
+    __slots__ = ("_known", "_limits", "_preparing", "_resting")
 
     def __init__(
         self, disk: Writable, *, limits: Limits, cache_size: int, refcount_cache_size: int
@@ -55,8 +55,6 @@ class ImageWriter(Claims):
         self._resting = Lock()
         #: Whether it is known where everything lies.
         self._known = False
-        #: Whether guest data may be changed.
-        self._ready = False
 
     # -- before the first change
 
@@ -67,7 +65,7 @@ class ImageWriter(Claims):
             CorruptImageError: its metadata contradicts itself; nothing was changed.
         """
         self.back.check()
-        if not self._ready:
+        if not self.ready:
             async with self._preparing:
                 await self._make_ready()
 
@@ -90,11 +88,11 @@ class ImageWriter(Claims):
         self._known = True
 
     async def _make_ready(self) -> None:
-        if self._ready:
+        if self.ready:
             return  # somebody else was quicker
         await self._survey()
         await self._clear_autoclear_bits()
-        self._ready = True
+        self.ready = True
         self.disk.allow_writing(self.allocator.metadata)
 
     async def _mend(self) -> None:
@@ -118,7 +116,7 @@ class ImageWriter(Claims):
                 yield
                 if self._known:
                     await self.look_around()
-            if self._ready and not self.back.broken:
+            if self.ready and not self.back.broken:
                 self.disk.allow_writing(self.allocator.metadata)
 
     async def look_around(self) -> None:
@@ -158,13 +156,9 @@ class ImageWriter(Claims):
 
     async def begin(self, offset: int, length: int) -> WriteTicket:
         """See ``FormatDriverInstance.begin_write``."""
-        if not self._ready:
+        if not self.ready:
             await self.prepare()
         return await super().begin(offset, length)
-
-    def try_begin(self, offset: int, length: int) -> WriteTicket | None:
-        """See ``FormatDriverInstance.try_begin_write``."""
-        return super().try_begin(offset, length) if self._ready else None
 
     # -- for one who is alone with all clusters: resizing, snapshots, and the like
 
