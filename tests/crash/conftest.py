@@ -36,7 +36,7 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Say how many states after a power loss were judged."""
-    reports: dict[str, Report] = config.stash.get(_JUDGED, {})
+    reports: dict[str, Report] = config.stash.get(_JUDGED, dict[str, Report]())
     if reports:
         total = Report()
         for report in reports.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import errno
 from collections.abc import Callable
 
@@ -13,7 +14,18 @@ from underlay.testing.wrappers import WrappedStorage
 
 from .journal import SECTOR, Journal, Lost
 
-__all__ = ["Faults", "FaultyStorage"]
+__all__ = ["Faults", "FaultyStorage", "Lasting"]
+
+
+class Lasting(enum.Enum):
+    """How long calls fail, once one has."""
+
+    #: That one alone does.
+    ONCE = "once"
+    #: All of its kind do, until the operation has failed.
+    KIND = "its kind"
+    #: All calls do, until the end.
+    GONE = "gone"
 
 
 @attrs.define(kw_only=True)
@@ -23,8 +35,7 @@ class Faults:
     #: The number of the call that fails; the first is 0. None: none does.
     fails: int | None = None
     errno: int = errno.EIO
-    #: All calls of its kind after it fail too.
-    for_good: bool = False
+    lasting: Lasting = Lasting.ONCE
     #: What was called, in order.
     calls: list[str] = attrs.field(factory=list[str], init=False)
     #: The kind of the call that failed, once one has.
@@ -37,11 +48,14 @@ class Faults:
         if number == self.fails:
             self.failed = kind
             return True
-        return self.for_good and kind == self.failed
+        if self.lasting is Lasting.GONE:
+            return self.failed is not None
+        return self.lasting is Lasting.KIND and kind == self.failed
 
     def end(self) -> None:
-        """Nothing fails any more."""
-        self.fails, self.for_good = None, False
+        """Nothing fails any more, if what fails can be mended."""
+        if self.lasting is not Lasting.GONE:
+            self.fails, self.lasting = None, Lasting.ONCE
 
 
 class FaultyStorage(WrappedStorage):

@@ -9,13 +9,14 @@ from typing import TypeAlias
 import attrs
 
 from underlay import SyncFormatAccess
-from underlay.capabilities import CompressedWriter, Snapshottable
-from underlay.errors import LimitExceededError
+from underlay.capabilities import Amendable, CompressedWriter, Snapshottable
+from underlay.errors import LimitExceededError, UnsupportedOperationError
 from underlay.storage import PreallocateMode
 
 from .journal import SECTOR, Begun, Flushed, Journal
 
 __all__ = [
+    "Amend",
     "Apply",
     "Compress",
     "Delete",
@@ -26,10 +27,13 @@ __all__ = [
     "Moment",
     "Operation",
     "Push",
+    "Reread",
     "Shrink",
     "Take",
     "WriteData",
     "WriteZeroes",
+    "carry_out",
+    "fitting",
     "pattern",
     "perform",
 ]
@@ -205,6 +209,20 @@ class Shrink:
 
 
 @attrs.frozen
+class Amend:
+    """Change what the image was created with."""
+
+    option: str
+    value: object
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        disk.capability(Amendable).amend({self.option: self.value})
+
+    def after(self, history: History, number: int) -> Moment:
+        return history.now
+
+
+@attrs.frozen
 class Flush:
     """Make everything durable."""
 
@@ -227,6 +245,18 @@ class Push:
         return history.now
 
 
+@attrs.frozen
+class Reread:
+    """Flush, and read all tables anew."""
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        disk.flush()
+        disk.invalidate_cache()
+
+    def after(self, history: History, number: int) -> Moment:
+        return history.now
+
+
 Operation: TypeAlias = (
     WriteData
     | WriteZeroes
@@ -237,8 +267,10 @@ Operation: TypeAlias = (
     | Delete
     | Grow
     | Shrink
+    | Amend
     | Flush
     | Push
+    | Reread
 )
 
 
@@ -281,11 +313,7 @@ def perform(
             clipped = fitting(operation, len(history.now.content))
             number = history.add(clipped)
             journal.add(Begun(number))
-            try:
-                clipped.run(disk, number)
-            except LimitExceededError:
-                # A cluster cannot be counted so often: nothing was done.
-                history.moments[number] = history.moments[number - 1]
+            carry_out(clipped, disk, number, history)
             if isinstance(clipped, Flush):
                 journal.add(Flushed(number))
         number = len(history.moments)
@@ -296,6 +324,16 @@ def perform(
     except BaseException:
         disk.abandon()
         raise
+
+
+def carry_out(operation: Operation, disk: SyncFormatAccess, number: int, history: History) -> None:
+    """Do what the history already has under this number."""
+    try:
+        operation.run(disk, number)
+    except (LimitExceededError, UnsupportedOperationError):
+        # A cluster cannot be counted so often; version 2 has one size for all snapshots.
+        assert isinstance(operation, Take | Apply | Grow | Shrink | Amend)
+        history.moments[number] = history.moments[number - 1]
 
 
 def fitting(operation: Operation, size: int) -> Operation:

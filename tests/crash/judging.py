@@ -90,8 +90,8 @@ class Judge:
     history: History
     #: Opens the image in storages: the disk, or a snapshot of it.
     open_disk: OpenDisk
-    #: What else the disk may hold after an operation, by its number.
-    alternatives: Mapping[int, bytes] = attrs.field(factory=dict[int, bytes])
+    #: What else the guest may see after an operation, by its number.
+    alternatives: Mapping[int, Moment] = attrs.field(factory=dict[int, Moment])
     #: What the disk holds and has to keep, if that is known.
     exactly: bytes | None = None
     _buffers: dict[int, bytearray] = attrs.field(factory=dict[int, bytearray], init=False)
@@ -131,11 +131,13 @@ class Judge:
         """Of what the disk may be a mixture."""
         if self.exactly is not None:
             return [self.exactly]
+        return [moment.content for moment in self._moments(state)]
+
+    def _moments(self, state: CrashState) -> list[Moment]:
+        """What the guest may see."""
         numbers = range(state.promised, state.begun + 1)
-        allowed = [self.history.moments[number].content for number in numbers]
-        return allowed + [
-            self.alternatives[number] for number in numbers if number in self.alternatives
-        ]
+        others = [self.alternatives[number] for number in numbers if number in self.alternatives]
+        return [*(self.history.moments[number] for number in numbers), *others]
 
     def read(self, state: CrashState) -> bytes:
         """What the disk holds."""
@@ -144,7 +146,7 @@ class Judge:
 
     def _untrue(self, state: CrashState) -> list[str]:
         """What the guest would see and must not, or miss."""
-        moments = self.history.moments[state.promised : state.begun + 1]
+        moments = self._moments(state)
         with self._open(state) as disk:
             problems = differences(self._read(disk), self.allowed(state), "the disk")
             snapshots = disk.capability(Snapshottable).snapshots()

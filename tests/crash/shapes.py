@@ -20,6 +20,7 @@ from underlay_storage.memory import MemoryStorage
 
 from .bitmaps import with_bitmap
 from .guest import (
+    Amend,
     Apply,
     Compress,
     Delete,
@@ -29,6 +30,7 @@ from .guest import (
     Moment,
     Operation,
     Push,
+    Reread,
     Shrink,
     Take,
     WriteData,
@@ -205,7 +207,7 @@ def memory_content(name: str) -> bytes:
 
 SHAPES = (
     Shape(name="v3", further=(Grow(2 << 20), Grow(24 << 10, PreallocateMode.METADATA))),
-    Shape(name="v2", options={"compat": "v2"}),
+    Shape(name="v2", options={"compat": "v2"}, further=(Amend("compat", "v3"),)),
     Shape(name="refcount-1", options={"refcount_bits": 1}, snapshots=False, compression=False),
     Shape(
         name="refcount-2",
@@ -214,9 +216,14 @@ SHAPES = (
         open_options={"cache_size": 2048, "refcount_cache_size": 2048},
     ),
     Shape(name="refcount-4", options={"refcount_bits": 4, "lazy_refcounts": True}),
-    Shape(name="refcount-64", options={"refcount_bits": 64}),
+    Shape(name="refcount-64", options={"refcount_bits": 64}, further=(Amend("refcount_bits", 4),)),
     Shape(name="bitmap", bitmap=True),
-    Shape(name="backing", options={"refcount_bits": 32}, backing=80 << 10),
+    Shape(
+        name="backing",
+        options={"refcount_bits": 32},
+        backing=80 << 10,
+        further=(Amend("lazy_refcounts", True),),  # noqa: FBT003 (what the option takes)
+    ),
     Shape(
         name="data-file",
         options={"refcount_bits": 8},
@@ -251,7 +258,7 @@ SHAPES = (
         options={"refcount_bits": 64},
         size=2100 << 10,
         filled=3790 * 512,
-        further=(WriteData(3790 * 512, 150 * 512),),
+        further=(WriteData(3790 * 512, 150 * 512), Reread()),
         thinned=10,
     ),
     Shape(name="zstd", cluster=4096, size=2112 << 10, options={"compression_type": "zstd"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -15,19 +16,20 @@ from underlay_drivers.qcow2.writeback import Writeback
 from underlay_drivers.qcow2.writing import ImageWriter
 from underlay_storage.memory import MemoryStorage
 
-from .faults import Faults, FaultyStorage
-from .guest import Flush, History, Operation, WriteData, fitting
+from .faults import Faults, FaultyStorage, Lasting
+from .guest import Flush, History, Moment, Operation, WriteData, carry_out, fitting
 from .journal import Begun, Flushed, Journal, Lost, Recorder
 from .judging import Judge, chance_of, content_of, differences
 from .shapes import SHAPES, Prepared, Shape
 from .states import Effort, crash_states
 from .structure import look_at
-from .workloads import long_workload
 
 pytestmark = pytest.mark.slow
 
-_LENGTH = 14
-_SHAPES = [shape for shape in SHAPES if shape.thinned == 1]
+#: What comes of a power loss is tried after each sync that fails, after one of so many writes,
+_WRITES = 9
+#: and in one of so many states.
+_STATES = 4
 
 
 @attrs.define(kw_only=True)
@@ -42,8 +44,8 @@ class Run:
     #: The operation that failed, once one has; and what was promised last.
     failed: int | None = attrs.field(default=None, init=False)
     promised: int = attrs.field(init=False)
-    #: What the disk may hold after an operation if the one that failed did nothing.
-    alternatives: dict[int, bytes] = attrs.field(factory=dict[int, bytes], init=False)
+    #: What the guest may see after an operation if the one that failed did nothing.
+    alternatives: dict[int, Moment] = attrs.field(factory=dict[int, Moment], init=False)
     #: Whether the disk could be used after the failure.
     works_on: bool = attrs.field(default=False, init=False)
     #: What the disk should not have held then.
@@ -71,7 +73,7 @@ class Run:
         operation = fitting(operation, len(self.history.now.content))
         number = self.history.add(operation)
         self.journal.add(Begun(number))
-        operation.run(disk, number)
+        carry_out(operation, disk, number, self.history)
         if isinstance(operation, Flush):
             self.promised = number
             self.journal.add(Flushed(number))
@@ -114,7 +116,8 @@ class Run:
             # What failed was done, or not, or in part; what was done before it is there.
             allowed = [new + content[len(new) :] for content in (before.content, after.content)]
             number = len(self.history.moments) - 1
-            self.alternatives |= dict.fromkeys(range(number, number + 3), allowed[0])
+            undone = Moment(allowed[0], before.snapshots)
+            self.alternatives |= dict.fromkeys(range(number, number + 3), undone)
             content = disk.read_bytes(0, disk.size)
             self.do(disk, Flush())
         except UnderlayError:
@@ -141,54 +144,79 @@ def _judged(run: Run) -> list[str]:
 
 
 def _operations(shape: Shape) -> list[Operation]:
-    operations = long_workload(shape, chance_of(shape.name, "failing"), _LENGTH)
-    return [*operations[: _LENGTH // 2], Flush(), *operations[_LENGTH // 2 :]]
+    """Everything once, and a promise in the middle; or what makes a large image special."""
+    if shape.thinned > 1:
+        return [*shape.further, Flush()]
+    operations = shape.operations()
+    middle = len(operations) // 2
+    return [*operations[:middle], Flush(), *operations[middle:]]
 
 
-def _try_each_call(prepared: Prepared, *, for_good: bool) -> tuple[list[str], int]:
+def _undisturbed(prepared: Prepared) -> list[str]:
+    """The calls of a run in which none fails."""
+    run = Run(prepared=prepared, faults=Faults())
+    run.go(_operations(prepared.shape))
+    assert run.failed is None
+    return run.faults.calls
+
+
+def _try_each_call(prepared: Prepared, lasting: Lasting) -> tuple[list[str], int]:
     """Let each call of a run fail: what goes wrong, and after how many the disk worked on."""
     operations = _operations(prepared.shape)
-    undisturbed = Run(prepared=prepared, faults=Faults())
-    undisturbed.go(operations)
-    calls = undisturbed.faults.calls
-    assert undisturbed.failed is None
-    assert {"read", "write", "sync"} <= set(calls)
-
+    calls = _undisturbed(prepared)
+    # Each call meets both errors, one in this way of failing and one in the next.
+    modes = list(Lasting)
+    mode = modes.index(lasting)
+    codes = (errno.EIO, errno.ENOSPC)
     problems: list[str] = []
     worked_on = 0
-    for number, kind in enumerate(calls):
-        code = errno.ENOSPC if kind == "write" and number % 2 else errno.EIO
-        faults = Faults(fails=number, errno=code, for_good=for_good)
+    step = prepared.shape.thinned * (2 if lasting is Lasting.GONE else 1)
+    for number in range(mode % step, len(calls), step):
+        kind = calls[number]
+        faults = Faults(fails=number, errno=codes[(number + mode) % 2], lasting=lasting)
         run = Run(prepared=prepared, faults=faults)
         run.go(operations)
         worked_on += run.works_on
         wrong = run.wrong + _judged(run)
-        if kind == "sync":
+        doubtful = kind == "sync" or (kind == "write" and number % _WRITES == 0)
+        if doubtful and lasting is Lasting.ONCE and number % prepared.shape.thinned**2 == 0:
             wrong += _after_power_loss(run)
         problems += [f"call {number} ({kind}): {problem}" for problem in wrong[:3]]
     return problems, worked_on
 
 
 def _after_power_loss(run: Run) -> list[str]:
-    """Whether a promise was given for what a failed sync left in doubt."""
+    """Whether a promise was given for what a failed sync or write left in doubt."""
     events = run.journal.events
-    since = next(number for number, event in enumerate(events) if isinstance(event, Lost))
+    begun = len(run.history.moments) - 1 if run.failed is None else run.failed
+    started = (Lost(0), Lost(1), Begun(begun))
+    since = next((number for number, event in enumerate(events) if event in started), None)
+    if since is None:
+        return []  # it failed while the image was opened
     effort = Effort(exhaustive=5, samples=5, tears=1)
     states = crash_states(run.journal, chance_of(run.faults.fails), effort, since=since)
+    states = itertools.islice(states, 0, None, _STATES * run.prepared.shape.thinned)
     judge = Judge(history=run.history, open_disk=run.prepared.open, alternatives=run.alternatives)
     report = judge.report(states)
     return [report.told()] if report.problems else []
 
 
-@pytest.mark.parametrize("for_good", [False, True], ids=["once", "for-good"])
-@pytest.mark.parametrize("shape", _SHAPES, ids=[shape.name for shape in _SHAPES])
+@pytest.mark.parametrize("lasting", Lasting, ids=[lasting.value for lasting in Lasting])
+@pytest.mark.parametrize("shape", SHAPES, ids=[shape.name for shape in SHAPES])
 def test_any_call_may_fail(
-    shape: Shape, prepare: Callable[[Shape], Prepared], *, for_good: bool
+    shape: Shape, lasting: Lasting, prepare: Callable[[Shape], Prepared]
 ) -> None:
-    problems, worked_on = _try_each_call(prepare(shape), for_good=for_good)
+    problems, worked_on = _try_each_call(prepare(shape), lasting)
 
     assert not problems, "\n".join([*map(str, _operations(shape)), *problems[:20]])
-    assert worked_on
+    # Where nothing works any more, nothing is promised any more.
+    assert (worked_on > 0) == (lasting is not Lasting.GONE)
+
+
+def test_all_kinds_of_calls_are_made(prepare: Callable[[Shape], Prepared]) -> None:
+    kinds = {"read", "write", "write_zeroes", "discard", "resize", "sync"}
+
+    assert set(_undisturbed(prepare(SHAPES[0]))) == kinds
 
 
 def _do_nothing(*arguments: object, **named: object) -> None:
@@ -221,4 +249,4 @@ def test_a_driver_that_ignores_failures_is_caught(
     prepared = prepare(SHAPES[0])
     breaks(monkeypatch)
 
-    assert _try_each_call(prepared, for_good=False)[0]
+    assert _try_each_call(prepared, Lasting.ONCE)[0]

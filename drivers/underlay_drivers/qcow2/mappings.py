@@ -142,6 +142,11 @@ class ClusterMap(FormatDriverInstance):
         self.geometry = Geometry.of(header)
         self._plain_bad = self.geometry.plain_bad
 
+    def follow(self, header: Header) -> None:
+        """Know where the tables are that a header leads to which has been written."""
+        self.header = header
+        self._look_at_header(header, self.l1, self._l1_offset)
+
     def replace_l1(self, header: Header, l1: Table) -> None:
         """Map through another L1 table, which leads to the same as far as the old one went."""
         self._look_at_header(header, l1, header.l1_table_offset)

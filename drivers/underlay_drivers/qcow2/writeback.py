@@ -322,7 +322,7 @@ class Writeback:
         header = attrs.evolve(self._disk.header, **fields)  # type: ignore[arg-type]
         try:
             await self._disk.image.write(header.fixed_bytes(), 0)
-            self._disk.header = header
+            self._disk.follow(header)
         except BaseException as error:
             self.give_up("the header could not be written", error)
             raise
@@ -344,7 +344,7 @@ class Writeback:
             self.check()
             steps, placed = plan_header(self._disk.header, header)
             await to_the_end(self._take_steps(steps))
-            self._disk.header = placed
+            self._disk.follow(placed)
 
     async def _take_steps(self, steps: list[tuple[int, bytes]]) -> None:
         image = self._disk.image
