@@ -101,7 +101,7 @@ class FormatCreateOptions:
     options: Mapping[str, object] = attrs.field(factory=dict[str, object])
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True, eq=False)
 class WriteTicket:
     """The promise between the two phases of a write that allocates.
 
@@ -176,11 +176,11 @@ class FormatDriverInstance(Protocol):
 
     @classmethod
     def creation_facts(cls, options: FormatCreateOptions) -> Mapping[str, object]:
-        """What is said of a new image when it is made, under qemu-img's names and in its order."""
-        facts: dict[str, object] = {"size": options.size}
-        if options.preallocation is not PreallocateMode.OFF:
-            facts["preallocation"] = options.preallocation.value
-        return facts | dict(options.options)
+        """What is said of a new image when it is made, under qemu-img's names and in its order.
+
+        What has no value is None, and holds the place of what the caller knows. Nothing is refused.
+        """
+        return {"size": options.size, "preallocation": None} | dict(options.options)
 
     def references(self) -> Sequence[Reference]:
         """Every object that this image names and that is not attached; the core resolves them."""

@@ -65,34 +65,38 @@ class Writer:
             return 0
         done = 0
         while done < wanted:
-            left = wanted - done
-            location = self._writable_run(offset + done, left)
-            ticket = None
+            at, left = offset + done, wanted - done
+            location = self._writable_run(at, left)
             if location is not None:
                 storage, host, length = location
-            else:
-                ticket = driver.try_begin_write(offset + done, left)
-                if ticket is None:
-                    break
-                storage, host, length = ticket.storage, ticket.offset, ticket.length
-            here = data if length == wanted else memoryview(data)[done : done + length]
-            inline = storage.inline_writev
-            if ticket is None:
+                inline = storage.inline_writev
                 if inline is None:
                     break
+                here = data if length == wanted else memoryview(data)[done : done + length]
                 inline((here,), host)
-            elif inline is None or ticket.before or ticket.after:
-                run_blocking(self._fulfil(ticket, [memoryview(here)]))
             else:
-                try:
-                    inline((here,), host)
-                except BaseException:
-                    run_blocking(driver.abort_write(ticket))
-                    raise
-                if not driver.try_commit_write(ticket):
-                    run_blocking(driver.commit_write(ticket))
+                ticket = driver.try_begin_write(at, left)
+                if ticket is None:
+                    break
+                length = ticket.length
+                here = data if length == wanted else memoryview(data)[done : done + length]
+                self._fulfil_at_once(ticket, here)
             done += length
         return done
+
+    def _fulfil_at_once(self, ticket: WriteTicket, data: bytes | bytearray | memoryview) -> None:
+        """``_fulfil`` on the blocking face; at once if there is nothing but the data to write."""
+        inline = ticket.storage.inline_writev
+        if inline is None or ticket.before or ticket.after:
+            run_blocking(self._fulfil(ticket, [memoryview(data)]))
+            return
+        try:
+            inline((data,), ticket.offset)
+        except BaseException:
+            run_blocking(self.driver.abort_write(ticket))
+            raise
+        if not self.driver.try_commit_write(ticket):
+            run_blocking(self.driver.commit_write(ticket))
 
     def _writable_run(self, offset: int, wanted: int) -> tuple[StorageHandle, int, int] | None:
         """Where up to ``wanted`` bytes can be written as they are: storage, host offset, length."""

@@ -65,6 +65,7 @@ class Allocator:
         "_table_clusters",
         "_table_offset",
         "counts",
+        "fresh_from",
         "highest_freed",
         "metadata",
     )
@@ -80,6 +81,8 @@ class Allocator:
         self._table_offset = header.refcount_table_offset
         self._table_clusters = header.refcount_table_clusters
         self._table: Table = array("Q")
+        #: From here on no cluster was ever used or handed out: they read as zeroes.
+        self.fresh_from = 0
         #: Blocks in memory by their number; the one that was used last stands last.
         self._blocks: dict[int, bytearray] = {}
         self._block_capacity = max(4, cache_size // header.cluster_size)
@@ -113,6 +116,7 @@ class Allocator:
         await self._image.readv((memoryview(table).cast("B"),), self._table_offset)
         swap(table)
         file_size = self._image.size()
+        self.fresh_from = file_size
         for number, entry in enumerate(table):
             if entry:
                 fault = self._entry_fault(entry, file_size)
@@ -242,15 +246,18 @@ class Allocator:
                 value=end,
                 allowed=layout.HOST_OFFSET,
             )
-        for offset in range(index << self._cluster_bits, end, self._cluster_size):
-            if offset in self.metadata or not offset:
-                raise CorruptImageError(
-                    f"'{self._image.name()}': the cluster at {offset:#x} holds metadata, and its "
-                    "reference count says that it is free; repair the image",
-                    offset=offset,
-                    field="refcount",
-                    value=0,
-                )
+        clusters = range(index << self._cluster_bits, end, self._cluster_size)
+        if not self.metadata.isdisjoint(clusters) or not index:
+            offset = next(offset for offset in clusters if offset in self.metadata or not offset)
+            raise CorruptImageError(
+                f"'{self._image.name()}': the cluster at {offset:#x} holds metadata, and its "
+                "reference count says that it is free; repair the image",
+                offset=offset,
+                field="refcount",
+                value=0,
+            )
+        if end > self.fresh_from:
+            self.fresh_from = end
 
     async def pack(self, length: int) -> int:
         """Room for ``length`` bytes of compressed data, less than a cluster: its host offset.
@@ -465,9 +472,9 @@ class Allocator:
     # -- for the write-back
 
     @property
-    def dirty_bytes(self) -> int:
-        """How much of it is not on disk."""
-        return len(self._dirty_blocks) * self._cluster_size
+    def dirty_blocks(self) -> int:
+        """How many blocks are not on disk as they should be."""
+        return len(self._dirty_blocks)
 
     def take_changes(self) -> RefcountChanges | None:
         """Copies of what is dirty, for ``written`` or ``put_back``; None if nothing is."""

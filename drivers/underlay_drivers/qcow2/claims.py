@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from underlay.driver import WriteTicket
 from underlay.errors import CorruptImageError, UnderlayError
@@ -35,8 +35,8 @@ __all__ = ["Claim", "Claims"]
 
 _log = logging.getLogger("underlay")
 
-#: Further than any host offset.
-_FAR: Final = 1 << 64
+#: What was found or made: kind, host offset, clusters, and whether it was never written.
+_Room: TypeAlias = tuple[int, int, int, bool]
 
 
 class Claim(NamedTuple):
@@ -124,12 +124,13 @@ class Claims:
         disk = self.disk
         table = await self.table(offset >> disk.geometry.l1_shift)
         kind, host, count = find(disk, self.allocator.metadata, table, offset, end)
-        if kind == NO_ROOM:
-            if disk.geometry.external:
-                host = offset & -disk.geometry.cluster_size
-            else:
-                host, count = await self.allocator.allocate(count)
-        return self._ticket(table, offset, end, holder, (kind, host, count))
+        if kind != NO_ROOM or disk.geometry.external:
+            clean = self._is_clean(host)
+        else:
+            fresh_from = self.allocator.fresh_from
+            host, count = await self.allocator.allocate(count)
+            clean = host >= fresh_from
+        return self._ticket(table, offset, end, holder, (kind, host, count, clean))
 
     def _try_claim(self, offset: int, end: int, holder: object) -> WriteTicket | None:
         """The same, if all that it needs is in memory."""
@@ -138,29 +139,31 @@ class Claims:
         if table is None:
             return None
         kind, host, count = find(disk, self.allocator.metadata, table, offset, end)
-        if kind == NO_ROOM:
-            if disk.geometry.external:
-                host = offset & -disk.geometry.cluster_size
-            else:
-                room = self.allocator.try_allocate(count)
-                if room is None:
-                    return None
-                host, count = room
-        return self._ticket(table, offset, end, holder, (kind, host, count))
+        if kind != NO_ROOM or disk.geometry.external:
+            clean = self._is_clean(host)
+        else:
+            fresh_from = self.allocator.fresh_from
+            room = self.allocator.try_allocate(count)
+            if room is None:
+                return None
+            host, count = room
+            clean = host >= fresh_from
+        return self._ticket(table, offset, end, holder, (kind, host, count, clean))
 
     def _ticket(
-        self, table: Table, offset: int, end: int, holder: object, room: tuple[int, int, int]
+        self, table: Table, offset: int, end: int, holder: object, room: _Room
     ) -> WriteTicket:
-        """The ticket for what was found or made: kind, host offset, clusters."""
-        kind, host, count = room
+        """The ticket for what was found or made."""
+        kind, host, count, clean = room
         disk = self.disk
         geometry = disk.geometry
         size = geometry.cluster_size
         guest = offset & -size
+        if geometry.external:
+            host = guest
         stop = min(end, guest + count * size)
         start, filled = offset, stop
         if kind != IN_PLACE and (offset | stop) & size - 1:
-            clean = host >= self._written_end()
             start = fill_from(disk, table, kind, offset, clean=clean)
             filled = fill_to(disk, table, kind, stop, clean=clean)
         return WriteTicket(
@@ -183,9 +186,9 @@ class Claims:
             ),
         )
 
-    def _written_end(self) -> int:
-        """The host offset from which on data clusters were never written."""
-        return _FAR if self.disk.geometry.external else self.disk.image.size()
+    def _is_clean(self, host: int) -> bool:
+        """Whether room that the image had already was never written: it lies past the file."""
+        return not self.disk.geometry.external and host >= self.disk.image.size()
 
     # -- the second phase
 

@@ -164,9 +164,9 @@ class Writeback:
     @property
     def too_dirty(self) -> bool:
         """Whether more is dirty than memory may be used for."""
-        tables = len(self._dirty_l2) * self._disk.geometry.cluster_size
+        tables = len(self._dirty_l2) + self.allocator.dirty_blocks
         waiting = len(self._unlinked) * _FREED_BYTES
-        return tables + self.allocator.dirty_bytes + waiting > self.dirty_limit
+        return tables * self._disk.geometry.cluster_size + waiting > self.dirty_limit
 
     async def relieve(self) -> None:
         """Flush if too much is dirty; without the lock."""
@@ -367,7 +367,7 @@ class Writeback:
         # Nobody can use a closed disk's mappings, whatever leases are still held.
         self._ready.extend(self._waiting)
         self._waiting = []
-        if not self.allocator.highest_freed and not self._ready and not self.allocator.dirty_bytes:
+        if not self.allocator.highest_freed and not self._ready and not self.allocator.dirty_blocks:
             return
         await self.flush()
         await self._cut_tail()
