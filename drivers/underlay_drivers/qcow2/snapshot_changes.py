@@ -228,7 +228,27 @@ async def _load(
     entry = find_snapshot(entries, wanted, image=name)
     offset, count, size = snapshot_view(entry, disk.header, file_size=disk.image.size(), image=name)
     limits.check("metadata", count * 8, what=f"'{name}': the size of the L1 table")
-    return entry, size, await load_l1(disk.image, offset, count)
+    l1 = await load_l1(disk.image, offset, count)
+    await _check_tables(writer, l1)
+    return entry, size, l1
+
+
+async def _check_tables(writer: ImageWriter, l1: Table) -> None:
+    """Refuse a snapshot's L1 table that leads to what must not be freed with the snapshot."""
+    disk, allocator = writer.disk, writer.allocator
+    active = {word & layout.HOST_OFFSET for word in disk.l1}
+    for word in l1:
+        offset = word & layout.HOST_OFFSET
+        if offset not in allocator.metadata:
+            continue
+        if offset not in active or await allocator.refcount(offset) == 1:
+            raise CorruptImageError(
+                f"'{disk.image.name()}': the snapshot has an L2 table at {offset:#x}, where there "
+                "is other metadata; check the image",
+                offset=offset,
+                field="L1 entry",
+                value=word,
+            )
 
 
 async def _tables(writer: ImageWriter, l1: Table) -> AsyncIterator[tuple[int, int, Table]]:
@@ -292,7 +312,14 @@ async def _count(writer: ImageWriter, references: Sequence[Freed], delta: int) -
     size = writer.disk.geometry.cluster_size
     for offset, clusters in references:
         for cluster in range(offset, offset + clusters * size, size):
-            await writer.allocator.change(cluster, delta)
+            if await writer.allocator.change(cluster, delta) <= delta:
+                raise CorruptImageError(
+                    f"'{writer.disk.image.name()}': the cluster at {cluster:#x} is in use, and its "
+                    "reference count says that it is free; repair the image",
+                    offset=cluster,
+                    field="refcount",
+                    value=0,
+                )
 
 
 async def _count_shared(writer: ImageWriter, offset: int, table: Table) -> None:
@@ -331,12 +358,13 @@ async def _let_go(writer: ImageWriter, references: Sequence[Freed], freed: list[
     size = writer.disk.geometry.cluster_size
     for offset, clusters in references:
         for cluster in range(offset, offset + clusters * size, size):
-            if await writer.allocator.refcount(cluster) > 1:
+            count = await writer.allocator.refcount(cluster)
+            if count != 1:  # 0 makes no sense, as this says
                 await writer.allocator.change(cluster, -1)
                 continue
-            start, count = freed[-1] if freed else (0, 0)
-            if cluster == start + count * size:
-                freed[-1] = start, count + 1
+            start, length = freed[-1] if freed else (0, 0)
+            if cluster == start + length * size:
+                freed[-1] = start, length + 1
             else:
                 freed.append((cluster, 1))
 
