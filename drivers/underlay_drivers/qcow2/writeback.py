@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -49,6 +49,10 @@ _SECTOR_ENTRIES: Final = layout.SECTOR // 8
 _LONGEST_LEASE: Final = 10.0
 #: Memory for one item of what waits to be freed.
 _FREED_BYTES: Final = 128
+#: Items that may wait for a barrier.
+_WRITTEN_MOST: Final = 1 << 16
+#: Clusters that are freed in one go.
+_FREED_AT_ONCE: Final = 1 << 12
 
 #: Host offset and clusters; one reference of each is let go.
 Freed = tuple[int, int]
@@ -159,6 +163,11 @@ class Writeback:
 
     def release(self, offset: int, clusters: int = 1) -> None:
         """Free these clusters (one reference each), late: nothing in memory leads to them now."""
+        if self._unlinked:
+            start, count = self._unlinked[-1]
+            if start + count * self._disk.geometry.cluster_size == offset:
+                self._unlinked[-1] = start, count + clusters
+                return
         self._unlinked.append((offset, clusters))
 
     @property
@@ -169,10 +178,12 @@ class Writeback:
         return tables * self._disk.geometry.cluster_size + waiting > self.dirty_limit
 
     async def relieve(self) -> None:
-        """Flush if too much is dirty; without the lock."""
+        """Flush if too much is dirty, and sync if too much waits for that; without the lock."""
         self.check()
         if self.too_dirty:
             await self.flush()
+        if len(self._written) > _WRITTEN_MOST:
+            await self.sync()
 
     async def leases_ended(self) -> None:
         """Wait until every lease that is held now has ended.
@@ -533,11 +544,32 @@ class Writeback:
     async def _free_ready(self) -> None:
         """Punch and count down what nobody can reach any more."""
         self.leases.settle()
-        freed: list[Freed] = []
         while self._ready:
-            freed += self._ready.popleft()
-        if freed:
-            await self._free(freed)
+            parts = self._in_parts(self._ready.popleft())
+            for part in parts:
+                try:
+                    await self._free(part)
+                except BaseException:
+                    self._ready.append([run for left in parts for run in left])
+                    raise
+
+    def _in_parts(self, freed: list[Freed]) -> Iterator[list[Freed]]:
+        """The same, so many clusters at a time."""
+        size = self._disk.geometry.cluster_size
+        part: list[Freed] = []
+        room = _FREED_AT_ONCE
+        for offset, clusters in freed:
+            done = 0
+            while done < clusters:
+                count = min(clusters - done, room)
+                part.append((offset + done * size, count))
+                done += count
+                room -= count
+                if not room:
+                    yield part
+                    part, room = [], _FREED_AT_ONCE
+        if part:
+            yield part
 
     async def _free(self, freed: list[Freed]) -> None:
         size = self._disk.geometry.cluster_size
@@ -557,9 +589,10 @@ class Writeback:
             await self._punch(sorted(unused))
             async with self.lock:
                 while references:
-                    cluster, count = references.popitem()
-                    if not await self.allocator.change(cluster, -count):
+                    cluster = next(reversed(references))
+                    if not await self.allocator.change(cluster, -references[cluster]):
                         self.allocator.metadata.discard(cluster)
+                    del references[cluster]
         except CorruptImageError as error:
             await self.condemn(error)
             raise

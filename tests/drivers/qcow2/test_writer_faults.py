@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import struct
 import threading
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -268,3 +269,26 @@ def test_metadata_that_an_entry_leads_to_is_not_freed(entry: str, change: str) -
         assert any(found), hex(kept)
     with underlay.open_any(storage) as disk:
         assert disk.read_bytes(0, 3 * CLUSTER) == b"A" * 3 * CLUSTER
+
+
+# -- memory
+
+
+def test_memory_does_not_grow_with_what_is_freed() -> None:
+    """32,768 clusters, of which each would take a hundred bytes were it remembered by itself."""
+    storage = MemoryStorage(0)
+    underlay.create(storage, size=16 << 20, cluster_size=512, preallocation="metadata").close()
+    cut_at = 1 << 20
+    with underlay.open_any(storage, writable=True, cache_size=1 << 20) as disk:
+        disk.write(b"x", 0)
+        tracemalloc.start()
+        try:
+            disk.discard_to_zero(cut_at, disk.size - cut_at)
+            disk.flush()
+            disk.sync()
+            disk.flush()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 2 << 20
+    assert flaws(storage) == (0, 0, 0)
