@@ -148,6 +148,10 @@ class Allocator:
         block = await self._block(number)
         return 0 if block is None else self.counts.get(block, index)
 
+    def blocks(self) -> set[int]:
+        """The host offsets of all refcount blocks."""
+        return set(self._table) - {0}
+
     async def end_of_use(self) -> int:
         """Host offset of the end of the last cluster that is in use."""
         for number in reversed(range(len(self._table))):
