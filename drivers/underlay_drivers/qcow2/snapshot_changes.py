@@ -229,19 +229,21 @@ async def _load(
     offset, count, size = snapshot_view(entry, disk.header, file_size=disk.image.size(), image=name)
     limits.check("metadata", count * 8, what=f"'{name}': the size of the L1 table")
     l1 = await load_l1(disk.image, offset, count)
-    await _check_tables(writer, l1)
+    await _check_tables(writer, l1, entries)
     return entry, size, l1
 
 
-async def _check_tables(writer: ImageWriter, l1: Table) -> None:
+async def _check_tables(
+    writer: ImageWriter, l1: Table, entries: Sequence[SnapshotEntry]
+) -> None:
     """Refuse a snapshot's L1 table that leads to what must not be freed with the snapshot."""
     disk, allocator = writer.disk, writer.allocator
     active = {word & layout.HOST_OFFSET for word in disk.l1}
+    others = allocator.blocks() | {entry.l1_table_offset for entry in entries}
     for word in l1:
         offset = word & layout.HOST_OFFSET
-        if offset not in allocator.metadata:
-            continue
-        if offset not in active or await allocator.refcount(offset) == 1:
+        alone = offset in active and await allocator.refcount(offset) == 1
+        if offset and (alone or offset in others):
             raise CorruptImageError(
                 f"'{disk.image.name()}': the snapshot has an L2 table at {offset:#x}, where there "
                 "is other metadata; check the image",
