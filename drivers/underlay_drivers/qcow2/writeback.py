@@ -233,6 +233,15 @@ class Writeback:
             )
             self._disk.forbid_writing()
 
+    @asynccontextmanager
+    async def condemning(self) -> AsyncGenerator[None]:
+        """An image that contradicts itself in here is not written any more."""
+        try:
+            yield
+        except CorruptImageError as error:
+            await self.condemn(error)
+            raise
+
     async def condemn(self, error: CorruptImageError) -> None:
         """The image contradicts itself: stop writing, and mark it, as far as that can be done."""
         if self._broken is not None:
