@@ -34,7 +34,7 @@ async def grow(writer: ImageWriter, size: int, preallocation: PreallocateMode) -
     disk = writer.disk
     _check_snapshots(writer)
     await writer.prepare()
-    async with writer.alone():
+    async with writer.alone(), writer.back.condemning():
         old = disk.size()
         if size <= old:
             return
@@ -77,7 +77,7 @@ async def shrink(writer: ImageWriter, size: int) -> None:
     disk = writer.disk
     _check_snapshots(writer)
     await writer.prepare()
-    async with writer.alone():
+    async with writer.alone(), writer.back.condemning():
         if size >= disk.size():
             return
         # What is beyond the end no longer counts; only then it is taken away.
