@@ -247,9 +247,11 @@ class Push:
 
 @attrs.frozen
 class Reread:
-    """Flush, and read all tables anew."""
+    """Read all tables anew, when nothing waits to be written or freed any more."""
 
     def run(self, disk: SyncFormatAccess, number: int) -> None:
+        disk.flush()
+        disk.sync()
         disk.flush()
         disk.invalidate_cache()
 

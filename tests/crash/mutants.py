@@ -17,6 +17,7 @@ from underlay.handle import StorageHandle
 from underlay_drivers.qcow2 import claims
 from underlay_drivers.qcow2.allocation import Allocator
 from underlay_drivers.qcow2.writeback import Writeback
+from underlay_drivers.qcow2.writing import ImageWriter
 
 from .guest import Apply, Discard, Flush, Grow, Operation, Push, Take, WriteData, WriteZeroes
 
@@ -189,6 +190,17 @@ def _counts_never_written(patch: Patch) -> None:
     patch.setattr(Allocator, "take_changes", take)
 
 
+def _bitmaps_stay_valid(patch: Patch) -> None:
+    async def clear(original: Any, self: Any) -> None:
+        return
+
+    _replace_async(patch, ImageWriter, "_clear_autoclear_bits", clear)
+
+
+def _bitmaps_are_not_outdated_first(patch: Patch) -> None:
+    _no_barrier_inside(patch, ImageWriter, "_clear_autoclear_bits")
+
+
 _REUSE: Final = (
     WriteData(0, 4096),
     Flush(),
@@ -243,4 +255,10 @@ MUTANTS: Final = (
     Mutant("a cluster is freed before its unlink is durable", "v3", _freed_when_written, _REUSE),
     Mutant("what surrounds a write is not copied", "backing", _nothing_is_filled),
     Mutant("refcounts are never written", "v2", _counts_never_written),
+    Mutant("bitmaps stay up to date whatever is written", "bitmap", _bitmaps_stay_valid),
+    Mutant(
+        "a write reaches the disk before bitmaps are out of date",
+        "bitmap",
+        _bitmaps_are_not_outdated_first,
+    ),
 )

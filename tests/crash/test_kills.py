@@ -20,10 +20,14 @@ from .structure import look_at
 
 pytestmark = pytest.mark.slow
 
-_KILLS = 24
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """As many kills as ``--crash-kills`` says."""
+    kills = metafunc.config.getoption("--crash-kills")
+    assert isinstance(kills, int)
+    metafunc.parametrize("seed", range(kills))
 
 
-@pytest.mark.parametrize("seed", range(_KILLS))
 def test_a_killed_writer_leaves_what_it_promised(
     seed: int, tmp_path: Path, qemu_img: Callable[..., str]
 ) -> None:
