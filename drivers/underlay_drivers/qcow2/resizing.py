@@ -44,6 +44,10 @@ async def grow(writer: ImageWriter, size: int, preallocation: PreallocateMode) -
             raise UnsupportedOperationError(
                 "Preallocation and a backing image go together with extended L2 entries only"
             )
+        raw = disk.header.autoclear_features & layout.RAW_EXTERNAL_DATA
+        if raw and preallocation is PreallocateMode.OFF:
+            # What others write to the raw file itself is to be seen.
+            preallocation = PreallocateMode.METADATA
         entries = -(-size >> disk.geometry.l1_shift)
         if entries * 8 > layout.L1_BYTES_MAX:
             raise LimitExceededError(
