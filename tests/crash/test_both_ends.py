@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -25,6 +26,9 @@ from underlay import SyncFormatAccess
 from underlay.capabilities import CompressedWriter, Snapshottable
 
 pytestmark = pytest.mark.slow
+
+#: So many are the same ones each time; any other number tries others.
+_EXAMPLES = 40
 
 
 @attrs.frozen(kw_only=True)
@@ -65,11 +69,16 @@ def kinds(draw: st.DrawFn) -> Kind:
         options["compression_type"] = draw(st.sampled_from(["zlib", "zstd"]))
         options["lazy_refcounts"] = draw(st.booleans())
         data_file = draw(st.integers(0, 3)) == 0
+    if data_file:
+        options["data_file_raw"] = draw(st.booleans())
+    backing = not data_file and draw(st.booleans())
+    if not backing:
+        options["preallocation"] = draw(st.sampled_from(["off", "off", "metadata"]))
     return Kind(
         cluster=cluster,
         options=options,
         data_file=data_file,
-        backing=not data_file and draw(st.booleans()),
+        backing=backing,
         theirs=draw(st.booleans()),
     )
 
@@ -151,8 +160,14 @@ class BothEnds(RuleBasedStateMachine):
         self.qemu("qemu-img", "check", "-q", self.path)
         raw = self.work / "model.raw"
         raw.write_bytes(self.model)
-        # An image whose size is no multiple of 512 is longer for QEMU.
         self.qemu("qemu-img", "compare", "-q", "-F", "raw", "-f", "qcow2", self.path, raw)
+
+        self.see_raw_data()
+
+    def see_raw_data(self) -> None:
+        """A raw data file holds what the guest sees, whoever looks into it."""
+        if self.kind.options.get("data_file_raw"):
+            assert (self.work / "data.raw").read_bytes() == self.model
 
     def theirs(self, command: str) -> None:
         """QEMU does something; we have to agree with it."""
@@ -187,6 +202,14 @@ class BothEnds(RuleBasedStateMachine):
     def we_write(self, place: tuple[int, int], length: int) -> None:
         offset, length = self.range(place, length)
         self.ours().write(self.data(offset, length), offset)
+
+    @rule(place=_place, lengths=st.lists(_length, min_size=2, max_size=5))
+    def we_write_pieces(self, place: tuple[int, int], lengths: list[int]) -> None:
+        offset, length = self.range(place, sum(lengths))
+        data = memoryview(self.data(offset, length))
+        borders = [sum(lengths[:number]) for number in range(len(lengths) + 1)]
+        pieces = [data[start:end] for start, end in itertools.pairwise(borders)]
+        self.ours().writev(pieces, offset)
 
     @rule(place=_place, length=_length, discard=st.booleans())
     def we_zero(self, place: tuple[int, int], length: int, discard: bool) -> None:
@@ -255,6 +278,28 @@ class BothEnds(RuleBasedStateMachine):
         self.data(offset, length, zero=True)
         self.theirs(f"write -q -z {unmap} {offset} {length}")
 
+    @rule(place=_place, clusters=st.integers(1, 20))
+    def they_discard(self, place: tuple[int, int], clusters: int) -> None:
+        # What it discards of version 2 and of a raw data file may keep its data.
+        if "compat" not in self.kind.options and not self.kind.options.get("data_file_raw"):
+            self.end_our_turn()
+            cluster = self.kind.cluster
+            offset, _ = self.range((place[0], 0), 1)
+            length = min(clusters * cluster, (len(self.model) - offset) // cluster * cluster)
+            if length:
+                self.data(offset, length, zero=True)
+                self.theirs(f"discard -q {offset} {length}")
+
+    @rule(change=st.sampled_from([-9, -1, 1, 9, 70]))
+    def they_resize(self, change: int) -> None:
+        if not self.snapshots:
+            self.end_our_turn()
+            size = max(len(self.model) + change * self.kind.cluster // 2 * 2, 1024)
+            shrink = ["--shrink"] if size < len(self.model) else []
+            self.qemu("qemu-img", "resize", "-q", *shrink, "-f", "qcow2", self.path, size)
+            self.model[:] = self.model[:size].ljust(size, b"\0")
+            self.agree()
+
     @rule(place=_place)
     def they_compress(self, place: tuple[int, int]) -> None:
         if self.kind.data_file:
@@ -301,18 +346,23 @@ def _told(value: object) -> str:
     return {"v2": "0.10"}.get(str(value), str(value))
 
 
-def test_qemu_and_we_write_one_image_in_turn(qemu: Callable[[str], str], tmp_path: Path) -> None:
+def test_qemu_and_we_write_one_image_in_turn(
+    qemu: Callable[[str], str], tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
     qemu("qemu-img")
     qemu("qemu-io")
+    examples = pytestconfig.getoption("--both-ends")
+    assert isinstance(examples, int)
     machine = type("Machine", (BothEnds,), {"folder": tmp_path, "tools": staticmethod(qemu)})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=40,
+            max_examples=examples,
             stateful_step_count=15,
             deadline=None,
-            derandomize=True,
+            derandomize=examples == _EXAMPLES,
             database=None,
+            print_blob=True,
             suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
         ),
     )
