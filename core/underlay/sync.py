@@ -112,7 +112,7 @@ class SyncFormatAccess:
                     if writable and inline is not None and 0 < len(data) <= run:
                         inline((data,), host)
                         return
-                done = self._try_write(data, offset)
+                done = self._try_write(data, offset, location)
                 if done:
                     if done == len(data):
                         return

@@ -8,10 +8,9 @@ from functools import partial
 from typing import Any
 
 from underlay.buffers import split_at, total
-from underlay.driver import DetectZeroes, FormatDriverInstance, WriteTicket
+from underlay.driver import DetectZeroes, FormatDriverInstance, Location, WriteTicket
 from underlay.errors import UnsupportedOperationError
 from underlay.face import gather, run_blocking, to_the_end
-from underlay.handle import StorageHandle
 from underlay.mapping import Eof, Zero
 from underlay.reading import PART, Reader, resolve
 
@@ -53,11 +52,14 @@ class Writer:
         else:
             await self._write_data(views, offset)
 
-    def try_write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
+    def try_write(
+        self, data: bytes | bytearray | memoryview, offset: int, location: Location | None
+    ) -> int:
         """Write as much of flat ``data``, from its start, as goes without waiting for anybody.
 
-        How many bytes that was; the rest is for ``writev``, which says too what is wrong with a
-        range. On the blocking face only, by one who holds a lease.
+        ``location`` is where the driver locates ``offset``. Returns how many bytes that was; the
+        rest is for ``writev``, which says too what is wrong with a range. On the blocking face
+        only, by one who holds a lease.
         """
         driver = self.driver
         wanted = len(data)
@@ -66,14 +68,13 @@ class Writer:
         done = 0
         while done < wanted:
             at, left = offset + done, wanted - done
-            location = self._writable_run(at, left)
-            if location is not None:
-                storage, host, length = location
-                inline = storage.inline_writev
+            if location is not None and location[3]:
+                length = self._joined(at, left, location)
+                inline = location[0].inline_writev
                 if inline is None:
                     break
                 here = data if length == wanted else memoryview(data)[done : done + length]
-                inline((here,), host)
+                inline((here,), location[1])
             else:
                 ticket = driver.try_begin_write(at, left)
                 if ticket is None:
@@ -82,6 +83,8 @@ class Writer:
                 here = data if length == wanted else memoryview(data)[done : done + length]
                 self._fulfil_at_once(ticket, here)
             done += length
+            if done < wanted:
+                location = driver.locate(offset + done)
         return done
 
     def _fulfil_at_once(self, ticket: WriteTicket, data: bytes | bytearray | memoryview) -> None:
@@ -98,19 +101,15 @@ class Writer:
         if not self.driver.try_commit_write(ticket):
             run_blocking(self.driver.commit_write(ticket))
 
-    def _writable_run(self, offset: int, wanted: int) -> tuple[StorageHandle, int, int] | None:
-        """Where up to ``wanted`` bytes can be written as they are: storage, host offset, length."""
-        locate = self.driver.locate
-        location = locate(offset)
-        if location is None or not location[3]:
-            return None
+    def _joined(self, offset: int, wanted: int, location: Location) -> int:
+        """How far what is writable at guest ``offset`` goes on in a row, up to ``wanted`` bytes."""
         storage, host, run, _ = location
         while run < wanted:
-            further = locate(offset + run)
+            further = self.driver.locate(offset + run)
             if further is None or further[:2] != (storage, host + run) or not further[3]:
                 break
             run += further[2]
-        return storage, host, min(run, wanted)
+        return min(run, wanted)
 
     async def _write_data(self, views: Sequence[memoryview], offset: int) -> None:
         driver = self.driver
@@ -119,11 +118,11 @@ class Writer:
         leases = driver.leases()
         with nullcontext() if leases is None else leases.hold():
             while length:
-                location = self._writable_run(offset, length)
-                if location is not None:
-                    storage, host, done = location
+                location = driver.locate(offset)
+                if location is not None and location[3]:
+                    done = self._joined(offset, length, location)
                     here, rest = split_at(rest, done)
-                    await storage.writev(here, host)
+                    await location[0].writev(here, location[1])
                 else:
                     ticket = driver.try_begin_write(offset, length)
                     if ticket is None:

@@ -81,7 +81,8 @@ class Allocator:
         self._table_offset = header.refcount_table_offset
         self._table_clusters = header.refcount_table_clusters
         self._table: Table = array("Q")
-        #: From here on no cluster was ever used or handed out: they read as zeroes.
+        #: From here on no cluster was ever used or handed out, for metadata neither: they read as
+        #: zeroes.
         self.fresh_from = 0
         #: Blocks in memory by their number; the one that was used last stands last.
         self._blocks: dict[int, bytearray] = {}
@@ -116,7 +117,6 @@ class Allocator:
         await self._image.readv((memoryview(table).cast("B"),), self._table_offset)
         swap(table)
         file_size = self._image.size()
-        self.fresh_from = file_size
         for number, entry in enumerate(table):
             if entry:
                 fault = self._entry_fault(entry, file_size)
@@ -130,6 +130,7 @@ class Allocator:
                     )
                 self.metadata.add(entry)
         self._table = table
+        self.fresh_from = max(file_size, max(self.metadata, default=0) + self._cluster_size)
 
     def _entry_fault(self, entry: int, file_size: int) -> str | None:
         if entry & (self._cluster_size - 1):
@@ -189,10 +190,9 @@ class Allocator:
         block = self._blocks.get(number)
         if block is None:
             return None
-        found = counts.find_free(block, at)
-        if found < 0:
+        found, got = counts.find_run(block, at, count)
+        if not got:
             return None
-        got = 1 if count == 1 else counts.free_run(block, found, count)
         index = number * counts.per_block + found
         self._take(index, got)
         counts.fill(block, found, got)
@@ -250,7 +250,11 @@ class Allocator:
                 value=end,
                 allowed=layout.HOST_OFFSET,
             )
-        clusters = range(index << self._cluster_bits, end, self._cluster_size)
+        start = index << self._cluster_bits
+        if start >= self.fresh_from:
+            self.fresh_from = end
+            return
+        clusters = range(start, end, self._cluster_size)
         if not self.metadata.isdisjoint(clusters) or not index:
             offset = next(offset for offset in clusters if offset in self.metadata or not offset)
             raise CorruptImageError(
@@ -260,8 +264,7 @@ class Allocator:
                 field="refcount",
                 value=0,
             )
-        if end > self.fresh_from:
-            self.fresh_from = end
+        self.fresh_from = max(self.fresh_from, end)
 
     async def pack(self, length: int) -> int:
         """Room for ``length`` bytes of compressed data, less than a cluster: its host offset.

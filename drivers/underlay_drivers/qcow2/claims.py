@@ -24,7 +24,7 @@ from underlay_drivers.qcow2.covering import (
     references,
     touched,
 )
-from underlay_drivers.qcow2.tables import Table, empty_table
+from underlay_drivers.qcow2.tables import Table, empty_table, in_a_row
 
 if TYPE_CHECKING:
     from underlay_drivers.qcow2.allocation import Allocator
@@ -110,7 +110,7 @@ class Claims:
                 finally:
                     back.lock.release()
         except CorruptImageError:
-            return None  # begin() meets it too, and can mark the image
+            pass  # begin() meets it too, and can mark the image
         finally:
             if ticket is None:
                 self.tickets.release(holder)
@@ -263,7 +263,7 @@ class Claims:
                 self.let_go(old)
         else:
             entries = table[index : index + count]
-            table[index : index + count] = array("Q", range(first, first + count * size, size))
+            table[index : index + count] = in_a_row(first, size, count)
             if claim.kind == NO_ROOM and any(entries):
                 for entry in entries:
                     self.let_go(entry)

@@ -87,6 +87,17 @@ class Counts:
             at += 1
         return -1
 
+    def find_run(self, block: bytearray, start: int, most: int) -> tuple[int, int]:
+        """The first count from ``start`` on that is zero, and how many follow, up to ``most``.
+
+        None do if there is none in this block.
+        """
+        width = self.width
+        if width and block.startswith(self._zero * most, start * width):
+            return start, most
+        found = self.find_free(block, start)
+        return (start, 0) if found < 0 else (found, self.free_run(block, found, most))
+
     def free_run(self, block: bytearray, start: int, most: int) -> int:
         """How many counts from ``start`` on are zero, up to ``most`` or the block's end."""
         most = min(most, self.per_block - start)

@@ -78,9 +78,9 @@ def find(
 def _empty_run(table: Table, index: int, most: int) -> int:
     """How many entries from ``index`` on are zero, one at least."""
     if most > 1:
-        for count, entry in enumerate(table[index : index + most]):
-            if entry:
-                return count
+        run = table[index : index + most]
+        if any(run):
+            return next(count for count, entry in enumerate(run) if entry)
     return most
 
 
