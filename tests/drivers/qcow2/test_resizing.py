@@ -199,6 +199,22 @@ def test_what_somebody_has_put_behind_a_data_file_does_not_show(
     _raw_agrees(ends)
 
 
+def test_what_others_write_to_a_raw_data_file_is_seen(ends: Ends) -> None:
+    ends.create(2 * CLUSTER, data_file="data.raw", data_file_raw=True)
+    resize(ends, 5 * CLUSTER)
+    assert ends.data_file is not None
+    with ends.data_file.open("r+b") as file:
+        file.seek(4 * CLUSTER)
+        file.write(b"somebody was here")
+    ends.put(4 * CLUSTER, b"somebody was here")
+    ends.agree()
+    with ends.open() as disk:
+        disk.discard_to_zero(3 * CLUSTER, CLUSTER)
+        disk.discard_to_backing(0, CLUSTER)
+    ends.agree()
+    assert ends.data_file.read_bytes() == ends.model
+
+
 # -- snapshots
 
 

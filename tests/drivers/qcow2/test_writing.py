@@ -234,6 +234,38 @@ def test_one_write_over_many_tables_is_contiguous_but_for_them(ends: Ends) -> No
     ends.agree()
 
 
+@pytest.mark.parametrize("mode", ["metadata", "falloc", "full"])
+@pytest.mark.parametrize("layout", ["plain", "v2", "subclusters", "data file"])
+def test_what_was_preallocated_is_used(ends: Ends, layout: str, mode: str) -> None:
+    ends.create(1 << 20, theirs=True, preallocation=mode, **LAYOUTS[layout])
+    size = ends.path.stat().st_size
+    with ends.open() as disk:
+        ends.write(disk, 100, pattern(200_000))
+        ends.write(disk, (1 << 20) - 700, pattern(700))
+    assert ends.path.stat().st_size <= size
+    ends.agree()
+
+
+@pytest.mark.parametrize("layout", ["plain", "512-byte clusters", "subclusters", "data file"])
+def test_a_storage_of_whole_blocks_gets_the_same(ends: Ends, layout: str) -> None:
+    """Past the page cache all requests are aligned, and their surroundings are read and kept."""
+    ends.create(1 << 20, below=pattern(500_000), **LAYOUTS[layout])
+    try:
+        disk = ends.open(storage_options={"direct": True})
+    except underlay.UnsupportedOperationError as error:
+        pytest.skip(str(error))
+    with disk:
+        for number in range(25):
+            ends.write(disk, number * 31_013, pattern(5000, number))
+        disk.discard_to_zero(100_000, 300_000)
+        ends.put(100_000, bytes(300_000))
+        if not layout.startswith("data file"):
+            disk.capability(Snapshottable).create_snapshot("s")
+        ends.write(disk, 90_001, pattern(100_000))
+        assert disk.read_bytes(0, disk.size) == ends.model
+    ends.agree()
+
+
 # -- several at a time
 
 
@@ -473,8 +505,9 @@ def _free_says_the_count(ends: Ends) -> None:
     [
         lambda disk: disk.write(b"x" * 100, CLUSTER + 50),
         lambda disk: disk.ensure_data_mapping(CLUSTER, 10),
+        lambda disk: disk.capability(CompressedWriter).write_encoded(CLUSTER, b"x"),
     ],
-    ids=["write", "map"],
+    ids=["write", "map", "compress"],
 )
 def test_damage_met_while_writing_stops_it_and_is_marked(
     ends: Ends,
@@ -504,6 +537,40 @@ def test_damage_met_while_writing_stops_it_and_is_marked(
         ends.open()
 
 
+@pytest.mark.parametrize("damage", [_l2_to_metadata, _l2_misaligned])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda disk: disk.discard_to_zero(0, 4 * CLUSTER),
+        lambda disk: disk.write_zeroes(CLUSTER, CLUSTER),
+        lambda disk: disk.discard_to_backing(CLUSTER, CLUSTER),
+        lambda disk: disk.resize(CLUSTER),
+    ],
+    ids=["discard", "zero", "show the backing image", "shrink"],
+)
+def test_damage_met_while_room_is_let_go_frees_nothing_of_it(
+    ends: Ends,
+    damage: Callable[[Ends], None],
+    change: Callable[[SyncFormatAccess], object],
+) -> None:
+    ends.create(theirs=True)
+    ends.they_write(0, 2 * CLUSTER, 1)
+    damage(ends)
+    header = ends.header
+    before = ends.path.read_bytes()
+
+    disk = ends.open()
+    with pytest.raises(CorruptImageError):
+        change(disk)
+    with pytest.raises(CorruptImageError, match="nothing more is written"):
+        disk.close()
+
+    assert ends.header.incompatible_features == 2
+    after = ends.path.read_bytes()
+    for offset in (header.refcount_table_offset, header.l1_table_offset):
+        assert after[offset : offset + CLUSTER] == before[offset : offset + CLUSTER]
+
+
 # -- caches
 
 
@@ -516,24 +583,28 @@ def _held(disk: SyncFormatAccess) -> int:
     return int(tables + sum(map(len, blocks.values())))
 
 
-@pytest.mark.parametrize(
-    ("cluster", "step"),
-    [(512, 32 << 10), (4096, 2 << 20)],
-    ids=["512", "4K"],
-)
-def test_caches_are_bounded_whatever_is_written(ends: Ends, cluster: int, step: int) -> None:
+@pytest.mark.parametrize(("cluster", "step", "times"), [(512, 32 << 10, 10), (4096, 2 << 20, 100)])
+def test_caches_are_bounded_whatever_is_written(
+    ends: Ends, cluster: int, step: int, times: int
+) -> None:
     cache = 64 << 10
-    tables = 10 * cache // cluster
+    tables = times * cache // cluster
     ends.create(tables * step, cluster_size=cluster)
+    memory = MemoryStorage(ends.path.read_bytes())  # which costs no time to sync
 
     most = 0
-    with ends.open(cache_size=cache, refcount_cache_size=cache) as disk:
+    with underlay.open_image(
+        memory, format="qcow2", writable=True, cache_size=cache, refcount_cache_size=cache
+    ) as disk:
         for number in range(tables):
             disk.write(b"%08d" % number, number * step)
             most = max(most, _held(disk))
         for number in range(0, tables, 7):
             assert disk.read_bytes(number * step, 8) == b"%08d" % number
     assert most <= 2 * cache + 8 * cluster
+    content = bytearray(memory.size())
+    memory.readv((content,), 0)
+    ends.path.write_bytes(content)
     ends.qemu_img("check", "-q", ends.path)
 
 
