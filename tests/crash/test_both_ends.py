@@ -292,7 +292,8 @@ class BothEnds(RuleBasedStateMachine):
 
     @rule(change=st.sampled_from([-9, -1, 1, 9, 70]))
     def they_resize(self, change: int) -> None:
-        if not self.snapshots:
+        # It does not hide what a longer backing image has with version 2.
+        if not (self.snapshots or (self.kind.backing and "compat" in self.kind.options)):
             self.end_our_turn()
             size = max(len(self.model) + change * self.kind.cluster // 2 * 2, 1024)
             shrink = ["--shrink"] if size < len(self.model) else []
