@@ -5,7 +5,12 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from underlay.errors import CorruptImageError, OutOfRangeError, UnsupportedOperationError
+from underlay.errors import (
+    CorruptImageError,
+    LimitExceededError,
+    OutOfRangeError,
+    UnsupportedOperationError,
+)
 from underlay.face import to_the_end
 from underlay_drivers.qcow2 import layout
 
@@ -21,6 +26,7 @@ async def write_encoded(writer: ImageWriter, offset: int, encoded: bytes) -> Non
     Raises:
         OutOfRangeError: ``offset`` starts no cluster of the disk.
         UnsupportedOperationError: an external data file holds nothing compressed.
+        LimitExceededError: the image file has become so large that entries cannot say where.
     """
     disk, back = writer.disk, writer.back
     geometry = disk.geometry
@@ -48,11 +54,24 @@ async def write_encoded(writer: ImageWriter, offset: int, encoded: bytes) -> Non
             await back.condemn(error)
             raise
         try:
+            _check_end(writer, host + len(encoded))
             await disk.image.write(encoded, host)
         except BaseException:
             await to_the_end(_give_back(writer, host, len(encoded)))
             raise
         await to_the_end(_show(writer, offset, host, len(encoded)))
+
+
+def _check_end(writer: ImageWriter, end: int) -> None:
+    """Refuse a host offset for which a compressed cluster's descriptor has no bits."""
+    allowed = 1 << writer.disk.geometry.compressed_shift
+    if end > allowed:
+        raise LimitExceededError(
+            f"'{writer.disk.image.name()}' is too large for compressed clusters; write plain ones",
+            limit="host offset",
+            value=end,
+            allowed=allowed,
+        )
 
 
 async def _show(writer: ImageWriter, offset: int, host: int, length: int) -> None:
@@ -63,20 +82,29 @@ async def _show(writer: ImageWriter, offset: int, host: int, length: int) -> Non
     number = offset >> geometry.l1_shift
     index = (offset >> geometry.cluster_bits) % geometry.l2_entries
     async with back.lock:
-        table = await writer.table(number)
-        old = table[index * geometry.words]
+        try:
+            table = await writer.table(number)
+            old = table[index * geometry.words]
+            writer.let_go(old)
+        except BaseException:
+            await _free(writer, host, length)
+            raise
         if geometry.words == 1:
             table[index] = entry
         else:
             table[index * 2 : index * 2 + 2] = array("Q", (entry, 0))
-        writer.let_go(old)
         disk.reach(host + length)
         back.touch_l2(number, table, index, 1, shows=True)
 
 
 async def _give_back(writer: ImageWriter, host: int, length: int) -> None:
+    async with writer.back.lock:
+        await _free(writer, host, length)
+
+
+async def _free(writer: ImageWriter, host: int, length: int) -> None:
+    """Free at once what was never shown; under the lock."""
     size = writer.disk.geometry.cluster_size
     first = host - host % size
-    async with writer.back.lock:
-        writer.allocator.stop_packing((first, first + size))
-        await writer.allocator.lower(first, writer.clusters(host + length - first))
+    writer.allocator.stop_packing((first, first + size))
+    await writer.allocator.lower(first, writer.clusters(host + length - first))

@@ -102,6 +102,13 @@ class Dependencies(ClusterMap):
         if self._backing_pending is not None:
             self._backing_pending = self.header.backing_file
 
+    def nothing_stays_zero(self) -> bool:
+        """Whether what is not mapped reads as zeroes, whoever opens the image next.
+
+        Unlike ``nothing_reads_zero`` not where it names a backing image that was declined.
+        """
+        return self.nothing_reads_zero() and self.header.backing_file is None
+
     # -- for programs: what the image says
 
     def requires_external_data_file(self) -> bool:

@@ -7,7 +7,7 @@ that itself, whoever shrank the disk before, and over a longer backing image too
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from underlay.errors import LimitExceededError, UnsupportedOperationError
 from underlay.face import to_the_end
@@ -18,9 +18,13 @@ from underlay_drivers.qcow2.zeroing import Goal, change_entries
 
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
+    from underlay_drivers.qcow2.dependencies import Dependencies
     from underlay_drivers.qcow2.writing import ImageWriter
 
 __all__ = ["grow", "shrink"]
+
+#: Further than any guest offset.
+_FAR: Final = 1 << 64
 
 
 async def grow(writer: ImageWriter, size: int, preallocation: PreallocateMode) -> None:
@@ -106,9 +110,13 @@ def _check_snapshots(writer: ImageWriter) -> None:
 
 
 async def _publish(writer: ImageWriter, size: int) -> None:
-    """Write the disk's size into the header, durably."""
-    await writer.back.update_header(size=size)
-    writer.disk.set_size(size)
+    """Write the disk's size into the header, durably, and let it be the disk's."""
+
+    async def publish() -> None:
+        await writer.back.update_header(size=size)
+        writer.disk.set_size(size)
+
+    await to_the_end(publish())
 
 
 async def _move_l1(writer: ImageWriter, table: Table) -> None:
@@ -129,10 +137,14 @@ async def _move_l1(writer: ImageWriter, table: Table) -> None:
     except BaseException:
         await to_the_end(writer.give_back_metadata(offset, clusters))
         raise
-    await back.update_header(l1_table_offset=offset, l1_size=len(table))
-    disk.replace_l1(disk.header, table)
-    if old_entries:
-        back.release(old_offset, -(-old_entries * 8 // cluster))
+
+    async def switch() -> None:
+        await back.update_header(l1_table_offset=offset, l1_size=len(table))
+        disk.replace_l1(disk.header, table)
+        if old_entries:
+            back.release(old_offset, -(-old_entries * 8 // cluster))
+
+    await to_the_end(switch())
 
 
 async def _clear_beyond(writer: ImageWriter, size: int) -> None:
@@ -187,8 +199,7 @@ async def _zero_tail(writer: ImageWriter, size: int) -> None:
         (0, 0) if table is None else disk.entry(table, index, end - geometry.cluster_size)
     )
     kind, _ = geometry.decode(entry, bitmap)
-    backing = disk.backing()
-    shows = kind == UNALLOCATED and backing is not None and backing.size() > size
+    shows = kind == UNALLOCATED and _end_below(disk) > size
     if kind not in {UNALLOCATED, ZERO} or shows:
         await writer.write_zeroes(size, end)
 
@@ -209,11 +220,12 @@ async def _zero_growth(writer: ImageWriter, old: int, size: int) -> None:
     disk = writer.disk
     geometry = disk.geometry
     await _zero_tail(writer, old)
-    backing = disk.backing()
+    if not old and disk.backing() is None:
+        return  # the image is just being created
     start = old + -old % geometry.cluster_size
-    end = size if backing is None else min(size, backing.size())
+    end = min(size, _end_below(disk))
     end += -end % geometry.cluster_size
-    if backing is None or start >= end:
+    if start >= end:
         return
     if disk.header.version == 2:  # noqa: PLR2004 (a version is its own best name)
         await writer.write_zeroes(start, end)
@@ -224,6 +236,15 @@ async def _zero_growth(writer: ImageWriter, old: int, size: int) -> None:
             await change_entries(writer, start, stop, Goal.ZERO)
         await writer.back.relieve()
         start = stop
+
+
+def _end_below(disk: Dependencies) -> int:
+    """The guest offset up to which something may show through what is unallocated."""
+    backing = disk.backing()
+    if backing is not None:
+        return backing.size()
+    # The backing image may have been declined this time, and then its length is unknown.
+    return 0 if disk.nothing_stays_zero() else _FAR
 
 
 async def _preallocate(

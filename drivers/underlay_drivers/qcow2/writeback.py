@@ -285,6 +285,12 @@ class Writeback:
             await to_the_end(self._write(work))
 
     @asynccontextmanager
+    async def not_flushing(self) -> AsyncGenerator[None]:
+        """Nobody flushes while this is held."""
+        async with self._flushing:
+            yield
+
+    @asynccontextmanager
     async def all_at_once(self) -> AsyncGenerator[None]:
         """Changes made while this is held reach the disk with ``switch``, all of them or none.
 

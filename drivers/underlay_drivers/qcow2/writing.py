@@ -202,6 +202,7 @@ class ImageWriter(Claims):
             async with self.back.lock:
                 ticket = await self.claim(offset, stop, None)
             await self._fulfil(ticket, zeroes[: ticket.length])
+            await self.back.relieve()
             offset += ticket.length
 
     async def reserve(self, offset: int, end: int, preallocation: PreallocateMode) -> int:
@@ -226,29 +227,36 @@ class ImageWriter(Claims):
                     await disk.image.write_zeroes(
                         claim.host, min(host_end, size) - claim.host, allocate=True
                     )
-                if host_end > size:
-                    await disk.image.resize(host_end, preallocation)
+                async with self.back.not_flushing():
+                    # A table that is written behind it now must not be cut off again.
+                    if host_end > disk.image.size():
+                        await disk.image.resize(host_end, preallocation)
         except BaseException:
             await to_the_end(self.abort(ticket))
             raise
+        await to_the_end(self._show_reserved(claim))
+        return ticket.length
+
+    async def _show_reserved(self, claim: Claim) -> None:
+        geometry = self.disk.geometry
+        size, count = geometry.cluster_size, claim.count
         async with self.back.lock:
-            table = await self.table(claim.number)
+            try:
+                table = await self.table(claim.number)
+            except BaseException:
+                await self._give_back(claim)
+                raise
             if geometry.extended:
-                entries = table[claim.index * 2 : (claim.index + claim.count) * 2]
+                at, end = claim.index * 2, (claim.index + count) * 2
+                entries = table[at:end]
                 first = claim.host | layout.COPIED
-                entries[::2] = array(
-                    "Q",
-                    range(
-                        first, first + claim.count * geometry.cluster_size, geometry.cluster_size
-                    ),
-                )
-                table[claim.index * 2 : (claim.index + claim.count) * 2] = entries
-                self.back.touch_l2(claim.number, table, claim.index, claim.count, shows=True)
+                entries[::2] = array("Q", range(first, first + count * size, size))
+                table[at:end] = entries
+                self.back.touch_l2(claim.number, table, claim.index, count, shows=True)
             else:
                 self._show(claim, table)
             if not geometry.external:
-                disk.reach(host_end)
-        return ticket.length
+                self.disk.reach(claim.host + count * size)
 
     def claim_metadata(self, offset: int, clusters: int) -> None:
         """These clusters hold a table from now on; under the lock."""

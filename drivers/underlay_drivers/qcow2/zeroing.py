@@ -80,7 +80,7 @@ def _can_say_zero(writer: ImageWriter, goal: Goal) -> bool:
     disk = writer.disk
     if disk.header.version > 2:  # noqa: PLR2004 (a version is its own best name)
         return True
-    return goal is Goal.FREED and disk.nothing_reads_zero()
+    return goal is Goal.FREED and disk.nothing_stays_zero()
 
 
 def _is_raw(writer: ImageWriter) -> bool:
@@ -95,7 +95,7 @@ async def change_entries(writer: ImageWriter, start: int, end: int, goal: Goal) 
     disk = writer.disk
     geometry = disk.geometry
     number = start >> geometry.l1_shift
-    shown_already = goal is Goal.BACKING or disk.nothing_reads_zero()
+    shown_already = goal is Goal.BACKING or disk.nothing_stays_zero()
     if not disk.l1[number] and shown_already:
         return end
     size = geometry.cluster_size
@@ -142,7 +142,7 @@ def _new_entry(writer: ImageWriter, entry: int, goal: Goal) -> int:
         if _is_raw(writer):
             return entry
         return 0
-    if not entry and disk.nothing_reads_zero():
+    if not entry and disk.nothing_stays_zero():
         return 0
     if disk.geometry.external and entry & layout.COPIED:
         # Its place stays its own; what is to be freed has been zeroed there.
@@ -182,7 +182,7 @@ def _new_subclusters(
             rest = mask & ~in_place
             return entry, bitmap | rest << layout.SUBCLUSTERS
     zero = 0 if goal is Goal.BACKING else mask
-    if not entry and not bitmap and goal is not Goal.BACKING and disk.nothing_reads_zero():
+    if not entry and not bitmap and goal is not Goal.BACKING and disk.nothing_stays_zero():
         zero = 0
     bitmap = bitmap & ~(mask | mask << layout.SUBCLUSTERS) | zero << layout.SUBCLUSTERS
     own = entry & layout.COPIED

@@ -8,6 +8,7 @@ import struct
 import threading
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -292,3 +293,61 @@ def test_memory_does_not_grow_with_what_is_freed() -> None:
             tracemalloc.stop()
     assert peak < 2 << 20
     assert flaws(storage) == (0, 0, 0)
+
+
+# -- sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "preallocation"), [(3 << 20, "off"), (1 << 19, "metadata"), (20 * CLUSTER, "off")]
+)
+def test_a_disk_whose_resizing_is_cancelled_has_one_size_or_the_other(
+    size: int, preallocation: str
+) -> None:
+    old = 1 << 18
+
+    async def attempt(at: int) -> bool:
+        storage = Watched(MemoryStorage(0))
+        disk = await aio.create(storage, size=old, cluster_size=512)
+        await disk.write(b"A" * old, 0)
+        await disk.flush()
+        await disk.sync()
+        cancelled = await Canceller(storage, at).run(disk.resize(size, preallocation))
+        assert disk.size in {old, size}
+        kept = min(disk.size, old)
+        await disk.write(b"B" * 1000, disk.size - 1000)
+        wanted = (b"A" * kept + bytes(disk.size - kept))[:-1000] + b"B" * 1000
+        assert await disk.read_bytes(0, disk.size) == wanted
+        await disk.close()
+
+        assert flaws(storage) == (0, 0, 0), at
+        with underlay.open_any(storage) as again:
+            assert again.read_bytes(0, again.size) == wanted, at
+        return cancelled
+
+    at = 1
+    while asyncio.run(attempt(at)):
+        at += 1
+    assert at > 5, "it was cancelled at several of its calls"
+
+
+@pytest.mark.parametrize("change", ["zero", "discard", "grow"])
+def test_zeroes_stay_when_a_backing_image_that_was_declined_comes_back(
+    change: str, tmp_path: Path
+) -> None:
+    """Nothing showed through at the time, but an entry that says nothing is no zero."""
+    (tmp_path / "base.raw").write_bytes(b"\xaa" * SIZE)
+    path = tmp_path / "disk.qcow2"
+    underlay.create(
+        path, size=SIZE // 2, backing_file=str(tmp_path / "base.raw"), backing_fmt="raw"
+    ).close()
+    with underlay.open_image(path, format="qcow2", backing=None, writable=True) as disk:
+        if change == "zero":
+            disk.write_zeroes(0, 65536)
+        elif change == "discard":
+            disk.discard_to_zero(0, 65536)
+        else:
+            disk.resize(SIZE)
+    with underlay.open_any(path, gate=underlay.PermissiveImplicitOpenGate()) as disk:
+        place = SIZE // 2 if change == "grow" else 0
+        assert disk.read_bytes(place, 65536) == bytes(65536)
