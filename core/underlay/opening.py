@@ -14,7 +14,7 @@ import attrs
 from underlay.access import FormatAccess, Resources
 from underlay.chain import FROM_IMAGE, BackingChoice, DataFileChoice, Resolver
 from underlay.driver import FormatCreateOptions, FormatDriverInstance, FormatOpenOptions, OptionSpec
-from underlay.errors import ConflictError, OptionError, StorageError
+from underlay.errors import ConflictError, OptionError, StorageError, UnderlayError
 from underlay.face import to_the_end
 from underlay.gate import DenyImplicitOpenGate, ImplicitOpenGate
 from underlay.guard import RawGuard
@@ -284,7 +284,7 @@ async def create_image(
     limits = limits or DEFAULT_LIMITS
     driver_class = registry().driver(format)
     options = checked_options(options, driver_class.create_options, what=f"creating {format}")
-    mode = PreallocateMode.parse(options.pop("preallocation", PreallocateMode.OFF))
+    preallocation = options.pop("preallocation", PreallocateMode.OFF)
     creation = _Creation(
         target=target,
         overwrite=overwrite,
@@ -296,12 +296,12 @@ async def create_image(
             storage_options=storage_options or {},
         ),
         open_backing=open_backing,
+        preallocation=preallocation,
         announce=announce,
     )
     wanted = FormatCreateOptions(
         storage=None,
         size=0 if size is None else parse_size(size),
-        preallocation=mode,
         limits=limits,
         options=options,
     )
@@ -320,6 +320,7 @@ class _Creation:
     overwrite: bool
     opening: _Opening
     open_backing: bool
+    preallocation: object
     announce: Callable[[Mapping[str, object]], None] | None
     _made: list[StorageHandle] = attrs.field(factory=list[StorageHandle], init=False)
 
@@ -330,16 +331,21 @@ class _Creation:
         *,
         size_given: bool,
     ) -> FormatAccess:
-        driver_class.check_create(wanted)
-        backing = await self._open_backing(wanted.options) if self.open_backing else None
+        options = wanted.options
+        named = "backing_file" in options and "backing_fmt" in driver_class.create_options
+        if named and options.get("backing_fmt") is None:
+            # Before it is opened as whatever it looks like.
+            raise OptionError("Backing file specified without backing format", option="backing_fmt")
+        backing = await self._open_backing(options) if self.open_backing else None
         if backing is not None and not size_given:
             wanted = attrs.evolve(wanted, size=backing.size())
         elif not size_given:
             raise OptionError("Image creation needs a size parameter", option="size")
-        self.opening.limits.check("virtual_size", wanted.size, what="The virtual size")
-        driver_class.check_create(wanted)
         if self.announce is not None:
             self.announce(driver_class.creation_facts(wanted))
+        wanted = attrs.evolve(wanted, preallocation=PreallocateMode.parse(self.preallocation))
+        driver_class.check_create(wanted)
+        self.opening.limits.check("virtual_size", wanted.size, what="The virtual size")
         storage = await self._make(self.target, self.opening.storage_options)
         data_file: StorageHandle | None = None
         if isinstance(name := wanted.options.get("data_file"), str):
@@ -360,9 +366,13 @@ class _Creation:
         below = attrs.evolve(self.opening, writable=False, storage_options={})
         below.resources = self.opening.resources
         format_name = options.get("backing_fmt")
-        storage = await open_storage(_beside(self.target, name), lock=below.lock)
-        below.resources.handles.append(storage)
-        driver, _ = await below.open_driver(storage, cast("str", format_name), {})
+        try:
+            storage = await open_storage(_beside(self.target, name), lock=below.lock)
+            below.resources.handles.append(storage)
+            driver, _ = await below.open_driver(storage, cast("str", format_name), {})
+        except UnderlayError as error:
+            error.add_note("Could not open backing image.")
+            raise
         await self._refuse_overwriting(driver)
         return driver
 
@@ -412,7 +422,9 @@ def _beside(target: Target, name: str) -> Target:
             return name
         return target[: max(target.rfind("/"), target.find(":")) + 1] + name
     path = os.fsdecode(os.fspath(cast("str | os.PathLike[str]", target)))
-    return os.path.join(os.path.dirname(os.path.abspath(path)), name)
+    beside = os.path.join(os.path.dirname(path), name)
+    # What looks like a URL is none here.
+    return beside if scheme_of(beside) is None else os.path.join(os.curdir, beside)
 
 
 def checked_options(

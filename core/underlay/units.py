@@ -18,7 +18,7 @@ _LONGEST = 100
 def parse_size(size: int | str, *, option: str = "size") -> int:
     """Bytes from an int, or from text with qemu-img's suffixes (k, M, G, T, P, E; powers of 1,024).
 
-    A fraction is allowed before a suffix ("1.5G") and is cut to whole bytes.
+    A fraction is allowed before a suffix ("1.5G") and is rounded to whole bytes.
 
     Raises:
         OptionError: it is no size, negative, or 2^63 or more.
@@ -58,4 +58,4 @@ def _parsed(text: str) -> int | None:
         return None
     whole, _, fraction = decimal.partition(".")
     parts: int = 10 ** len(fraction)
-    return int(whole + fraction) * unit // parts
+    return (2 * int(whole + fraction) * unit + parts) // (2 * parts)

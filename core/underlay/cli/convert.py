@@ -8,9 +8,11 @@ from typing import Unpack
 import click
 
 from underlay.cli import options
+from underlay.cli.format_options import FormatOptions, show_options
 from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
 from underlay.jobs.convert import convert
+from underlay.plugins import registry
 
 __all__ = ["command"]
 
@@ -65,9 +67,10 @@ def command(
     What lies under that name is replaced. A copy that fails leaves no new image behind.
     """
     output_format = output_format or "raw"
-    settings = options.creation_options(creation)
-    if settings is None:
-        return options.show_creation_options(output_format)
+    settings = FormatOptions.read(creation)
+    if settings.help_wanted:
+        known = registry().driver(output_format).create_options
+        return show_options(f"Supported {output_format} options:", known)
     zeroes = 4096 if sparse_size is None else _sparse_size(sparse_size)
     threads = None if parallel is None else _parallel(parallel)
     if target_is_zero and not target_exists:
@@ -92,7 +95,7 @@ def command(
                 sources,
                 names[-1],
                 output_format=output_format,
-                options=settings,
+                options=settings.given,
                 sparse_size=zeroes,
                 target_exists=target_exists,
                 overwrite=True,

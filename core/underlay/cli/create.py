@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import Final, Unpack, cast
 
+import attrs
 import click
 
 from underlay.cli import options
+from underlay.cli.format_options import FormatOptions, show_options
 from underlay.cli.output import echo, printable
-from underlay.cli.problems import CommandError
-from underlay.errors import OptionError, StorageError
+from underlay.cli.problems import CommandError, explain
+from underlay.driver import OptionSpec
+from underlay.errors import ImplicitOpenDeniedError, UnderlayError
 from underlay.face import run_blocking
 from underlay.opening import create_image
+from underlay.plugins import registry
+from underlay.storage import PreallocateMode
 from underlay.sync import SyncFormatAccess
 
 __all__ = ["command"]
+
+#: Every format has it.
+_SIZE: Final[Mapping[str, OptionSpec]] = {"size": OptionSpec("Virtual disk size", type="size")}
+_UNENCRYPTED: Final = "images cannot be encrypted yet"
+_UNTOUCHED: Final = "new files are as their filesystem makes them"
+#: What qemu-img has and we have not, and why.
+_REFUSED: Final = {
+    "encrypt.": _UNENCRYPTED,
+    "encryption": _UNENCRYPTED,
+    "nocow": _UNTOUCHED,
+    "extent_size_hint": _UNTOUCHED,
+}
 
 
 @options.command("create")
@@ -45,50 +62,105 @@ def command(
     What lies under that name is replaced.
     """
     format_name = format_name or "raw"
-    settings = options.creation_options(creation)
-    if settings is None:
-        return options.show_creation_options(format_name)
+    settings = FormatOptions.read(creation)
+    if settings.help_wanted:
+        title = "Supported options:" if names else f"Supported {format_name} options:"
+        return show_options(title, {**_known(format_name), **_SIZE})
     if not names:
         raise click.UsageError("Expecting image file name")
-    name, *sizes = names
-    if len(sizes) > 1:
-        raise click.UsageError(f"Unexpected argument: {sizes[1]}")
-    size = settings.pop("size", None)
-    if sizes:
-        size = options.given_size(sizes[0], what="image size")
-    if backing is not None:
-        settings["backing_file"] = backing
-    if backing_format is not None:
-        settings["backing_fmt"] = backing_format
-
-    def announce(facts: Mapping[str, object]) -> None:
-        if not quiet:
-            told = " ".join(f"{option}={_shown(value)}" for option, value in facts.items())
-            echo(f"Formatting '{printable(name)}', fmt={format_name} {told}")
-
+    if len(names) > 2:  # noqa: PLR2004 (a name and a size)
+        raise click.UsageError(f"Unexpected argument: {names[2]}")
+    name = names[0]
+    size = None if len(names) == 1 else options.given_size(names[1], what="image size")
     try:
+        upon = {"backing_file": backing, "backing_fmt": backing_format}
+        image = _NewImage.read(name, format_name, settings, size=size, upon=upon)
         disk = run_blocking(
             create_image(
                 name,
                 format=format_name,
-                size=size,
+                size=image.size,
                 overwrite=True,
                 gate=access["gate"],
                 limits=access["limits"],
                 lock=True,
                 storage_options=target_storage_options,
-                options=settings,
+                options=image.options,
                 open_backing=not unchecked,
-                announce=announce,
+                announce=None if quiet else image.announce,
             )
         )
-    except (OptionError, StorageError) as error:
-        raise CommandError(f"{name}: {error}") from error
+    except ImplicitOpenDeniedError:
+        raise
+    except CommandError as failure:
+        raise CommandError(f"{name}: {failure}", hints=failure.hints) from failure
+    except UnderlayError as error:
+        hints = getattr(error, "__notes__", ())
+        raise CommandError(f"{name}: {explain(error)}", hints=hints) from error
     SyncFormatAccess(disk).close()
     return 0
 
 
-def _shown(value: Any) -> str:
+@attrs.frozen(kw_only=True)
+class _NewImage:
+    """What the command line says of the new image."""
+
+    name: str
+    format_name: str
+    size: int | None
+    options: dict[str, object]
+    #: Options whose values are words, as they were written.
+    words: dict[str, str]
+
+    @classmethod
+    def read(
+        cls,
+        name: str,
+        format_name: str,
+        settings: FormatOptions,
+        *,
+        size: int | None,
+        upon: Mapping[str, str | None],
+    ) -> _NewImage:
+        """Raises CommandError for what makes no sense, without the image's name before it."""
+        known = _known(format_name)
+        values = settings.values({**known, **_SIZE}, refused=_REFUSED)
+        if "size" in values:
+            if size is not None:
+                raise CommandError("The image size must be specified only once")
+            size = cast("int", values.pop("size"))
+        words = {
+            option: text
+            for option, text in settings.given.items()
+            if option in known and known[option].type in {"str", "bool"}
+        }
+        for option, text in upon.items():
+            if text is not None:
+                values[option] = words[option] = text
+        below = values.get("backing_file")
+        if below == "":
+            raise CommandError("Expected backing file name, got empty string")
+        if below == name:
+            raise CommandError(
+                "Error: Trying to create an image with the same filename as the backing file"
+            )
+        return cls(name=name, format_name=format_name, size=size, options=values, words=words)
+
+    def announce(self, facts: Mapping[str, object]) -> None:
+        """Say what is being made."""
+        told = {option: self.words.get(option, value) for option, value in facts.items()}
+        line = " ".join(f"{o}={_shown(value)}" for o, value in told.items() if value is not None)
+        echo(f"Formatting '{printable(self.name)}', fmt={self.format_name} {line}")
+        mode = self.words.get("preallocation", PreallocateMode.OFF.value)
+        if mode not in {known.value for known in PreallocateMode}:
+            raise CommandError(f"Parameter 'preallocation' does not accept value '{mode}'")
+
+
+def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return printable(str(value))
+    return printable(str(value).replace(",", ",,"))
+
+
+def _known(format_name: str) -> Mapping[str, OptionSpec]:
+    return registry().driver(format_name).create_options

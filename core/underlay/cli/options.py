@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 import attrs
 import click
 
 from underlay.blocking import open_any, open_image
 from underlay.cli.help import CONTEXT, help_option
-from underlay.cli.output import echo
 from underlay.cli.problems import CommandError
 from underlay.errors import OptionError
 from underlay.gate import (
@@ -21,7 +20,6 @@ from underlay.gate import (
     PermissiveImplicitOpenGate,
 )
 from underlay.limits import DEFAULT_LIMITS, Limits
-from underlay.plugins import registry
 from underlay.sync import SyncFormatAccess
 from underlay.units import parse_size
 
@@ -30,7 +28,6 @@ __all__ = [
     "access_options",
     "cache_option",
     "command",
-    "creation_options",
     "force_share",
     "format_option",
     "given_size",
@@ -39,7 +36,6 @@ __all__ = [
     "open_disk",
     "output_option",
     "pair",
-    "show_creation_options",
     "target_storage_option",
 ]
 
@@ -209,29 +205,6 @@ def cache_option(
     )
 
 
-# -- creating
-
-
-def creation_options(given: Sequence[str]) -> dict[str, Any] | None:
-    """``-o a=1,b=2``, a comma in a value doubled; None where help is wanted."""
-    settings: dict[str, Any] = {}
-    for text in ",".join(given).replace(",,", "\0").split(",") if given else ():
-        if text in {"help", "?"}:
-            return None
-        name, value = pair("-o", text.replace("\0", ","))
-        settings[name] = value
-    return settings
-
-
-def show_creation_options(format_name: str) -> int:
-    """Say what ``-o`` takes."""
-    echo("Supported options:")
-    for name, option in registry().driver(format_name).create_options.items():
-        default = f" (default {option.default})" if option.default else ""
-        echo(f"  {f'{name}=<{option.type}>':<22} - {option.help}{default}")
-    return 0
-
-
 # -- names, sizes, output
 
 
@@ -254,7 +227,7 @@ def given_size(text: str, *, what: str, least: int = 0, most: int = _LARGEST) ->
         CommandError: it is none, or out of its range; in qemu-img's words.
     """
     try:
-        number = parse_size(text)
+        number = parse_size(_strict(text))
     except OptionError as error:
         if "must be from" not in str(error):
             raise CommandError(
@@ -265,6 +238,11 @@ def given_size(text: str, *, what: str, least: int = 0, most: int = _LARGEST) ->
     if not least <= number <= most:
         raise CommandError(f"Invalid {what} specified. Must be between {least} and {most}.")
     return number
+
+
+def _strict(text: str) -> str:
+    """What C's ``strtoull`` makes of it: a plus sign is allowed, something behind it is not."""
+    return text.lstrip().removeprefix("+") if text == text.rstrip() else ""
 
 
 def _read_output(_context: object, _parameter: object, value: str) -> str:

@@ -10,7 +10,7 @@ from typing import TextIO, cast
 import click
 
 from underlay.chain import quotable
-from underlay.cli.output import complain, flush
+from underlay.cli.output import complain, flush, say
 from underlay.errors import (
     AmbiguousFormatError,
     ImplicitOpenDeniedError,
@@ -32,12 +32,16 @@ _TRY = "Try 'underlay --help' for more information\n"
 
 
 class CommandError(Exception):
-    """A failure with an exit status of its own. Each line of the message is a line on stderr."""
+    """A failure with an exit status of its own. Each line of the message is a line on stderr.
 
-    def __init__(self, *lines: str, status: int = FAILED) -> None:
+    ``hints`` are further lines, which stand there without the command's name.
+    """
+
+    def __init__(self, *lines: str, status: int = FAILED, hints: Sequence[str] = ()) -> None:
         super().__init__(*lines)
         self.lines = lines
         self.status = status
+        self.hints = hints
 
 
 def exit_status(argv: Sequence[str]) -> int:
@@ -52,6 +56,8 @@ def exit_status(argv: Sequence[str]) -> int:
         status = _SIGINT
     except CommandError as failure:
         complain(*failure.lines)
+        for hint in failure.hints:
+            say(hint)
         status = failure.status
     except click.ClickException as error:
         complain(_usage(error, argv))

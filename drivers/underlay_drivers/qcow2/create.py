@@ -37,6 +37,7 @@ __all__ = [
 #: Versions by the names that they go by.
 COMPAT: Final = {"v2": 2, "0.10": 2, "v3": 3, "1.1": 3}
 _COMPRESSION: Final = {name: number for number, name in layout.COMPRESSION_TYPES.items()}
+_CLUSTER_SIZE: Final = 65536
 #: In smaller clusters QEMU leaves the table of feature names out.
 _CLUSTER_SIZE_WITH_NAMES: Final = 8192
 
@@ -199,8 +200,8 @@ def new_image(options: FormatCreateOptions) -> NewImage:
         )
     image = NewImage(
         version=COMPAT[compat],
-        cluster_size=given.get("cluster_size", 65536),
-        refcount_bits=given.get("refcount_bits", 16),
+        cluster_size=given.get("cluster_size", _CLUSTER_SIZE),
+        refcount_bits=given.get("refcount_bits", 1 << layout.REFCOUNT_ORDER_V2),
         compression_type=_COMPRESSION[compression],
         extended_l2=given.get("extended_l2", False),
         lazy_refcounts=given.get("lazy_refcounts", False),
@@ -215,26 +216,22 @@ def new_image(options: FormatCreateOptions) -> NewImage:
 
 
 def creation_facts(options: FormatCreateOptions) -> dict[str, object]:
-    """See ``FormatDriverInstance.creation_facts``: every option that has a value."""
-    image = new_image(options)
-    given = options.options
+    """See ``FormatDriverInstance.creation_facts``."""
     facts: dict[str, object] = {
-        "cluster_size": image.cluster_size,
-        "extended_l2": image.extended_l2,
-        "preallocation": None
-        if image.preallocation is PreallocateMode.OFF
-        else image.preallocation.value,
-        "compression_type": layout.COMPRESSION_TYPES[image.compression_type],
+        "cluster_size": _CLUSTER_SIZE,
+        "extended_l2": False,
+        "preallocation": None,
+        "compression_type": "zlib",
         "size": options.size,
-        "compat": given.get("compat"),
-        "backing_file": image.backing_file,
-        "backing_fmt": image.backing_fmt,
-        "data_file": image.data_file,
-        "data_file_raw": image.data_file_raw or None,
-        "lazy_refcounts": image.lazy_refcounts,
-        "refcount_bits": image.refcount_bits,
+        "compat": None,
+        "backing_file": None,
+        "backing_fmt": None,
+        "data_file": None,
+        "data_file_raw": None,
+        "lazy_refcounts": False,
+        "refcount_bits": 1 << layout.REFCOUNT_ORDER_V2,
     }
-    return {name: value for name, value in facts.items() if value is not None}
+    return facts | dict(options.options)
 
 
 def check_backing_name(name: str, format_name: str) -> None:
