@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from underlay.errors import CorruptImageError
 from underlay_drivers.qcow2 import layout
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 __all__ = ["survey"]
 
+#: Memory for the offset of one cluster in the set.
+_REMEMBERED_BYTES: Final = 96
+
 
 async def survey(disk: Dependencies, limits: Limits) -> set[int]:
     """The host offsets of all metadata, but for refcount blocks and inactive L2 tables.
 
     Raises:
-        CorruptImageError: two things claim one cluster.
+        CorruptImageError: two things claim one cluster, or a table lies past the end of the file.
+        LimitExceededError: there is more than ``limits.metadata`` bytes can remember.
     """
     header = disk.header
     found: set[int] = set()
@@ -32,7 +36,11 @@ async def survey(disk: Dependencies, limits: Limits) -> set[int]:
         if entry:
             offset = disk.l2_offset(number)
             _claim(found, Region("L2 table", offset, header.cluster_size), header, disk.image)
-    for region in await _directories(disk.image, header, limits):
+    regions = await _directories(disk.image, header, limits)
+    clusters = sum(-(-region.length // header.cluster_size) for region in regions)
+    what = f"'{disk.image.name()}': what the tables of its snapshots and bitmaps take in memory"
+    limits.check("metadata", clusters * _REMEMBERED_BYTES, what=what)
+    for region in regions:
         _claim(found, region, header, disk.image)
     return found
 
@@ -50,11 +58,18 @@ async def _directories(image: StorageHandle, header: Header, limits: Limits) -> 
         if table > known:  # the header alone says how many entries there are, not how long
             rest = Region("snapshot table", header.snapshots_offset + known, table - known)
             regions.append(rest)
-        regions += [
-            Region("snapshot's L1 table", entry.l1_table_offset, entry.l1_size * 8)
-            for entry in entries
-            if entry.l1_size
-        ]
+        for entry in entries:
+            if entry.l1_table_offset + entry.l1_size * 8 > image.size():
+                raise CorruptImageError(
+                    f"'{image.name()}': the L1 table of a snapshot at {entry.l1_table_offset:#x} "
+                    "lies past the end of the file; repair the image before writing to it",
+                    offset=entry.l1_table_offset,
+                    field="snapshot's L1 table",
+                    value=entry.l1_table_offset,
+                )
+            if entry.l1_size:
+                size = entry.l1_size * 8
+                regions.append(Region("snapshot's L1 table", entry.l1_table_offset, size))
     if header.autoclear_features & layout.BITMAPS_CONSISTENT:
         from underlay_drivers.qcow2.bitmaps import read_bitmaps
 
@@ -63,10 +78,11 @@ async def _directories(image: StorageHandle, header: Header, limits: Limits) -> 
             size = extension.directory_size
             regions.append(Region("bitmap directory", extension.directory_offset, size))
         with suppress(CorruptImageError):  # they go out of date with the first write anyway
-            regions += [
+            tables = [
                 Region("bitmap table", entry.bitmap_table_offset, entry.bitmap_table_size * 8)
                 for entry in await read_bitmaps(image, header, limits)
             ]
+            regions += [table for table in tables if table.offset + table.length <= image.size()]
     return regions
 
 

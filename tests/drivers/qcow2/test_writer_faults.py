@@ -351,3 +351,31 @@ def test_zeroes_stay_when_a_backing_image_that_was_declined_comes_back(
     with underlay.open_any(path, gate=underlay.PermissiveImplicitOpenGate()) as disk:
         place = SIZE // 2 if change == "grow" else 0
         assert disk.read_bytes(place, 65536) == bytes(65536)
+
+
+def test_tables_that_are_said_to_be_huge_take_no_memory(
+    tmp_path: Path, qemu_img: Callable[..., str]
+) -> None:
+    """Bitmap tables far behind the file's end: not one of their clusters is remembered."""
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "1M")
+    for number in range(3):
+        qemu_img("bitmap", "--add", "-g", "64k", path, f"bitmap{number}")
+    image = bytearray(path.read_bytes())
+    extension = struct.pack(">II", layout.EXTENSION_BITMAPS, layout.BITMAPS.size)
+    count, _, _, at = layout.BITMAPS.unpack_from(image, image.index(extension) + 8)
+    for number in range(count):
+        _, _, flags, kind, bits, name, extra = layout.BITMAP.unpack_from(image, at)
+        place, entries = (1 << 40) + (number << 26), layout.L1_BYTES_MAX // 8
+        layout.BITMAP.pack_into(image, at, place, entries, flags, kind, bits, name, extra)
+        at += -(-(layout.BITMAP.size + extra + name) // 8) * 8
+    path.write_bytes(image)
+
+    with underlay.open_any(path, writable=True) as disk:
+        tracemalloc.start()
+        try:
+            disk.write(b"x" * 512, 0)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 4 << 20
