@@ -9,6 +9,7 @@ blocking face (or on names, where they say so) and know no format.
 """
 
 # A job's module has the job's own name: all are imported here, so that the name means the function.
+from underlay.jobs.amend import amend, amend_options
 from underlay.jobs.check import check, repair
 from underlay.jobs.compare import ComparisonResult, Difference, compare
 from underlay.jobs.convert import convert
@@ -26,6 +27,8 @@ __all__ = [
     "MapEntry",
     "Progress",
     "ProgressCallback",
+    "amend",
+    "amend_options",
     "check",
     "compare",
     "convert",

@@ -1,0 +1,120 @@
+"""``underlay amend``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Unpack
+
+import attrs
+import click
+
+from underlay.capabilities import Describable, ImageDescription
+from underlay.cli import options
+from underlay.cli.format_options import FormatOptions, show_options
+from underlay.cli.problems import CommandError
+from underlay.cli.progress import progress_options, reporting
+from underlay.driver import OptionSpec
+from underlay.errors import OptionError, UnsupportedOperationError
+from underlay.face import run_blocking
+from underlay.jobs.amend import amend, amend_options
+from underlay.opening import open_without_references
+from underlay.plugins import registry
+from underlay.sync import SyncFormatAccess
+
+__all__ = ["command"]
+
+_SECTOR: Final = 512
+_ENCRYPTED: Final = {"encrypt.": "encrypted images cannot be opened yet"}
+
+
+@options.command("amend")
+@options.format_option("-f", "format_name", what="The image's format.")
+@click.option("-o", "changes", metavar="OPTIONS", multiple=True, help="What to change; or help.")
+@options.cache_option("-t", "cache", what="cache")
+@progress_options
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--force", is_flag=True, help="Accepted as qemu-img does; has no effect.")
+@options.access_options
+@options.names()
+def command(
+    names: tuple[str, ...],
+    *,
+    format_name: str | None,
+    changes: tuple[str, ...],
+    bar: bool,
+    progress: str | None,
+    quiet: bool,
+    force: bool,
+    **access: Unpack[options.Access],
+) -> int:
+    """Change options of an image that were chosen when it was created.
+
+    Guest data stays as it is. A crash at any point leaves a sound image.
+    """
+    del force
+    if not changes:
+        raise click.UsageError("Must specify options (-o)")
+    settings = FormatOptions.read(changes)
+    if settings.help_wanted and format_name is not None:
+        return _show(format_name)
+    if len(names) != 1:
+        raise CommandError("Expecting one image file name")
+    image = _look(names[0], format_name, access)
+    if settings.help_wanted:
+        return _show(image.format_name)
+    values = settings.values(
+        _known(image.format_name),
+        refused=_ENCRYPTED,
+        at_creation=registry().driver(image.format_name).create_options,
+    )
+    image.refuse(values)
+    with reporting(bar=bar, progress=progress, quiet=quiet) as report:
+        try:
+            amend(names[0], values, format=image.format_name, progress=report, **access)
+        except OptionError as error:
+            raise CommandError(str(error)) from error
+    return 0
+
+
+@attrs.frozen
+class _Image:
+    """The image as it is."""
+
+    format_name: str
+    backing: tuple[str | None, str | None]
+
+    def refuse(self, values: Mapping[str, object]) -> None:
+        """Refuse what qemu-img refuses: other commands say what becomes of the guest's data."""
+        names = values.get("backing_file"), values.get("backing_fmt")
+        if names not in {(None, None), self.backing}:
+            raise CommandError(
+                "Cannot amend the backing file", hints=("You can use 'qemu-img rebase' instead.",)
+            )
+        size = values.get("size")
+        if isinstance(size, int) and size % _SECTOR:
+            raise CommandError("The new size must be a multiple of 512")
+
+
+def _look(name: str, format_name: str | None, access: options.Access) -> _Image:
+    """The image is looked at, and closed again."""
+    opening = open_without_references(
+        name,
+        format=format_name,
+        limits=access["limits"],
+        storage_options=access["storage_options"],
+    )
+    with SyncFormatAccess(run_blocking(opening)) as disk:
+        describable = disk.capability(Describable)
+        told = ImageDescription() if describable is None else describable.describe()
+        return _Image(disk.format_name, (told.backing_name, told.backing_format))
+
+
+def _known(format_name: str) -> Mapping[str, OptionSpec]:
+    try:
+        return amend_options(format_name)
+    except UnsupportedOperationError as error:
+        raise CommandError(str(error)) from error
+
+
+def _show(format_name: str) -> int:
+    return show_options(f"Amend options for '{format_name}':", _known(format_name))
