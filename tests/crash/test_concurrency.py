@@ -7,6 +7,7 @@ import faulthandler
 import random
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ import pytest
 import underlay
 from underlay import FormatAccess
 from underlay.capabilities import CompressedWriter, Snapshottable
+from underlay.errors import UnderlayError
 from underlay.face import run_blocking
+from underlay.locks import RangeLocks
+from underlay_drivers.qcow2.writing import ImageWriter
 
 from .judging import chance_of
 from .structure import Verdict, look_at
@@ -311,3 +315,34 @@ def _with_threads(path: Path, owners: Sequence[Owner], options: dict[str, Any]) 
         work = [*(owner.work(face, 120) for owner in owners), _manage(face, owners, 6)]
         _run_all([partial(run, one) for one in work])
     assert not errors, errors
+
+
+def _no_tickets(patch: pytest.MonkeyPatch) -> None:
+    def give(self: RangeLocks, *arguments: object, **named: object) -> object:
+        return object()
+
+    async def acquire(self: RangeLocks, *arguments: object, **named: object) -> object:
+        return object()
+
+    patch.setattr(RangeLocks, "acquire", acquire)
+    patch.setattr(RangeLocks, "try_acquire", give)
+    patch.setattr(RangeLocks, "release", give)
+
+
+def _no_rest(patch: pytest.MonkeyPatch) -> None:
+    def at_rest(self: ImageWriter) -> nullcontext[None]:
+        return nullcontext()
+
+    patch.setattr(ImageWriter, "at_rest", at_rest)
+
+
+@pytest.mark.parametrize("breaks", [_no_tickets, _no_rest])
+def test_a_driver_that_waits_for_nobody_is_caught(
+    tmp_path: Path,
+    breaks: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    breaks(monkeypatch)
+
+    with pytest.raises((AssertionError, UnderlayError)):
+        test_all_of_it_may_happen_at_once(tmp_path, _BUSY["plain"], "tasks")
