@@ -22,6 +22,8 @@ class Leases:
 
         quick = leases.hot
         quick.append(None)
+        while quick is not leases.hot:
+            ...  # pop, and once more: it was exchanged in between, and perhaps counts as ended
         try:
             ...  # locate, and read or write there
         finally:

@@ -56,8 +56,13 @@ class SyncFormatAccess:
         """
         calls = self._calls
         calls.append(None)
-        lease = self._leases.hot
+        leases = self._leases
+        lease = leases.hot
         lease.append(None)
+        while lease is not leases.hot:  # exchanged in between: nobody waits for this one
+            lease.pop()
+            lease = leases.hot
+            lease.append(None)
         try:
             if self._life.reason is not None:
                 self._life.check()
@@ -95,8 +100,13 @@ class SyncFormatAccess:
         """
         calls = self._calls
         calls.append(None)
-        lease = self._leases.hot
+        leases = self._leases
+        lease = leases.hot
         lease.append(None)
+        while lease is not leases.hot:  # exchanged in between: nobody waits for this one
+            lease.pop()
+            lease = leases.hot
+            lease.append(None)
         try:
             if self._life.reason is not None:
                 self._life.check()

@@ -220,7 +220,8 @@ class Writeback:
     def check(self) -> None:
         """Raise what broke this image for writing, if anything did."""
         if self._broken is not None:
-            raise self._broken
+            # Without the calls that met it before, whose buffers it would keep.
+            raise self._broken.with_traceback(None)
 
     def give_up(self, why: str, cause: BaseException) -> None:
         """Nobody knows what reached the disk, so nothing more is written."""

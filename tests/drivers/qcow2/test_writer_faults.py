@@ -7,6 +7,7 @@ import contextlib
 import struct
 import threading
 import tracemalloc
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from underlay import SyncFormatAccess, aio
 from underlay.capabilities import CompressedWriter, Snapshottable
 from underlay.checking import check
 from underlay.errors import CorruptImageError, StorageError
+from underlay.lease import Leases
 from underlay.storage import ReadBuffers, WriteBuffers
 from underlay.testing.wrappers import WrappedStorage
 from underlay_drivers.qcow2 import layout
@@ -379,3 +381,56 @@ def test_tables_that_are_said_to_be_huge_take_no_memory(
         finally:
             tracemalloc.stop()
     assert peak < 4 << 20
+
+
+# -- leases
+
+
+class ExchangedLeases(Leases):
+    """Leases whose quick ones are exchanged, and ended, just when somebody has looked for them."""
+
+    @property
+    def hot(self) -> deque[None]:  # type: ignore[override]
+        former = self.now
+        if self.race:
+            self.race = False
+            former.append(None)
+            self.defer(lambda: None)
+            former.pop()
+            self.settle()
+        return former
+
+    @hot.setter
+    def hot(self, value: deque[None]) -> None:
+        self.now = value
+
+    def __init__(self) -> None:
+        self.now: deque[None] = deque()
+        self.race = False
+        super().__init__()
+
+
+@pytest.mark.parametrize("call", ["read", "write"])
+def test_a_quick_lease_counts_however_late_it_is_taken(call: str) -> None:
+    storage = Watched(MemoryStorage(0))
+    with underlay.create(storage, size=SIZE, cluster_size=CLUSTER) as disk:
+        disk.write(b"A" * CLUSTER, 0)
+        leases = ExchangedLeases()
+        disk._leases = leases
+        freed: list[str] = []
+        seen: list[bool] = []
+
+        def watch(_: str) -> None:
+            leases.defer(lambda: freed.append("it"))
+            seen.append(bool(freed))
+
+        storage.watch = watch
+        leases.race = True
+        if call == "read":
+            disk.read(bytearray(512), 0)
+        else:
+            disk.write(bytes(512), 0)
+        storage.watch = lambda _: None
+        assert seen == [False]
+        leases.settle()
+        assert freed == ["it"]
