@@ -10,7 +10,7 @@ import attrs
 
 from underlay import SyncFormatAccess
 from underlay.capabilities import Amendable, CompressedWriter, Snapshottable
-from underlay.errors import LimitExceededError, UnsupportedOperationError
+from underlay.errors import LimitExceededError, OptionError, UnsupportedOperationError
 from underlay.storage import PreallocateMode
 
 from .journal import SECTOR, Begun, Flushed, Journal
@@ -332,7 +332,7 @@ def carry_out(operation: Operation, disk: SyncFormatAccess, number: int, history
     """Do what the history already has under this number."""
     try:
         operation.run(disk, number)
-    except (LimitExceededError, UnsupportedOperationError):
+    except (LimitExceededError, OptionError, UnsupportedOperationError):
         # A cluster cannot be counted so often; version 2 has one size for all snapshots.
         assert isinstance(operation, Take | Apply | Grow | Shrink | Amend)
         history.moments[number] = history.moments[number - 1]
