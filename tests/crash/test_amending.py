@@ -22,6 +22,7 @@ _AMENDMENTS = (
     (Amend("compat", "v2"), Amend("compat", "v3")),
     (Amend("refcount_bits", 64), Amend("refcount_bits", 4), Amend("refcount_bits", 16)),
     (Amend("lazy_refcounts", True), Amend("compat", "v2")),  # noqa: FBT003 (the option's value)
+    (Amend("backing_fmt", "parallels"), Amend("backing_fmt", "raw")),
     (Amend("backing_file", ""), Amend("compat", "v2")),
     (Amend("refcount_bits", 8), WriteData(3000, 9000), Amend("refcount_bits", 32)),
 )
