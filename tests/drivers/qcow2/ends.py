@@ -146,8 +146,8 @@ class Ends:
             (value,) = struct.unpack(">Q", file.read(8))
         return int(value)
 
-    def poke(self, offset: int, form: str, *values: int) -> None:
-        """Write big-endian numbers into the file."""
+    def poke(self, offset: int, form: str, *values: int | bytes) -> None:
+        """Write big-endian values into the file."""
         with self.path.open("r+b") as file:
             file.seek(offset)
             file.write(struct.pack(">" + form, *values))

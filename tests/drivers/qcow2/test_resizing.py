@@ -8,6 +8,7 @@ import pytest
 
 from underlay.capabilities import Snapshottable
 from underlay.errors import LimitExceededError, UnsupportedOperationError
+from underlay_storage.file import FileStorage
 
 from .ends import Ends, pattern
 
@@ -221,7 +222,7 @@ def test_what_others_write_to_a_raw_data_file_is_seen(ends: Ends) -> None:
 def test_disks_of_version_3_change_their_size_beside_snapshots(ends: Ends) -> None:
     ends.create(300 << 10)
     ends.they_write(0, 300 << 10, 1)
-    sizes = {}
+    sizes: dict[str, bytes] = {}
     for size in (300 << 10, 1 << 20, 100 << 10):
         resize(ends, size)
         with ends.open() as disk:
@@ -264,15 +265,14 @@ def test_growing_that_fails_leaves_the_disk_as_it_was(
 ) -> None:
     import underlay
 
-    ends.create(100_352, theirs=True, below=b"" if mode == "full" else pattern(50 << 20))
+    ends.create(100_352, theirs=True, below=b"" if mode == "full" else pattern(5 << 20))
     ends.they_write(0, 100_352, 3)
     with ends.open() as disk:
         ends.write(disk, 0, b"ready")
         disk.flush()
         storage: Any = disk.collect_storage_dependencies()[0]
         limit = ends.path.stat().st_size
-        kind = type(storage)
-        writev, resize_storage = kind.writev, kind.resize
+        writev, resize_storage = FileStorage.writev, FileStorage.resize
 
         def full(self: Any, buffers: Any, offset: int) -> None:
             if self is storage and offset >= limit:
@@ -284,8 +284,8 @@ def test_growing_that_fails_leaves_the_disk_as_it_was(
                 raise underlay.StorageError("no space", filename="x")
             resize_storage(self, size, *rest)
 
-        monkeypatch.setattr(kind, "writev", full)
-        monkeypatch.setattr(kind, "resize", full_too)
+        monkeypatch.setattr(FileStorage, "writev", full)
+        monkeypatch.setattr(FileStorage, "resize", full_too)
         with pytest.raises(underlay.StorageError, match="no space"):
             disk.resize("2G", preallocation=mode)
         monkeypatch.undo()

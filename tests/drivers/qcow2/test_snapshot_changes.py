@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from underlay import SyncFormatAccess
 from underlay.capabilities import Snapshottable
 from underlay.errors import ConflictError, OptionError, UnsupportedOperationError
 from underlay_drivers.qcow2.snapshots import SnapshotEntry
+from underlay_storage.file import FileStorage
 
 from .ends import Ends, pattern
 
@@ -23,8 +25,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "subclusters": {"extended_l2": True},
     "512-byte clusters": {"cluster_size": 512},
     "64-bit counts": {"cluster_size": 512, "refcount_bits": 64},
-    "4-bit counts": {"refcount_bits": 4},
-    "zstd": {"compression_type": "zstd"},
 }
 
 
@@ -64,7 +64,7 @@ def test_each_takes_applies_and_deletes_what_the_other_did(
     ends.they_write(0, 200_704, 1)
     cluster = ends.header.cluster_size
     ends.they_write(5 * 65_536, cluster, 2, "-c")
-    contents = {}
+    contents: dict[str, bytes] = {}
     for name in ("first", "second"):
         do(takes, "-c", name)
         contents[name] = bytes(ends.model)
@@ -294,7 +294,7 @@ def test_machine_state_never_becomes_part_of_the_disk(ends: Ends) -> None:
 def test_the_disk_gets_the_size_that_it_had(ends: Ends) -> None:
     ends.create(300 << 10, cluster_size=512)
     with ends.open() as disk:
-        contents = {}
+        contents: dict[str, bytes] = {}
         for size in (300 << 10, 5 << 20, 1536, 700):
             disk.resize(size)
             ends.model[:] = ends.model[:size].ljust(size, b"\0")
@@ -362,8 +362,7 @@ def test_a_failure_leaves_all_as_it_was_and_the_disk_goes_on(
         ends.write(disk, 100_000, pattern(100_000, 2))
         disk.flush()
         disk.sync()
-        storage = type(disk.collect_storage_dependencies()[0])
-        writev, calls = storage.writev, 0
+        writev, calls = FileStorage.writev, 0
 
         def fail(self: Any, buffers: Any, offset: int) -> None:
             nonlocal calls
@@ -372,7 +371,7 @@ def test_a_failure_leaves_all_as_it_was_and_the_disk_goes_on(
                 raise underlay.StorageError("no space", filename="x")
             writev(self, buffers, offset)
 
-        monkeypatch.setattr(storage, "writev", fail)
+        monkeypatch.setattr(FileStorage, "writev", fail)
         failed = False
         name = "new" if method == "create_snapshot" else "old"
         try:
@@ -384,7 +383,8 @@ def test_a_failure_leaves_all_as_it_was_and_the_disk_goes_on(
         if failed:
             # The header's own write may have gone either way, and the disk says that it stops.
             assert [snapshot.name for snapshot in able(disk).snapshots()] == ["old"]
-            if disk.inner.writer.back.broken:
+            driver: Any = disk.inner
+            if driver.writer.back.broken:
                 with pytest.raises(underlay.StorageError, match="can no longer be written"):
                     disk.write(b"x", 0)
                 disk.abandon()
@@ -416,8 +416,15 @@ def _l2_leads_to(ends: Ends, offset: int) -> None:
 
 
 @pytest.mark.parametrize("method", ["apply_snapshot", "delete_snapshot"])
-@pytest.mark.parametrize("damage", [_l1_leads_to, _l2_leads_to])
-@pytest.mark.parametrize("where", ["header", "refcounts", "l1", "l2", "inside", "far away"])
+@pytest.mark.parametrize(
+    ("damage", "where"),
+    [
+        (_l1_leads_to, "header"),
+        *itertools.product(
+            (_l1_leads_to, _l2_leads_to), ("refcounts", "l1", "l2", "inside", "far away")
+        ),
+    ],
+)
 def test_a_damaged_snapshot_does_no_harm_to_the_disk(
     ends: Ends, damage: Callable[[Ends, int], None], where: str, method: str
 ) -> None:
@@ -434,8 +441,6 @@ def test_a_damaged_snapshot_does_no_harm_to_the_disk(
         "inside": ends.word(header.refcount_table_offset) + 512,
         "far away": 1 << 40,
     }
-    if where == "header" and damage is _l2_leads_to:
-        pytest.skip("no offset says that there is nothing")
     damage(ends, places[where])
     before = ends.path.read_bytes()
     with ends.open() as disk:

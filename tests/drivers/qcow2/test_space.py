@@ -12,6 +12,7 @@ import underlay
 from underlay import SyncFormatAccess
 from underlay.capabilities import Snapshottable
 from underlay.mapping import Data
+from underlay.storage import PreallocateMode
 from underlay_storage.memory import MemoryStorage
 
 from .ends import Ends, pattern
@@ -71,24 +72,21 @@ def test_all_of_it_can_go(full: Ends) -> None:
     full.agree()
 
 
-@pytest.mark.parametrize(
-    "let_go",
-    [
-        lambda disk: disk.resize(CLUSTER),
-        lambda disk: disk.capability(Snapshottable).apply_snapshot("empty"),
-    ],
-    ids=["shrinking", "applying a snapshot"],
-)
-def test_others_that_free_give_back_too(
-    ends: Ends, let_go: Callable[[SyncFormatAccess], object]
-) -> None:
+FREEING: dict[str, Callable[[SyncFormatAccess], object]] = {
+    "shrinking": lambda disk: disk.resize(CLUSTER),
+    "applying a snapshot": lambda disk: disk.capability(Snapshottable).apply_snapshot("empty"),
+}
+
+
+@pytest.mark.parametrize("let_go", FREEING)
+def test_others_that_free_give_back_too(ends: Ends, let_go: str) -> None:
     ends.create(MANY, theirs=True)
     ends.snapshot("-c", "empty")
     with ends.open() as disk:
         disk.write(pattern(MANY), 0)
         _durable(disk)
         before = ends.blocks
-        let_go(disk)
+        FREEING[let_go](disk)
         _durable(disk)
         assert ends.blocks <= before - 31 * CLUSTER
     ends.qemu_img("check", "-q", ends.path)
@@ -176,9 +174,9 @@ class EventsSeen(MemoryStorage):
         self.events.append("discard")
         super().discard(offset, length)
 
-    def resize(self, size: int, *args: Any) -> None:
+    def resize(self, size: int, preallocation: PreallocateMode = PreallocateMode.OFF) -> None:
         self.events.append("cut" if size < self.size() else "grow")
-        super().resize(size, *args)
+        super().resize(size, preallocation)
 
 
 def test_space_goes_only_when_it_is_durable_that_nothing_leads_there(full: Ends) -> None:
@@ -264,6 +262,7 @@ def test_what_a_failed_write_took_is_given_back_at_once(full: Ends) -> None:
 
     class Failing(MemoryStorage):
         __slots__ = ("most",)
+        most: int
 
         def writev(self, buffers: Any, offset: int) -> None:
             if offset >= self.most:
