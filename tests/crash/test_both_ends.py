@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -363,6 +363,7 @@ def test_qemu_and_we_write_one_image_in_turn(
             deadline=None,
             derandomize=examples == _EXAMPLES,
             database=None,
+            phases=(Phase.generate, Phase.shrink),
             print_blob=True,
             suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 
@@ -17,42 +18,50 @@ from .shapes import SHAPES, Prepared, Shape
 from .states import Effort, crash_states
 from .structure import look_at
 
-
-def _edited(image: bytes, **fields: tuple[int, str, int]) -> bytes:
-    """With other numbers at some places: offset, format, value."""
-    edited = bytearray(image)
-    for offset, kind, value in fields.values():
-        struct.pack_into(kind, edited, offset, value)
-    return bytes(edited)
+#: Small ones; whatever is counted is in the first block.
+_SHAPES = [shape for shape in SHAPES if shape.thinned == 1]
 
 
-def _refcount_at(image: bytes, cluster: int) -> int:
-    """Where the refcount of a cluster is, of 16 bits, in the first block."""
+def _geometry(image: bytes) -> tuple[int, int, int]:
+    """Bytes of a cluster, bits of a reference count, and where the first block of them is."""
+    version, bits = struct.unpack_from(">I12xI", image, 4)
+    order = struct.unpack_from(">I", image, 96)[0] if version > 2 else 4
     (table,) = struct.unpack_from(">Q", image, 48)
     (block,) = struct.unpack_from(">Q", image, table)
-    return int(block) + cluster * 2
+    return 1 << bits, 1 << order, block
+
+
+def _recounted(image: bytes, counts: dict[int, int]) -> bytes:
+    """With other reference counts for some clusters, each as high as can be said."""
+    cluster, width, block = _geometry(image)
+    edited = bytearray(image)
+    for number, count in counts.items():
+        assert number < cluster * 8 // width, "it is counted in the first block"
+        at, within = divmod(number * width, 8)
+        length = -(-(within + width) // 8)
+        order: Literal["big", "little"] = "little" if width < 8 else "big"
+        bits = int.from_bytes(edited[block + at : block + at + length], order)
+        most = (1 << width) - 1
+        bits = bits & ~(most << within) | min(count, most) << within
+        edited[block + at : block + at + length] = bits.to_bytes(length, order)
+    return bytes(edited)
 
 
 def _not_closed(image: bytes) -> bytes:
     """As a crash with lazy refcounts leaves it: some are too low, and the image says so."""
-    last = len(image) // 512 - 1
-    return _edited(
-        image,
-        dirty=(72, ">Q", 1),
-        one=(_refcount_at(image, last), ">H", 0),
-        other=(_refcount_at(image, last - 2), ">H", 0),
-        leak=(_refcount_at(image, last + 5), ">H", 1),
-    ) + bytes(10 * 512)
+    cluster, _, _ = _geometry(image)
+    last = len(image) // cluster - 1
+    counts = {last: 0, last - 2: 0, last + 5: 1}
+    edited = bytearray(_recounted(image, counts) + bytes(10 * cluster))
+    edited[79] |= 1
+    return bytes(edited)
 
 
 def _leaking(image: bytes) -> bytes:
     """With clusters that nothing refers to."""
-    last = len(image) // 512 - 1
-    return _edited(
-        image,
-        one=(_refcount_at(image, last + 2), ">H", 1),
-        other=(_refcount_at(image, last + 3), ">H", 3),
-    ) + bytes(6 * 512)
+    cluster, _, _ = _geometry(image)
+    last = len(image) // cluster - 1
+    return _recounted(image, {last + 2: 1, last + 3: 3}) + bytes(6 * cluster)
 
 
 def _write(disk: SyncFormatAccess) -> None:
@@ -75,33 +84,39 @@ def _repair_all(disk: SyncFormatAccess) -> None:
         pytest.param(_leaking, _repair_leaks, id="leaking, repaired"),
     ],
 )
+@pytest.mark.parametrize("shape", _SHAPES, ids=[shape.name for shape in _SHAPES])
 def test_mending_can_be_interrupted(
+    shape: Shape,
     damage: Callable[[bytes], bytes],
     mend: Callable[[SyncFormatAccess], None],
     prepare: Callable[[Shape], Prepared],
 ) -> None:
-    prepared = prepare(SHAPES[0])
+    if damage is _not_closed and shape.options.get("compat") == "v2":
+        return  # it has no bit that says so
+    prepared = prepare(shape)
     content = prepared.history.now.content
     damaged = damage(prepared.contents[0])
     assert look_at(damaged).faults or look_at(damaged).leaks
-    journal = Journal((damaged,))
-    storage = MemoryStorage(damaged)
-    with prepared.open([Recorder(storage, journal)], writable=True) as disk:
+    journal = Journal((damaged, *prepared.contents[1:]))
+    memory = [MemoryStorage(one) for one in journal.start]
+    recorders = [Recorder(one, journal, file=file) for file, one in enumerate(memory)]
+    with prepared.open(recorders, writable=True) as disk:
         mend(disk)
-    assert not look_at(content_of(storage)).faults
-    assert not look_at(content_of(storage)).leaks
+    assert not look_at(content_of(memory[0])).faults
+    assert not set(look_at(content_of(memory[0])).leaks).difference(prepared.outdated)
 
-    states = list(crash_states(journal, chance_of("mending"), Effort(samples=20)))
+    states = list(crash_states(journal, chance_of("mending"), Effort(exhaustive=6, samples=15)))
     assert len(states) > 1
     for state in states:
         verdict = look_at(state.contents[0])
         assert verdict.dirty or not verdict.faults, state.story
-        again = MemoryStorage(state.contents[0])
-        with prepared.open([again], writable=True) as disk:
+        again = [MemoryStorage(one) for one in state.contents]
+        with prepared.open(again, writable=True) as disk:
             assert disk.read_bytes(0, disk.size) == content
             mend(disk)
             assert disk.read_bytes(0, disk.size) == content
-        after = look_at(content_of(again))
+        after = look_at(content_of(again[0]))
         assert not after.faults, state.story
         # What is mended already is only written to: of leaks nobody asks then.
-        assert not after.leaks or (mend is _write and not verdict.dirty), state.story
+        leaks = set(after.leaks).difference(prepared.outdated)
+        assert not leaks or (mend is _write and not verdict.dirty), state.story

@@ -24,6 +24,7 @@ from .checking import check_bytes, exit_status, repair_bytes
 from .images import Image, open_bytes, read
 from .test_check import (
     COPIED,
+    DATA_FILE,
     EXTENDED,
     PLAIN,
     SNAPSHOTS,
@@ -34,6 +35,8 @@ from .test_check import (
     l2,
     refcount,
     reftable,
+    share_l2,
+    word,
 )
 
 Ask = Callable[..., tuple[int, dict[str, Any]]]
@@ -56,6 +59,22 @@ def qemu_check(tmp_path: Path, qemu_img: object) -> Ask:
         return done.returncode, json.loads(done.stdout) if done.stdout else {}
 
     return ask
+
+
+@pytest.fixture
+def qemu_read(tmp_path: Path, qemu_img: Callable[..., str]) -> Callable[[bytearray], bytes | None]:
+    """What QEMU's guest sees, or None if it cannot see all of it."""
+
+    def read_all(data: bytearray) -> bytes | None:
+        image, raw = tmp_path / "read.qcow2", tmp_path / "read.raw"
+        image.write_bytes(data)
+        try:
+            qemu_img("convert", "-f", "qcow2", "-O", "raw", image, raw)
+        except AssertionError:
+            return None
+        return raw.read_bytes()
+
+    return read_all
 
 
 def guest_bytes(data: bytes | bytearray) -> bytes | None:
@@ -155,6 +174,76 @@ def test_new_refcounts_of_every_width(
     assert result.corruptions_fixed > 0
     assert qemu_check(after)[0] == 0
     assert guest_bytes(after) == good
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16, 32, 64])
+def test_refcounts_of_every_width_are_mended_in_place(
+    make: Maker, qemu_check: Ask, bits: int
+) -> None:
+    image = make(f"refcount_bits={bits},cluster_size=4k", "4M", "write -P 7 1M 100k")
+    good = guest_bytes(image.data)
+    block, most = image.refcount_block(), (1 << bits) - 1
+    counts = bytearray(image.data[block : block + image.cluster])
+    used = len(image.data) // image.cluster
+    for cluster, count in ((7, most), (used + 3, 1), (used + 4, most)):
+        _set_count(counts, cluster, count, bits)
+    image.data[block : block + image.cluster] = counts
+    image.data.extend(bytes(5 * image.cluster))
+    l2(257, lambda entry: entry & ~COPIED)(image)
+    pointer = image.word(image.header.refcount_table_offset)
+
+    repaired_as_qemu_does(image, qemu_check)
+
+    leaks, after = repair_bytes(image.data, leaks_only=True)
+    assert (leaks.corruptions, leaks.leaks) == (1, 0)
+    result, after = repair_bytes(after)
+    assert (result.corruptions, result.leaks, result.corruptions_fixed) == (0, 0, 1)
+    # In place: the refcount blocks are where they were.
+    assert Image(bytes(after)).word(image.header.refcount_table_offset) == pointer
+    assert qemu_check(after)[0] == 0
+    assert guest_bytes(after) == good
+
+
+def _set_count(block: bytearray, cluster: int, count: int, bits: int) -> None:
+    if bits >= 8:
+        block[cluster * bits // 8 : (cluster + 1) * bits // 8] = count.to_bytes(bits // 8, "big")
+        return
+    at, within = divmod(cluster * bits, 8)
+    block[at] = block[at] & ~(((1 << bits) - 1) << within) | count << within
+
+
+WITH_DATA_FILE: dict[str, Damage] = DATA_FILE | {
+    "a leak": lambda image: image.put(image.refcount_block() + 2 * 2, "H", 3),
+    "refcount 0 of the L1 table": refcount(3, 0),
+    "no refcounts": reftable(0),
+    "marked as dirty, stale": both(
+        word(lambda _: 72, lambda bits: bits | 1), refcount(4, 0), refcount(9, 1)
+    ),
+    "marked as corrupt": both(word(lambda _: 72, lambda bits: bits | 2), refcount(4, 7)),
+    "two L1 entries, one L2 table": share_l2,
+}
+
+
+@pytest.mark.parametrize("name", WITH_DATA_FILE)
+def test_damage_beside_a_data_file(
+    with_data_file: Image,
+    qemu_check: Ask,
+    qemu_read: Callable[[bytearray], bytes | None],
+    name: str,
+) -> None:
+    """The data file is not looked at, and stays as it is."""
+    with open_bytes(with_data_file.data) as disk:
+        data_file = Path(str(disk.implicit_external_data_file()))
+    data = data_file.read_bytes()
+    WITH_DATA_FILE[name](with_data_file)
+    before = qemu_read(with_data_file.data)
+
+    repaired_as_qemu_does(with_data_file, qemu_check)
+
+    _, after = repair_bytes(with_data_file.data)
+    assert data_file.read_bytes() == data
+    if before is not None:
+        assert qemu_read(after) == before
 
 
 def test_leaks_alone(plain: Image, qemu_check: Ask) -> None:
