@@ -499,7 +499,8 @@ class Writeback:
         try:
             await self._write_unlinked(work, fields or {})
             counted = True
-            if work.shows:
+            moved = work.refcounts is not None and work.refcounts.moved is not None
+            if work.shows and not moved:  # moving the table has synced all of it
                 await self._barrier(self._storages())
             linked = True
             await self._write_all(work.changed_bytes)
