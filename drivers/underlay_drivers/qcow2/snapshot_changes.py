@@ -35,7 +35,7 @@ from underlay_drivers.qcow2.tables import Table, empty_table, packed, swap
 
 if TYPE_CHECKING:
     from underlay.limits import Limits
-    from underlay_drivers.qcow2.writeback import Freed
+    from underlay_drivers.qcow2.dirty import Freed
     from underlay_drivers.qcow2.writing import ImageWriter
 
 __all__ = ["apply_snapshot", "create_snapshot", "delete_snapshot"]
