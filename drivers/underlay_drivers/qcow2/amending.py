@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import attrs
 
 from underlay.errors import OptionError
+from underlay.face import to_the_end
 from underlay.storage import PreallocateMode
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.create import (
@@ -205,8 +206,7 @@ async def amend(
             await _complete_snapshots(writer, entries)
         target = amendment.target(disk.header)
         if target != disk.header:
-            await _rewrite(writer, target)
-            disk.renamed()
+            await to_the_end(_rewrite(writer, target))
         if width is not None:
             await width.change()
         await _set_flags(writer, amendment.flags(disk.header))
@@ -217,7 +217,7 @@ async def amend(
     if downgrades:
         async with writer.alone():
             await expand_zero_clusters(writer, limits, progress)
-            await _rewrite(writer, downgraded(disk.header))
+            await to_the_end(_rewrite(writer, downgraded(disk.header)))
 
 
 def _new_width(writer: ImageWriter, amendment: Amendment, limits: Limits) -> RefcountWidth | None:
@@ -241,6 +241,7 @@ async def _set_flags(writer: ImageWriter, header: Header) -> None:
 async def _rewrite(writer: ImageWriter, header: Header) -> None:
     await writer.back.rewrite_header(header)
     writer.disk.judge_by(writer.disk.header)
+    writer.disk.renamed()
 
 
 async def _complete_snapshots(writer: ImageWriter, entries: tuple[SnapshotEntry, ...]) -> None:
@@ -259,11 +260,15 @@ async def _complete_snapshots(writer: ImageWriter, entries: tuple[SnapshotEntry,
         await disk.image.write(data, offset)
     except BaseException:
         if not back.broken:
-            await writer.give_back_metadata(offset, clusters)
+            await to_the_end(writer.give_back_metadata(offset, clusters))
         raise
-    old = disk.header.snapshots_offset
-    await back.update_header(snapshots_offset=offset)
-    back.release(old, writer.clusters(sum(len(entry.pack()) for entry in entries)))
+
+    async def switch() -> None:
+        old = disk.header.snapshots_offset
+        await back.update_header(snapshots_offset=offset)
+        back.release(old, writer.clusters(sum(len(entry.pack()) for entry in entries)))
+
+    await to_the_end(switch())
 
 
 def _check_snapshots(entries: tuple[SnapshotEntry, ...], size: int) -> None:

@@ -287,13 +287,14 @@ class Claims:
 
     # -- what entries lead to
 
-    def let_go(self, entry: int) -> None:
-        """Free, late, what an L2 entry led to that is no more; under the lock.
+    def let_go(self, *entries: int) -> None:
+        """Free, late, what L2 entries led to that are no more; under the lock.
 
         Raises:
             CorruptImageError: as ``clusters_of`` does; nothing is freed.
         """
-        for offset, clusters in self.clusters_of(entry):
+        freed = [run for entry in entries for run in self.clusters_of(entry)]
+        for offset, clusters in freed:
             self.back.release(offset, clusters)
 
     def clusters_of(self, entry: int) -> list[tuple[int, int]]:

@@ -130,9 +130,8 @@ async def _expand_active(writer: ImageWriter, number: int, *, below: bool) -> No
             shown = array("Q", (0,)) * count
         async with back.lock:
             table = await writer.table(number)
-            for old in table[index : index + count]:
-                if not shown[0]:
-                    writer.let_go(old)
+            if not shown[0]:
+                writer.let_go(*table[index : index + count])
             table[index : index + count] = shown
             back.touch_l2(number, table, index, count, shows=True)
 
@@ -215,8 +214,10 @@ async def _zero_room(writer: ImageWriter, host: int, length: int) -> None:
     size = image.size()
     if host < size:
         await image.write_zeroes(host, min(length, size - host), allocate=True)
-    if host + length > size:
-        await image.resize(host + length, PreallocateMode.OFF)
+    async with writer.back.not_flushing():
+        # What is written behind it now must not be cut off again.
+        if host + length > image.size():
+            await image.resize(host + length, PreallocateMode.OFF)
 
 
 async def _give_back(writer: ImageWriter, new: list[int]) -> None:

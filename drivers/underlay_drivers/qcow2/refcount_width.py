@@ -13,6 +13,7 @@ import attrs
 import numpy as np
 
 from underlay.errors import OptionError, StorageError
+from underlay.face import to_the_end
 from underlay_drivers.qcow2.findings import Report
 from underlay_drivers.qcow2.rebuild import Rebuild
 from underlay_drivers.qcow2.refcount_check import StoredRefcounts
@@ -20,6 +21,7 @@ from underlay_drivers.qcow2.references import References
 
 if TYPE_CHECKING:
     from underlay.limits import Limits
+    from underlay_drivers.qcow2.header import Header
     from underlay_drivers.qcow2.writing import ImageWriter
 
 __all__ = ["RefcountWidth"]
@@ -52,17 +54,20 @@ class RefcountWidth:
             rebuild = await self._rebuild(None)
             rebuild.plan()
             await rebuild.write_structures()
-            new = rebuild.header
-            await back.change_header(
-                refcount_table_offset=new.refcount_table_offset,
-                refcount_table_clusters=new.refcount_table_clusters,
-                refcount_order=new.refcount_order,
-            )
             # The old structures are not among the new counts: they are free from now on.
-            await writer.look_around()
+            await to_the_end(self._switch(rebuild.header))
             with suppress(StorageError):
                 for offset in old:
                     await disk.image.discard(offset, disk.geometry.cluster_size)
+
+    async def _switch(self, new: Header) -> None:
+        """Let the header lead to the new structures, and count in those."""
+        await self._writer.back.change_header(
+            refcount_table_offset=new.refcount_table_offset,
+            refcount_table_clusters=new.refcount_table_clusters,
+            refcount_order=new.refcount_order,
+        )
+        await self._writer.look_around()
 
     def _structures(self, stored: StoredRefcounts) -> list[int]:
         """The host offsets of all clusters of the refcount table and its blocks."""

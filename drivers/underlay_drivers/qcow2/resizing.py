@@ -175,9 +175,7 @@ async def _clear_table(writer: ImageWriter, number: int, index: int) -> None:
             return
     elif index:
         table = await writer.table(number)
-    freed = [run for entry in table[index * words :: words] for run in writer.clusters_of(entry)]
-    for offset, clusters in freed:
-        writer.back.release(offset, clusters)
+    writer.let_go(*table[index * words :: words])
     if index:
         count = disk.geometry.l2_entries - index
         table[index * words :] = array("Q", [0]) * (count * words)

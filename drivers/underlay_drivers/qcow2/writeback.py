@@ -258,16 +258,16 @@ class Writeback(LateFreeing):
         async with self._flushing:
             self.check()
             steps, placed = plan_header(self._disk.header, header)
-            await to_the_end(self._take_steps(steps))
-            self._disk.follow(placed)
+            await to_the_end(self._take_steps(steps, placed))
 
-    async def _take_steps(self, steps: list[tuple[int, bytes]]) -> None:
+    async def _take_steps(self, steps: list[tuple[int, bytes]], placed: Header) -> None:
         image = self._disk.image
         await self._barrier(self._storages())
         try:
             for offset, data in steps:
                 await image.write(data, offset)
                 await self._barrier([image])
-        except UnderlayError as error:
+            self._disk.follow(placed)
+        except BaseException as error:
             self.give_up("the header could not be written", error)
             raise
