@@ -51,6 +51,18 @@ def _discard(disk: SyncFormatAccess) -> None:
     disk.discard_to_zero(512, 4 * 512)
 
 
+def _write_past_a_block(disk: SyncFormatAccess) -> None:
+    disk.write(b"n" * (64 * 512), 16 * 512)
+
+
+def _grow(disk: SyncFormatAccess) -> None:
+    disk.resize(4 << 20)
+
+
+def _write_past_the_table(disk: SyncFormatAccess) -> None:
+    disk.write(b"n" * (3 << 20), 1 << 20)
+
+
 def _nothing(disk: SyncFormatAccess) -> None:
     return
 
@@ -73,6 +85,25 @@ def test_a_flush_costs_so_many_syncs(
     prepared = prepare(_shape("refcount-1"))
 
     assert _syncs(prepared, work, _rewrite) == {0: syncs}
+
+
+@pytest.mark.parametrize(
+    ("shape", "prepared", "work", "syncs"),
+    [
+        # The block before what leads to it, that before what is counted in it.
+        pytest.param("refcount-64", _rewrite, _write_past_a_block, 3, id="a new block of counts"),
+        # All of it before the header that leads to the table, and this before the entries.
+        pytest.param("refcount-64", _grow, _write_past_the_table, 3, id="a larger table"),
+    ],
+)
+def test_more_room_for_counts_costs_more(
+    prepare: Callable[[Shape], Prepared],
+    shape: str,
+    prepared: Callable[[SyncFormatAccess], None],
+    work: Callable[[SyncFormatAccess], None],
+    syncs: int,
+) -> None:
+    assert _syncs(prepare(_shape(shape)), work, prepared) == {0: syncs}
 
 
 def test_a_data_file_is_synced_with_the_image(prepare: Callable[[Shape], Prepared]) -> None:
