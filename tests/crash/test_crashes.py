@@ -17,6 +17,7 @@ from .judging import Report, chance_of
 from .oracle import Oracle
 from .running import Trial
 from .shapes import SHAPES, Prepared, Shape
+from .states import Effort
 from .workloads import long_workload, pairs, singles, triple
 
 pytestmark = pytest.mark.slow
@@ -49,6 +50,7 @@ def start(
         prepared=prepare(shape),
         chance=chance_of(shape.name, "states"),
         oracle=Oracle(qemu("qemu-img"), tmp_path),
+        effort=Effort(samples=200 // shape.thinned),
     )
 
 

@@ -213,7 +213,7 @@ def _set_count(block: bytearray, cluster: int, count: int, bits: int) -> None:
 
 
 WITH_DATA_FILE: dict[str, Damage] = DATA_FILE | {
-    "a leak": lambda image: image.put(image.refcount_block() + 2 * 2, "H", 3),
+    "a leak": refcount(2, 3),
     "refcount 0 of the L1 table": refcount(3, 0),
     "no refcounts": reftable(0),
     "marked as dirty, stale": both(
