@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from typing import Any
@@ -242,4 +243,39 @@ def test_snapshots_share_compressed_clusters(ends: Ends) -> None:
         ends.model[:] = old
         assert disk.read_bytes(0, SIZE) == old
         snapshots.delete_snapshot("old")
+    ends.agree()
+
+
+@pytest.mark.parametrize("kind", ["zlib", "zstd 4K"])
+def test_many_are_written_at_a_time(ends: Ends, kind: str) -> None:
+    options = KINDS[kind]
+    cluster = options.get("cluster_size", 65536)
+    ends.create(64 * cluster, **options)
+
+    async def write() -> None:
+        gate = underlay.DirectoryGate()
+        opened = underlay.aio.open_image(ends.path, format="qcow2", writable=True, gate=gate)
+        async with await opened as disk:
+            writer: Any = disk.capability(CompressedWriter)
+
+            async def one(number: int) -> None:
+                data = _text(cluster, number)
+                ends.put(number * cluster, data)
+                await writer.write_encoded(number * cluster, writer.encode(memoryview(data)))
+
+            async def other(number: int) -> None:
+                await one(number)
+                await disk.write(b"over it", number * cluster + 5)
+                ends.put(number * cluster + 5, b"over it")
+
+            for _ in range(2):
+                await asyncio.gather(
+                    *(one(number) for number in range(0, 60, 2)),
+                    *(other(number) for number in range(1, 60, 2)),
+                    disk.flush(),
+                )
+                await disk.discard_to_zero(20 * cluster, 9 * cluster)
+                ends.put(20 * cluster, bytes(9 * cluster))
+
+    asyncio.run(write())
     ends.agree()
