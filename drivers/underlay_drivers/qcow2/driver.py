@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, ClassVar, NoReturn, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from underlay.capabilities import (
     Amendable,
@@ -33,7 +33,6 @@ from underlay.errors import (
     OptionError,
     ReadOnlyError,
     StorageChangedError,
-    UnsupportedOperationError,
 )
 from underlay.face import run_blocking
 from underlay.handle import StorageHandle
@@ -51,6 +50,7 @@ from underlay_drivers.qcow2.writable import Writable
 
 if TYPE_CHECKING:
     from underlay_drivers.qcow2.builder import Qcow2OpenBuilder
+    from underlay_drivers.qcow2.create_builder import Qcow2CreateBuilder
 
 __all__ = ["Qcow2"]
 
@@ -172,15 +172,11 @@ class Qcow2(
         return Qcow2OpenBuilder(cls, image_path)
 
     @classmethod
-    def create_builder(cls, image: AnyStorage | StorageHandle) -> NoReturn:
-        """Format a storage step by step; not in this version.
+    def create_builder(cls, image: AnyStorage | StorageHandle) -> Qcow2CreateBuilder:
+        """Format this storage, which stays the caller's, step by step."""
+        from underlay_drivers.qcow2.create_builder import Qcow2CreateBuilder
 
-        Raises:
-            UnsupportedOperationError: always; `underlay.create` does it in one.
-        """
-        raise UnsupportedOperationError(
-            "there is no step-by-step creation in this version; call underlay.create(…) instead"
-        )
+        return Qcow2CreateBuilder(cls, image)
 
     @classmethod
     async def open_image(cls, metadata: AnyStorage | StorageHandle, writable: bool = False) -> Self:

@@ -14,7 +14,6 @@ from underlay.errors import (
     OptionError,
     StorageChangedError,
     StorageNotFoundError,
-    UnsupportedOperationError,
 )
 from underlay.face import run_blocking
 from underlay.gate import DirectoryGate, PermissiveImplicitOpenGate
@@ -147,11 +146,6 @@ def test_a_failed_open_leaves_nothing_open(tmp_path: Path) -> None:
         Qcow2.open_path_sync(tmp_path / "bad")
     with pytest.raises(StorageNotFoundError):
         Qcow2.open_path_sync(tmp_path / "missing")
-
-
-def test_creating_is_for_a_later_version(plain: Image) -> None:
-    with pytest.raises(UnsupportedOperationError):
-        Qcow2.create_builder(MemoryStorage(b""))
 
 
 @pytest.mark.parametrize("wrong", ["a path", 1, MemoryStorage(b"")])
