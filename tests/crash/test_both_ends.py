@@ -50,7 +50,8 @@ class Kind:
     @property
     def most(self) -> int:
         """How often a cluster can be counted."""
-        return (1 << self.options.get("refcount_bits", 16)) - 1
+        bits: int = self.options.get("refcount_bits", 16)
+        return (1 << bits) - 1
 
     @property
     def snapshots(self) -> bool:

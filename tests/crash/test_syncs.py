@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+import underlay
 from underlay import SyncFormatAccess
 from underlay_storage.memory import MemoryStorage
 
@@ -111,3 +115,32 @@ def test_a_data_file_is_synced_with_the_image(prepare: Callable[[Shape], Prepare
 
     assert _syncs(prepared, _write_new, _rewrite) == {0: 2, 1: 2}
     assert _syncs(prepared, _rewrite, _nothing) == {0: 1, 1: 1}
+
+
+@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="files are synced by another call here")
+def test_each_of_them_reaches_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so does the name of a new file, once."""
+    calls: Counter[str] = Counter()
+    for name in ("fdatasync", "fsync"):
+        patched = getattr(os, name)
+
+        def count(descriptor: int, name: str = name, call: Callable[[int], None] = patched) -> None:
+            kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+            calls[f"{name} of a {kind}"] += 1
+            call(descriptor)
+
+        monkeypatch.setattr(os, name, count)
+    path = tmp_path / "disk.qcow2"
+
+    underlay.create(path, size="1M", cluster_size=512).close()
+    assert calls["fsync of a folder"] == 1
+    with underlay.open_any(path, writable=True) as disk:
+        _rewrite(disk)
+        disk.flush()
+        disk.sync()
+        for work, syncs in ((_write_new, 2), (_rewrite, 1), (_nothing, 1)):
+            calls.clear()
+            work(disk)
+            disk.flush()
+            disk.sync()
+            assert calls == {"fdatasync of a file": syncs}
