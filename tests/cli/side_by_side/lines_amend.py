@@ -1,0 +1,7 @@
+"""``amend``."""
+
+from __future__ import annotations
+
+from .table import Line
+
+LINES: list[Line] = []
