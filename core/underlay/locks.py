@@ -148,9 +148,10 @@ class RangeLocks:
     def try_acquire(self, start: int, end: int, *, exclusive: bool) -> _Holder | None:
         """Take a lock if that needs no waiting; None otherwise."""
         holder = _Holder(start, end, exclusive=exclusive)
-        return holder if self._try(holder) else None
+        return holder if self.try_grant(holder) else None
 
-    def _try(self, wanted: _Holder) -> bool:
+    def try_grant(self, wanted: _Holder) -> bool:
+        """Let ``wanted`` hold its range if nobody excludes it; whether it does."""
         with self._mutex:
             if (self._held or self._queue) and self._blockers(wanted):
                 return False
@@ -204,7 +205,7 @@ class Lock:
 
     def try_acquire(self) -> bool:
         """Take it if it is free; then give it to ``release`` soon, without awaiting anything."""
-        if not self._ranges._try(self._at_once):
+        if not self._ranges.try_grant(self._at_once):
             return False
         self._holder = self._at_once
         return True

@@ -1,168 +1,45 @@
-"""Which clusters of the image file are in use: reference counts, and the search for free ones.
+"""The search for free clusters, and more reference counts where there are too few.
 
-Everything here changes memory only, under the lock of ``Writeback``; what has to be written, and in
-which order, is decided there.
+Blocks are added behind what they are to count, and the refcount table moves to where it has room.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
-import attrs
-
 from underlay.errors import CorruptImageError, LimitExceededError
 from underlay_drivers.qcow2 import layout
-from underlay_drivers.qcow2.counts import Counts
 from underlay_drivers.qcow2.header import Header
-from underlay_drivers.qcow2.tables import Table, empty_table, swap
+from underlay_drivers.qcow2.refcount_blocks import RefcountBlocks
 
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
 
-__all__ = ["Allocator", "RefcountChanges"]
+__all__ = ["Allocator"]
 
 
-@attrs.frozen(kw_only=True)
-class RefcountChanges:
-    """Copies of everything about reference counts that is not on disk yet."""
+class Allocator(RefcountBlocks):
+    """Hands clusters out; each that it has handed out counts one reference."""
 
-    #: Numbers of blocks.
-    blocks: frozenset[int]
-    #: Host offsets with what belongs there.
-    block_bytes: list[tuple[int, bytes]]
-    #: Numbers of the refcount table's entries that are new; none if the table has moved.
-    entries: frozenset[int]
-    entry_bytes: list[tuple[int, bytes]]
-    #: The whole table, if it has moved: its new host offset, its bytes, its clusters.
-    moved: tuple[int, bytes, int] | None
-    #: Tables that are no longer used once the header leads to the new one: host offset, clusters.
-    superseded: list[tuple[int, int]]
-
-
-class Allocator:
-    """The refcount table and its blocks. All offsets are host bytes, at cluster borders.
-
-    A *metadata* cluster is one that holds the header, a table, a block or a directory;
-    ``metadata`` is the set of their offsets, and nothing of it is ever handed out as free.
-    """
-
-    __slots__ = (
-        "_being_written",
-        "_block_capacity",
-        "_blocks",
-        "_cluster_bits",
-        "_cluster_size",
-        "_dirty_blocks",
-        "_dirty_entries",
-        "_hint",
-        "_image",
-        "_moved",
-        "_packed_to",
-        "_superseded",
-        "_table",
-        "_table_clusters",
-        "_table_offset",
-        "counts",
-        "fresh_from",
-        "highest_freed",
-        "metadata",
-    )
+    __slots__ = ("_packed_to", "fresh_from")
 
     def __init__(
         self, image: StorageHandle, header: Header, *, metadata: set[int], cache_size: int
     ) -> None:
-        self._image = image
-        self._cluster_bits = header.cluster_bits
-        self._cluster_size = header.cluster_size
-        self.counts = Counts(refcount_bits=header.refcount_bits, cluster_size=header.cluster_size)
-        self.metadata = metadata
-        self._table_offset = header.refcount_table_offset
-        self._table_clusters = header.refcount_table_clusters
-        self._table: Table = array("Q")
+        super().__init__(image, header, metadata=metadata, cache_size=cache_size)
         #: From here on no cluster was ever used or handed out, for metadata neither: they read as
         #: zeroes.
         self.fresh_from = 0
-        #: Blocks in memory by their number; the one that was used last stands last.
-        self._blocks: dict[int, bytearray] = {}
-        self._block_capacity = max(4, cache_size // header.cluster_size)
-        self._dirty_blocks: set[int] = set()
-        #: Clean in memory, but not on disk before ``written`` says so.
-        self._being_written: frozenset[int] = frozenset()
-        self._dirty_entries: set[int] = set()
-        self._moved = False
-        self._superseded: list[tuple[int, int]] = []
         #: Where the compressed data that was packed last ends.
         self._packed_to = 0
-        #: Every cluster with a lower number is in use.
-        self._hint = 1
-        #: Host offset of the last cluster that has become free in this session; 0 if none has.
-        self.highest_freed = 0
 
     async def load(self, header: Header) -> None:
-        """Read the refcount table and put its blocks among the metadata; forget what was known.
-
-        Raises:
-            CorruptImageError: the table makes no sense.
-        """
-        self._blocks.clear()
-        self._dirty_blocks, self._dirty_entries = set(), set()
-        self._moved, self._superseded = False, []
-        self._hint, self._packed_to = 1, 0
-        self._table_offset = header.refcount_table_offset
-        self._table_clusters = header.refcount_table_clusters
-        self.counts = Counts(refcount_bits=header.refcount_bits, cluster_size=self._cluster_size)
-        table = empty_table(self._table_clusters * self._cluster_size // 8)
-        await self._image.readv((memoryview(table).cast("B"),), self._table_offset)
-        swap(table)
-        file_size = self._image.size()
-        for number, entry in enumerate(table):
-            if entry:
-                fault = self._entry_fault(entry, file_size)
-                if fault is not None:
-                    raise CorruptImageError(
-                        f"'{self._image.name()}': the refcount table's entry {entry:#x} {fault}; "
-                        "repair the image before writing to it",
-                        offset=self._table_offset + number * 8,
-                        field="refcount table entry",
-                        value=entry,
-                    )
-                self.metadata.add(entry)
-        self._table = table
-        self.fresh_from = max(file_size, max(self.metadata, default=0) + self._cluster_size)
-
-    def _entry_fault(self, entry: int, file_size: int) -> str | None:
-        if entry & (self._cluster_size - 1):
-            return "does not lead to the start of a cluster"
-        if entry in self.metadata:
-            return "leads to metadata of another kind, or to another's block"
-        if entry >= file_size:
-            return "leads past the end of the file"
-        return None
-
-    # -- looking
-
-    async def refcount(self, offset: int) -> int:
-        """The count of the cluster at ``offset``; 0 where there is no block for it yet."""
-        number, index = divmod(offset >> self._cluster_bits, self.counts.per_block)
-        block = await self._block(number)
-        return 0 if block is None else self.counts.get(block, index)
-
-    def blocks(self) -> set[int]:
-        """The host offsets of all refcount blocks."""
-        return set(self._table) - {0}
-
-    async def end_of_use(self) -> int:
-        """Host offset of the end of the last cluster that is in use."""
-        for number in reversed(range(len(self._table))):
-            block = await self._block(number)
-            last = -1 if block is None else self.counts.last_used(block)
-            if last >= 0:
-                return number * self.counts.per_block + last + 1 << self._cluster_bits
-        return 0
-
-    # -- taking
+        """See ``RefcountBlocks.load``."""
+        await super().load(header)
+        self._packed_to = 0
+        used_to = max(self.metadata, default=0) + self._cluster_size
+        self.fresh_from = max(self._image.size(), used_to)
 
     async def allocate(self, count: int) -> tuple[int, int]:
         """Up to ``count`` free clusters in a row (at least one): their offset, and how many.
@@ -175,8 +52,11 @@ class Allocator:
         """
         while (room := self.try_allocate(count)) is None:
             number, at = divmod(self._hint, self.counts.per_block)
-            block = await self._block(number) or await self._add_block(number)
-            if self.counts.find_free(block, at) < 0:
+            block = await self._block(number)
+            if block is None:
+                # Behind what it is made for, as QEMU does it.
+                await self._cover(self._hint, min(count, self.counts.per_block - at))
+            elif self.counts.find_free(block, at) < 0:
                 self._hint = (number + 1) * self.counts.per_block
         return room
 
@@ -232,14 +112,6 @@ class Allocator:
                 index = start = number * counts.per_block + step
         return start
 
-    async def _fill(self, start: int, count: int) -> None:
-        """Count one reference to each of ``count`` clusters, all of which have a block."""
-        for number, at, run in self._pieces(start, count):
-            block = await self._block(number)
-            assert block is not None
-            self.counts.fill(block, at, run)
-            self._dirty_blocks.add(number)
-
     def _take(self, index: int, count: int) -> None:
         """Refuse to hand out what cannot be free."""
         end = index + count << self._cluster_bits
@@ -265,6 +137,8 @@ class Allocator:
                 value=0,
             )
         self.fresh_from = max(self.fresh_from, end)
+
+    # -- compressed data
 
     async def pack(self, length: int) -> int:
         """Room for ``length`` bytes of compressed data, less than a cluster: its host offset.
@@ -297,74 +171,7 @@ class Allocator:
         if self._packed_to and self._packed_to & -self._cluster_size in clusters:
             self._packed_to = 0
 
-    # -- changing
-
-    async def change(self, offset: int, delta: int) -> int:
-        """Raise or lower one cluster's count, and return the new one.
-
-        Raises:
-            LimitExceededError: it cannot be counted so high in ``refcount_bits``.
-            CorruptImageError: it would fall below zero.
-        """
-        index = offset >> self._cluster_bits
-        number, at = divmod(index, self.counts.per_block)
-        block = await self._block(number)
-        count = (0 if block is None else self.counts.get(block, at)) + delta
-        if block is None or count < 0:
-            raise CorruptImageError(
-                f"'{self._image.name()}': the cluster at {offset:#x} is in use, and its reference "
-                "count says that it is free; repair the image",
-                offset=offset,
-                field="refcount",
-                value=count - delta,
-            )
-        if count > self.counts.maximum:
-            raise LimitExceededError(
-                f"'{self._image.name()}': a cluster cannot be referenced {count} times with "
-                f"refcount_bits={self.counts.bits}; amend the image to a wider one",
-                limit="refcount_bits",
-                value=count,
-                allowed=self.counts.maximum,
-            )
-        self.counts.set(block, at, count)
-        self._dirty_blocks.add(number)
-        if not count:
-            self._hint = min(self._hint, index)
-            self.highest_freed = max(self.highest_freed, offset)
-        return count
-
-    async def lower(self, offset: int, clusters: int) -> None:
-        """Take one reference from each of ``clusters`` clusters. Raises as ``change`` does."""
-        for cluster in range(offset, offset + clusters * self._cluster_size, self._cluster_size):
-            await self.change(cluster, -1)
-
-    # -- blocks
-
-    async def _block(self, number: int) -> bytearray | None:
-        """A block, or None where there is none."""
-        block = self._blocks.pop(number, None)
-        if block is None:
-            if not self._has_block(number):
-                return None
-            block = await self._image.read_bytes(self._table[number], self._cluster_size)
-            self._make_room()
-        self._blocks[number] = block
-        return block
-
-    def _make_room(self) -> None:
-        if len(self._blocks) < self._block_capacity:
-            return
-        for number in self._blocks:
-            if number not in self._dirty_blocks and number not in self._being_written:
-                del self._blocks[number]
-                return
-
-    async def _add_block(self, number: int) -> bytearray:
-        """A new block, in the first cluster of those that it describes."""
-        await self._cover(number * self.counts.per_block, 0)
-        block = await self._block(number)
-        assert block is not None
-        return block
+    # -- more counts
 
     async def _cover(self, start: int, count: int) -> None:
         """Let there be blocks for ``count`` clusters that are free, and for themselves.
@@ -409,17 +216,6 @@ class Allocator:
                 following = (base + len(order) - 1) // self.counts.per_block
         return order
 
-    def _has_block(self, number: int) -> bool:
-        return number < len(self._table) and self._table[number] != 0
-
-    def _put_block(self, number: int, offset: int) -> None:
-        self._make_room()
-        self._blocks[number] = bytearray(self._cluster_size)
-        self._table[number] = offset
-        self._dirty_blocks.add(number)
-        self._dirty_entries.add(number)
-        self.metadata.add(offset)
-
     def _table_limit(self, clusters: int, entries: int) -> int:
         """``clusters`` for the refcount table, or as many as it may have at most."""
         most = layout.REFCOUNT_TABLE_BYTES_MAX // self._cluster_size
@@ -444,16 +240,41 @@ class Allocator:
         end = self._table_offset + (clusters << self._cluster_bits)
         self.metadata.update(range(self._table_offset, end, self._cluster_size))
 
-    def _pieces(self, index: int, count: int) -> list[tuple[int, int, int]]:
-        """A run of clusters as block number, first count in it, and how many, block by block."""
-        pieces: list[tuple[int, int, int]] = []
-        while count:
-            number, at = divmod(index, self.counts.per_block)
-            run = min(count, self.counts.per_block - at)
-            pieces.append((number, at, run))
-            index += run
-            count -= run
-        return pieces
+    async def lay_out_counts(self, start: int, count: int) -> int:
+        """Let there be counts for ``count`` clusters behind those in use: their host offset.
+
+        The blocks, and a new refcount table, stand at host offset ``start``, where nothing is used.
+
+        Raises:
+            LimitExceededError: the table would become too large.
+        """
+        first = start >> self._cluster_bits
+        per_block, in_cluster = self.counts.per_block, self._cluster_size // 8
+        blocks = tables = 0
+        while True:
+            needed = -(-(first + count + blocks + tables) // per_block)
+            clusters = self._table_limit(-(-needed // in_cluster), needed)
+            if (needed, clusters) == (blocks, tables):
+                break
+            blocks, tables = needed, clusters
+        tables = max(tables, self._table_clusters)
+        missing = [n for n in range(first // per_block, blocks) if not self._has_block(n)]
+        used = len(missing) + tables
+        self._take(first, used)
+        self._move_table(first + len(missing), tables)
+        for step, number in enumerate(missing):
+            self._put_block(number, first + step << self._cluster_bits)
+        await self._fill(first, used)
+        return first + used << self._cluster_bits
+
+    async def take_at(self, offset: int, count: int) -> None:
+        """Count one reference to each of ``count`` clusters that ``lay_out_counts`` made room for.
+
+        Raises:
+            CorruptImageError, LimitExceededError: as ``allocate`` does.
+        """
+        self._take(offset >> self._cluster_bits, count)
+        await self._fill(offset >> self._cluster_bits, count)
 
     async def relocate(self) -> None:
         """Let all blocks that are dirty, and the table, go to new places.
@@ -475,54 +296,3 @@ class Allocator:
                 self._table[number] = offset
                 self.metadata.add(offset)
                 done.add(number)
-
-    # -- for the write-back
-
-    @property
-    def dirty_blocks(self) -> int:
-        """How many blocks are not on disk as they should be."""
-        return len(self._dirty_blocks)
-
-    def take_changes(self) -> RefcountChanges | None:
-        """Copies of what is dirty, for ``written`` or ``put_back``; None if nothing is."""
-        if not (self._dirty_blocks or self._dirty_entries or self._moved):
-            return None
-        moved: tuple[int, bytes, int] | None = None
-        entries = frozenset(self._dirty_entries)
-        if self._moved:
-            table = array("Q", self._table)
-            swap(table)
-            moved = (self._table_offset, table.tobytes(), self._table_clusters)
-            entries = frozenset[int]()
-        changes = RefcountChanges(
-            blocks=frozenset(self._dirty_blocks),
-            block_bytes=[
-                (self._table[number], bytes(self._blocks[number]))
-                for number in sorted(self._dirty_blocks)
-            ],
-            entries=entries,
-            entry_bytes=[
-                (self._table_offset + number * 8, self._table[number].to_bytes(8, "big"))
-                for number in sorted(entries)
-            ],
-            moved=moved,
-            superseded=self._superseded,
-        )
-        self._being_written = changes.blocks
-        self._dirty_blocks = set()
-        self._dirty_entries = set()
-        self._moved = False
-        self._superseded = []
-        return changes
-
-    def written(self, changes: RefcountChanges) -> None:
-        """They are on disk."""
-        self._being_written = frozenset()
-
-    def put_back(self, changes: RefcountChanges) -> None:
-        """They did not all reach the disk: they are dirty as before."""
-        self._being_written = frozenset()
-        self._dirty_blocks |= changes.blocks
-        self._dirty_entries |= changes.entries
-        self._moved = self._moved or changes.moved is not None
-        self._superseded = changes.superseded + self._superseded

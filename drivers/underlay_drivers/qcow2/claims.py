@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 from array import array
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import attrs
 
 from underlay.driver import WriteTicket
 from underlay.errors import CorruptImageError, UnderlayError
@@ -39,7 +41,8 @@ _log = logging.getLogger("underlay")
 _Room: TypeAlias = tuple[int, int, int, bool]
 
 
-class Claim(NamedTuple):
+@attrs.define(eq=False)
+class Claim:
     """What a ticket is about: ``count`` clusters behind one L1 entry, in a row on the host."""
 
     holder: Any

@@ -63,6 +63,11 @@ class Dependencies(ClusterMap):
 
     # -- for the core
 
+    def follow(self, header: Header) -> None:
+        """Know where the tables are that a header leads to which has been written."""
+        self.header = header
+        self._look_at_header(header, self.l1, self._l1_offset)
+
     def references(self) -> Sequence[Reference]:
         """See ``FormatDriverInstance.references``."""
         pending: list[Reference] = []

@@ -12,8 +12,9 @@ import attrs
 
 from underlay.locks import Lock
 from underlay_drivers.qcow2 import layout
-from underlay_drivers.qcow2.allocation import Allocator, RefcountChanges
+from underlay_drivers.qcow2.allocation import Allocator
 from underlay_drivers.qcow2.condition import Condition
+from underlay_drivers.qcow2.refcount_blocks import RefcountChanges
 from underlay_drivers.qcow2.tables import Table, packed
 
 if TYPE_CHECKING:

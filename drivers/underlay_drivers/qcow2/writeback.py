@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from underlay.errors import ConflictError, UnderlayError
+from underlay.errors import ConflictError
 from underlay.face import is_blocking, to_the_end
 from underlay.locks import Lock
 from underlay_drivers.qcow2.dirty import Work
