@@ -403,6 +403,24 @@ def test_what_we_do_not_know_survives_byte_for_byte(ends: Ends) -> None:
     ends.qemu_img("check", "-q", ends.path)
 
 
+@pytest.mark.parametrize("length", [104, 112, 128])
+def test_headers_of_any_length_keep_it(ends: Ends, length: int) -> None:
+    """Shorter ones are of older programs; what a longer one has more is kept as it is."""
+    ends.create(theirs=True)
+    unknown = b"\0" * 8 + b"from the future." if length > 112 else b"\0" * 24
+    ends.poke(100, "I", length)
+    ends.poke(104, "24s", unknown)
+    ends.poke(length, "II", 0, 0)  # no extensions
+    before = ends.path.read_bytes()
+
+    with ends.open() as disk:
+        _everything(disk)
+
+    assert ends.path.read_bytes()[100:length] == before[100:length]
+    if length <= 112:
+        ends.qemu_img("check", "-q", ends.path)
+
+
 FIRST_CHANGES: dict[str, Callable[[SyncFormatAccess], object]] = {
     "write": lambda disk: disk.write(b"x", 5),
     "zero": lambda disk: disk.write_zeroes(0, CLUSTER),
@@ -568,6 +586,22 @@ def test_damage_met_while_room_is_let_go_frees_nothing_of_it(
     after = ends.path.read_bytes()
     for offset in (header.refcount_table_offset, header.l1_table_offset):
         assert after[offset : offset + CLUSTER] == before[offset : offset + CLUSTER]
+
+
+def test_version_2_has_no_mark_for_damage_and_is_left_as_it_is(ends: Ends) -> None:
+    ends.create(theirs=True, compat="v2")
+    ends.they_write(0, 2 * CLUSTER, 1)
+    _l2_to_metadata(ends)
+    before = ends.path.read_bytes()
+
+    with ends.open() as disk:
+        for _ in range(2):
+            with pytest.raises(CorruptImageError, match=r"nothing more is written|check the image"):
+                disk.write(b"x" * 100, CLUSTER + 50)
+        assert disk.read_bytes(0, 100) == b"\1" * 100
+        disk.abandon()
+
+    assert ends.path.read_bytes() == before
 
 
 # -- caches

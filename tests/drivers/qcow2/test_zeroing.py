@@ -221,19 +221,23 @@ def test_written_zeroes_are_found(ends: Ends, layout: str, mode: str, *, backed:
 
 
 def test_what_becomes_of_written_zeroes(ends: Ends) -> None:
-    found: dict[str, tuple[bool, bool, bool]] = {}
-    for mode in ("off", "on", "unmap"):
+    found: dict[tuple[str, str], tuple[bool, bool, bool]] = {}
+    for mode, discard in itertools.product(("off", "on", "unmap"), ("unmap", "ignore")):
         ends.path.unlink(missing_ok=True)
         ends.create(theirs=True)
         ends.they_write(0, CLUSTER, 7)
-        with ends.open(detect_zeroes=mode) as disk:
+        with ends.open(detect_zeroes=mode, discard=discard) as disk:
             ends.write(disk, 0, bytes(CLUSTER))
         ends.agree()
-        (found[mode],) = _kinds(ends, 0, CLUSTER)
+        (found[mode, discard],) = _kinds(ends, 0, CLUSTER)
+    data, reserved, nowhere = (True, False, True), (False, True, True), (False, True, False)
     assert found == {
-        "off": (True, False, True),
-        "on": (False, True, True),
-        "unmap": (False, True, False),
+        ("off", "unmap"): data,
+        ("off", "ignore"): data,
+        ("on", "unmap"): reserved,
+        ("on", "ignore"): reserved,
+        ("unmap", "unmap"): nowhere,
+        ("unmap", "ignore"): reserved,
     }
 
 
