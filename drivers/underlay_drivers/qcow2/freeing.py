@@ -65,6 +65,26 @@ class LateFreeing(DirtyState):
             self._waiting.remove(batch)
             self._ready.append(batch)
 
+    async def _count_down_shared(self) -> None:
+        """Count down what others use too; under the lock.
+
+        Nothing of that is given back or used anew, so it need not wait for a lease.
+        """
+        size = self._disk.geometry.cluster_size
+        for batch in list(self._waiting):
+            left: list[Freed] = []
+            try:
+                while batch:
+                    offset, clusters = batch[-1]
+                    last = offset + (clusters - 1) * size
+                    if await self.allocator.refcount(last) > 1:
+                        await self.allocator.change(last, -1)
+                    else:
+                        left.append((last, 1))
+                    batch[-1:] = [(offset, clusters - 1)] if clusters > 1 else []
+            finally:
+                batch.extend(left)
+
     # -- giving space back
 
     async def _free_ready(self) -> None:

@@ -110,12 +110,10 @@ async def delete_snapshot(writer: ImageWriter, wanted: str, limits: Limits) -> N
 
     Raises:
         OptionError: there is no such snapshot.
-        ConflictError: somebody holds a lease for too long: what waits for its end still counts,
-            and so nobody can tell what the disk will have to itself.
     """
     disk, back = writer.disk, writer.back
     await writer.prepare()
-    async with writer.at_rest():
+    async with writer.alone():
         async with _all_or_nothing(writer):
             entries = await read_snapshots(disk.image, disk.header, limits)
             entry, _, snapshot_l1 = await _load(writer, wanted, limits)

@@ -190,14 +190,18 @@ class Writeback(LateFreeing):
     async def all_at_once(self) -> AsyncGenerator[None]:
         """Changes made while this is held reach the disk with ``switch``, all of them or none.
 
-        It begins with nothing dirty, and nothing to be freed but what a lease keeps; nobody flushes
-        meanwhile.
+        It begins with nothing dirty, and what others use too is counted without what was let go;
+        nobody flushes meanwhile.
         """
         async with self._flushing:
             await self._flush()
             if self._written or self._ready:
                 # What was let go shall not count any more.
                 await self._barrier(self._storages())
+                await self._flush()
+            if self._waiting:
+                async with self.lock:
+                    await self._count_down_shared()
                 await self._flush()
             yield
 
