@@ -228,3 +228,53 @@ def test_a_waiter_whose_loop_has_died_is_passed_over() -> None:
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     abandoned.close()
     assert all_free(locks)
+
+
+def test_a_lock_that_is_free_is_had_at_once() -> None:
+    lock = Lock()
+
+    assert lock.try_acquire()
+    assert not lock.try_acquire()
+    lock.release()
+    assert lock.try_acquire()
+    lock.release()
+
+
+def test_whoever_waits_for_a_lock_taken_at_once_gets_it_next() -> None:
+    lock = Lock()
+    order: list[str] = []
+
+    async def take() -> None:
+        async with lock:
+            order.append("the waiter")
+
+    assert lock.try_acquire()
+    waiter = threading.Thread(target=run_blocking, args=(take(),))
+    waiter.start()
+    wait_until(lambda: waiters(lock._ranges))
+    assert not lock.try_acquire()
+    order.append("the first")
+    lock.release()
+    waiter.join(30)
+
+    assert order == ["the first", "the waiter"]
+    assert all_free(lock._ranges)
+
+
+def test_a_range_is_had_at_once_unless_somebody_has_or_wants_part_of_it() -> None:
+    async def check() -> None:
+        locks = RangeLocks()
+        first = locks.try_acquire(0, 10, exclusive=True)
+        assert first is not None
+        beside = locks.try_acquire(10, 20, exclusive=True)
+        assert beside is not None
+        assert locks.try_acquire(5, 6, exclusive=False) is None
+        waiting = asyncio.ensure_future(locks.acquire(9, 30, exclusive=True))
+        await asyncio.sleep(0)
+        assert locks.try_acquire(25, 26, exclusive=True) is None
+        locks.release(first)
+        locks.release(beside)
+        locks.release(await waiting)
+        assert all_free(locks)
+
+    asyncio.run(check())
