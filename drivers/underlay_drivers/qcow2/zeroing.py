@@ -103,7 +103,9 @@ async def change_entries(writer: ImageWriter, start: int, end: int, goal: Goal) 
     last = (end - 1 >> geometry.cluster_bits) % geometry.l2_entries
     table = await writer.table(number)
     guest = start & ~(size - 1)
-    for index in range(first, last + 1):
+    index = first
+    while index <= last:
+        count = 1
         entry, bitmap = disk.entry(table, index, guest)
         if geometry.extended:
             mask = _whole_subclusters(writer, guest, start, end)
@@ -115,23 +117,31 @@ async def change_entries(writer: ImageWriter, start: int, end: int, goal: Goal) 
         else:
             new = _new_entry(writer, entry, goal), 0
             changed = new[0] != entry
+            if entry in {0, layout.ZERO}:  # of which there may be very many
+                count = _alike(table, index, last + 1)
         if changed:
             if entry & (layout.HOST_OFFSET | layout.COMPRESSED) != new[0] & (
                 layout.HOST_OFFSET | layout.COMPRESSED
             ):
                 writer.let_go(entry)
-            _put(table, index, geometry.words, new)
+            words = geometry.words
+            table[index * words : (index + count) * words] = array("Q", new[:words]) * count
             # At once: should a later entry make no sense, what was let go must be written as gone.
-            writer.back.touch_l2(number, table, index, 1, shows=False)
-        guest += size
+            writer.back.touch_l2(number, table, index, count, shows=False)
+        index += count
+        guest += count * size
     return max(start, end)
 
 
-def _put(table: Table, index: int, words: int, new: tuple[int, int]) -> None:
-    if words == 1:
-        table[index] = new[0]
-    else:
-        table[index * 2 : index * 2 + 2] = array("Q", new)
+def _alike(table: Table, index: int, end: int) -> int:
+    """How many entries from ``index`` on are the same, or fewer: no more than twice is looked."""
+    entry, count = table[index], 1
+    while index + count < end:
+        further = table[index + count : min(index + 2 * count, end)]
+        if further.count(entry) < len(further):
+            break
+        count += len(further)
+    return count
 
 
 def _new_entry(writer: ImageWriter, entry: int, goal: Goal) -> int:
