@@ -13,6 +13,7 @@ from underlay.errors import LimitExceededError, UnsupportedOperationError
 from underlay.face import to_the_end
 from underlay.storage import PreallocateMode
 from underlay_drivers.qcow2 import layout
+from underlay_drivers.qcow2.preallocating import preallocate
 from underlay_drivers.qcow2.tables import UNALLOCATED, ZERO, Table, packed
 from underlay_drivers.qcow2.zeroing import Goal, change_entries
 
@@ -71,7 +72,7 @@ async def grow(writer: ImageWriter, size: int, preallocation: PreallocateMode) -
             await _grow_data_file(disk.data_storage(), old, size, preallocation)
         await _zero_growth(writer, old, size)
         if preallocation is not PreallocateMode.OFF:
-            await _preallocate(writer, old, size, preallocation)
+            await preallocate(writer, old, size, preallocation)
         await writer.back.flush()
         await _publish(writer, size)
 
@@ -243,18 +244,6 @@ def _end_below(disk: Dependencies) -> int:
         return backing.size()
     # The backing image may have been declined this time, and then its length is unknown.
     return 0 if disk.nothing_stays_zero() else _FAR
-
-
-async def _preallocate(
-    writer: ImageWriter, old: int, size: int, preallocation: PreallocateMode
-) -> None:
-    """Give every cluster of bytes ``old`` to ``size`` a place, which reads as zeroes."""
-    cluster = writer.disk.geometry.cluster_size
-    at = old + -old % cluster
-    end = size + -size % cluster
-    while at < end:
-        at += await writer.reserve(at, end, _on_host(preallocation))
-        await writer.back.relieve()
 
 
 def _on_host(preallocation: PreallocateMode) -> PreallocateMode:
