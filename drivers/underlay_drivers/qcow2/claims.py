@@ -97,7 +97,7 @@ class Claims:
     def try_begin(self, offset: int, length: int) -> WriteTicket | None:
         """See ``FormatDriverInstance.try_begin_write``."""
         back = self.back
-        if not self.ready or back.broken or back.too_dirty:
+        if not self.ready or back.hinders:
             return None
         geometry = self.disk.geometry
         shift, bits = geometry.l1_shift, geometry.cluster_bits

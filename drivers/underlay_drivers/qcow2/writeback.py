@@ -52,6 +52,11 @@ class Writeback(LateFreeing):
         super().__init__(disk, allocator, dirty_limit=dirty_limit)
         self._flushing = Lock()
 
+    @property
+    def hinders(self) -> bool:
+        """Whether a writer has to ``relieve`` it first, or cannot write at all."""
+        return self.broken or self.too_dirty or len(self._written) > _WRITTEN_MOST
+
     async def relieve(self) -> None:
         """Flush if too much is dirty, and sync if too much waits for that; without the lock."""
         self.check()
