@@ -134,7 +134,7 @@ async def change_entries(writer: ImageWriter, start: int, end: int, goal: Goal) 
 
 
 def _alike(table: Table, index: int, end: int) -> int:
-    """How many entries from ``index`` on are the same, or fewer: no more than twice is looked."""
+    """How many entries from ``index`` on are surely the same; there may be more."""
     entry, count = table[index], 1
     while index + count < end:
         further = table[index + count : min(index + 2 * count, end)]
