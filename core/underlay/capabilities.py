@@ -29,6 +29,7 @@ __all__ = [
     "Checkable",
     "CompressedWriter",
     "Describable",
+    "DirtyRanges",
     "Feature",
     "Finding",
     "ImageDescription",
@@ -285,8 +286,24 @@ class Snapshottable(Protocol):
         raise UnsupportedOperationError("this format cannot delete snapshots")
 
 
+@attrs.frozen(kw_only=True)
+class DirtyRanges:
+    """Some of what a bitmap says: its dirty guest bytes up to ``end``."""
+
+    #: Guest offset and length in bytes, in ascending order.
+    ranges: tuple[tuple[int, int], ...]
+    #: The guest offset from which to ask on; at the end of the disk, its size.
+    end: int
+    #: Of the disk that the bitmap is about, in bytes.
+    size: int
+
+
 class BitmapStore(Protocol):
-    """Keeps dirty bitmaps. Writing them is optional."""
+    """Keeps dirty bitmaps. Writing them is optional.
+
+    A change is there whole or not at all, and durable when the call returns. Names that are not
+    there raise ``OptionError``, a bitmap that was not saved properly ``ConflictError``.
+    """
 
     __slots__ = ()
 
@@ -294,6 +311,47 @@ class BitmapStore(Protocol):
     async def bitmaps(self) -> Sequence[Bitmap]:
         """All of them, in the image's order."""
         ...
+
+    async def dirty_ranges(self, name: str, offset: int = 0) -> DirtyRanges:
+        """The dirty guest bytes from ``offset`` on: as many ranges as are had at once."""
+        raise UnsupportedOperationError("this format cannot tell what its bitmaps hold")
+
+    async def add_bitmap(
+        self, name: str, *, granularity: int | None = None, enabled: bool = True
+    ) -> Bitmap:
+        """Add one that has no dirty bytes, of ``granularity`` bytes (a power of two) a bit.
+
+        Raises:
+            ConflictError: there is one of this name.
+            OptionError: the name or the granularity is impossible.
+        """
+        raise UnsupportedOperationError("this format cannot store bitmaps")
+
+    async def remove_bitmap(self, name: str) -> None:
+        """Remove one, whatever state it is in."""
+        raise UnsupportedOperationError("this format cannot remove bitmaps")
+
+    async def clear_bitmap(self, name: str) -> None:
+        """Let one say that nothing is dirty."""
+        raise UnsupportedOperationError("this format cannot change bitmaps")
+
+    async def enable_bitmap(self, name: str) -> None:
+        """Let one record guest writes from now on."""
+        raise UnsupportedOperationError("this format cannot change bitmaps")
+
+    async def disable_bitmap(self, name: str) -> None:
+        """Let one record guest writes no longer."""
+        raise UnsupportedOperationError("this format cannot change bitmaps")
+
+    async def merge_bitmap(self, name: str, source: str, store: BitmapStore | None = None) -> None:
+        """Let one also say what the bitmap ``source`` says, of this image or of ``store``.
+
+        Their granularities may differ: whatever a dirty byte belongs to becomes dirty.
+
+        Raises:
+            ConflictError: they are about disks of different sizes.
+        """
+        raise UnsupportedOperationError("this format cannot change bitmaps")
 
 
 class Amendable(Protocol):

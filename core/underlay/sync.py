@@ -7,14 +7,14 @@ those.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from underlay.access import FormatAccess
 from underlay.buffers import AnyBuffer
+from underlay.counted import BlockingCapability
 from underlay.driver import DetectZeroes, FormatDriverInstance
 from underlay.face import run_blocking
 from underlay.fileobj import DiskFile
@@ -280,8 +280,8 @@ class SyncFormatAccess:
 
     def capability(self, kind: type[T]) -> Any:
         """The driver as a ``kind`` whose methods block and return their results, or None."""
-        found = self._core.capability(kind)
-        return None if found is None else _BlockingCapability(found, self._life)
+        found = self._core._offered(kind)
+        return None if found is None else BlockingCapability(found, self._life)
 
     def set_async_read_parallelization(self, count: int) -> None:
         """Has no effect on this face; kept for the disk's asynchronous one."""
@@ -341,29 +341,3 @@ class SyncFormatAccess:
 def _is_flat(view: memoryview) -> bool:
     """Whether a view goes to the system as it is."""
     return view.format == "B" and view.ndim == 1 and view.c_contiguous
-
-
-class _BlockingCapability:
-    """A capability's methods, driven on the blocking face."""
-
-    __slots__ = ("_life", "_target")
-
-    def __init__(self, target: object, life: Lifecycle) -> None:
-        self._target = target
-        self._life = life
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._target, name)
-        if not callable(found):
-            return found
-        method: Callable[..., Any] = found
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            with self._life.call():
-                result = method(*args, **kwargs)
-                return await result if inspect.iscoroutine(result) else result
-
-        def blocking(*args: Any, **kwargs: Any) -> Any:
-            return run_blocking(call(*args, **kwargs))
-
-        return blocking

@@ -15,6 +15,7 @@ __all__ = ["COMMANDS", "underlay"]
 #: Every subcommand with what it does; each is ``command`` in the module of its name.
 COMMANDS = {
     "amend": "Change options of an image that were chosen when it was created.",
+    "bitmap": "Change a dirty bitmap of an image, or look at it.",
     "check": "Say whether an image's metadata are sound, and mend them.",
     "compare": "Say whether two disks hold the same bytes.",
     "convert": "Copy a disk into a new image.",

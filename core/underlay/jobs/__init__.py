@@ -10,6 +10,17 @@ blocking face (or on names, where they say so) and know no format.
 
 # A job's module has the job's own name: all are imported here, so that the name means the function.
 from underlay.jobs.amend import amend, amend_options
+from underlay.jobs.bitmap import (
+    DirtyRange,
+    add_bitmap,
+    bitmaps,
+    clear_bitmap,
+    dirty_ranges,
+    disable_bitmap,
+    enable_bitmap,
+    merge_bitmap,
+    remove_bitmap,
+)
 from underlay.jobs.check import check, repair
 from underlay.jobs.compare import ComparisonResult, Difference, compare
 from underlay.jobs.convert import convert
@@ -24,17 +35,26 @@ __all__ = [
     "Copied",
     "DdResult",
     "Difference",
+    "DirtyRange",
     "MapEntry",
     "Progress",
     "ProgressCallback",
+    "add_bitmap",
     "amend",
     "amend_options",
+    "bitmaps",
     "check",
+    "clear_bitmap",
     "compare",
     "convert",
     "dd",
+    "dirty_ranges",
+    "disable_bitmap",
+    "enable_bitmap",
     "image_info_json",
     "info",
     "map_image",
+    "merge_bitmap",
+    "remove_bitmap",
     "repair",
 ]

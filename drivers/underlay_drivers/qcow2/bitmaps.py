@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import attrs
 
 from underlay.capabilities import Bitmap
-from underlay.errors import CorruptImageError
+from underlay.errors import (
+    ConflictError,
+    CorruptImageError,
+    OptionError,
+    UnsupportedOperationError,
+)
 from underlay.limits import Limits
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.header import BitmapsExtension, Header, text
@@ -15,7 +21,7 @@ from underlay_drivers.qcow2.header import BitmapsExtension, Header, text
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
 
-__all__ = ["BitmapEntry", "read_bitmaps"]
+__all__ = ["BitmapEntry", "find_bitmap", "read_bitmaps"]
 
 
 @attrs.frozen(kw_only=True)
@@ -68,6 +74,38 @@ class BitmapEntry:
             raise ValueError(f"has unknown flags ({self.flags:#x})")
         if self.bitmap_table_size > layout.L1_BYTES_MAX // 8:
             raise ValueError(f"has a table of {self.bitmap_table_size} entries")
+
+    def pack(self) -> bytes:
+        """The entry as it stands in the directory, with its padding."""
+        fixed = layout.BITMAP.pack(
+            self.bitmap_table_offset,
+            self.bitmap_table_size,
+            self.flags,
+            self.type,
+            self.granularity_bits,
+            len(self.name),
+            len(self.extra),
+        )
+        packed = fixed + self.extra + self.name
+        return packed + bytes(-len(packed) % 8)
+
+    def usable(self) -> BitmapEntry:
+        """This entry, of a bitmap whose content may be used.
+
+        Raises:
+            ConflictError: it was not saved properly.
+            UnsupportedOperationError: it has extra data, and means nobody knows what.
+        """
+        if self.flags & layout.BITMAP_IN_USE:
+            error = ConflictError(f"Bitmap '{text(self.name)}' is inconsistent and cannot be used")
+            error.add_note("Try block-dirty-bitmap-remove to delete this bitmap from disk")
+            raise error
+        if self.extra and not self.flags & layout.BITMAP_EXTRA_COMPATIBLE:
+            raise UnsupportedOperationError(
+                f"Bitmap '{text(self.name)}' has extra data that only its maker understands; leave "
+                "it to him, or remove it"
+            )
+        return self
 
     def public(self) -> Bitmap:
         """The bitmap for people."""
@@ -123,6 +161,19 @@ async def read_bitmaps(
     if at != size:
         raise _damage(name, f"the bitmap directory has {size} bytes, and its entries {at}", offset)
     return tuple(entries)
+
+
+def find_bitmap(entries: Sequence[BitmapEntry], name: str) -> int:
+    """Where in the directory the bitmap of this name stands.
+
+    Raises:
+        OptionError: there is none.
+    """
+    wanted = name.encode("utf-8", "surrogateescape")
+    for number, entry in enumerate(entries):
+        if entry.name == wanted:
+            return number
+    raise OptionError(f"Dirty bitmap '{name}' not found", option="name")
 
 
 def _damage(name: str, what: str, offset: int) -> CorruptImageError:

@@ -17,6 +17,7 @@ from underlay.capabilities import (
     CheckResult,
     CompressedWriter,
     Describable,
+    DirtyRanges,
     Finding,
     ImageDescription,
     Inspectable,
@@ -327,6 +328,18 @@ class Qcow2(
 
         entries = await read_bitmaps(self.image, self.header, self._limits)
         return [entry.public() for entry in entries]
+
+    async def dirty_ranges(self, name: str, offset: int = 0) -> DirtyRanges:
+        """See ``BitmapStore.dirty_ranges``."""
+        from underlay_drivers.qcow2.bitmap_data import read_dirty_ranges
+
+        return await read_dirty_ranges(self.image, self.header, self._limits, name, offset)
+
+    async def merge_bitmap(self, name: str, source: str, store: BitmapStore | None = None) -> None:
+        """See ``BitmapStore.merge_bitmap``."""
+        from underlay_drivers.qcow2.bitmap_changes import merge_bitmap
+
+        await merge_bitmap(self.writer, self._limits, name, source, store or self)
 
     # -- whether it is sound
 

@@ -162,4 +162,14 @@ BITMAP_AUTO: Final = 1 << 1
 BITMAP_EXTRA_COMPATIBLE: Final = 1 << 2
 BITMAP_FLAGS: Final = BITMAP_IN_USE | BITMAP_AUTO | BITMAP_EXTRA_COMPATIBLE
 DIRTY_TRACKING: Final = 1
+#: Where the flags are in an entry.
+BITMAP_FLAGS_OFFSET: Final = 12
+#: QEMU's limit, and ours.
+BITMAP_BYTES_MAX: Final = 512 << 20
 GRANULARITY_BITS: Final = range(9, 32)
+
+# -- "Bitmap table"
+
+#: Of an entry without a host offset: its cluster reads as ones.
+BITMAP_ONES: Final = 1
+BITMAP_TABLE_RESERVED: Final = 0xFF00_0000_0000_01FE

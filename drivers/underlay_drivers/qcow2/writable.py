@@ -12,7 +12,7 @@ from underlay_drivers.qcow2.dependencies import Dependencies
 from underlay_drivers.qcow2.header import Header
 
 if TYPE_CHECKING:
-    from underlay.capabilities import Snapshot
+    from underlay.capabilities import Bitmap, Snapshot
     from underlay.handle import StorageHandle
     from underlay.lease import Leases
     from underlay.storage import PreallocateMode
@@ -181,6 +181,41 @@ class Writable(Dependencies):
         from underlay_drivers.qcow2.snapshot_changes import delete_snapshot
 
         await delete_snapshot(self.writer, id_or_name, self._limits)
+
+    async def add_bitmap(
+        self, name: str, *, granularity: int | None = None, enabled: bool = True
+    ) -> Bitmap:
+        """See ``BitmapStore.add_bitmap``."""
+        from underlay_drivers.qcow2.bitmap_changes import add_bitmap
+
+        entry = await add_bitmap(
+            self.writer, self._limits, name, granularity=granularity, enabled=enabled
+        )
+        return entry.public()
+
+    async def remove_bitmap(self, name: str) -> None:
+        """See ``BitmapStore.remove_bitmap``."""
+        from underlay_drivers.qcow2.bitmap_changes import remove_bitmap
+
+        await remove_bitmap(self.writer, self._limits, name)
+
+    async def clear_bitmap(self, name: str) -> None:
+        """See ``BitmapStore.clear_bitmap``."""
+        from underlay_drivers.qcow2.bitmap_changes import clear_bitmap
+
+        await clear_bitmap(self.writer, self._limits, name)
+
+    async def enable_bitmap(self, name: str) -> None:
+        """See ``BitmapStore.enable_bitmap``."""
+        from underlay_drivers.qcow2.bitmap_changes import enable_bitmap
+
+        await enable_bitmap(self.writer, self._limits, name, enabled=True)
+
+    async def disable_bitmap(self, name: str) -> None:
+        """See ``BitmapStore.disable_bitmap``."""
+        from underlay_drivers.qcow2.bitmap_changes import enable_bitmap
+
+        await enable_bitmap(self.writer, self._limits, name, enabled=False)
 
     async def amend(
         self,
