@@ -10,12 +10,13 @@ import warnings
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import attrs
 
 from underlay.buffers import AnyBuffer, flat, flat_writable, total
 from underlay.capabilities import offers
+from underlay.counted import CountedCapability
 from underlay.driver import FormatDriverInstance
 from underlay.errors import OutOfRangeError, ReadOnlyError
 from underlay.face import to_the_end
@@ -154,7 +155,15 @@ class FormatAccess:
         return {handle.name(): handle.stats for handle in self._handles()}
 
     def capability(self, kind: type[T]) -> T | None:
-        """The driver as a ``kind`` (``underlay.capabilities``), or None if it is none."""
+        """The driver as a ``kind`` (``underlay.capabilities``), or None if it is none.
+
+        Its calls count as the disk's own: closing waits for them.
+        """
+        found = self._offered(kind)
+        return None if found is None else cast("T", CountedCapability(found, self._life))
+
+    def _offered(self, kind: type[T]) -> T | None:
+        """The driver itself, for who counts its calls."""
         self._life.check()
         return self._driver if offers(self._driver, kind) else None
 

@@ -21,7 +21,6 @@ from underlay.fileobj import DiskFile
 from underlay.handle import StorageStats
 from underlay.info import ImageInfo
 from underlay.lease import Leases
-from underlay.lifecycle import Lifecycle
 from underlay.mapping import Backing, Data, DiskExtent, Mapping
 from underlay.storage import AnyStorage, PreallocateMode
 

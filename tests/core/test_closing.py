@@ -15,13 +15,16 @@ from typing import Any
 import pytest
 
 import underlay
-from underlay.capabilities import Describable
+from underlay.access import FormatAccess
+from underlay.capabilities import Describable, ImageDescription
+from underlay.driver import FormatOpenOptions
 from underlay.errors import ClosedError, StorageError
+from underlay.handle import StorageHandle
 from underlay.storage import ReadBuffers
 from underlay.testing import PausedStorage, WrappedStorage
 from underlay_storage.memory import MemoryStorage
 
-from .toy_format import pack
+from .toy_format import Toy, pack
 
 
 class _Recorder(WrappedStorage):
@@ -117,6 +120,40 @@ def test_closing_waits_for_tasks_in_flight() -> None:
         await closing
         assert reading.done()
         assert await reading == b"xxx"
+
+    asyncio.run(check())
+
+
+class _Describing(Toy, Describable):
+    """A toy that takes its time to tell about itself."""
+
+    def hold(self) -> None:
+        self.telling, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def describe(self) -> ImageDescription:
+        self.telling.set()
+        await self.go_on.wait()
+        return ImageDescription(cluster_size=7)
+
+
+def test_closing_waits_for_a_capability_in_use() -> None:
+    async def check() -> None:
+        storage = StorageHandle(MemoryStorage(pack(b"x")), owned=False)
+        driver = await _Describing.open(FormatOpenOptions(storage=storage))
+        driver.hold()
+        disk = FormatAccess(driver)
+        describable = disk.capability(Describable)
+        assert describable is not None
+        telling = asyncio.ensure_future(describable.describe())
+        await driver.telling.wait()
+        closing = asyncio.ensure_future(disk.close())
+        await asyncio.sleep(0.02)
+        assert not closing.done()
+        driver.go_on.set()
+        await closing
+        assert (await telling).cluster_size == 7
+        with pytest.raises(ClosedError):
+            await describable.describe()
 
     asyncio.run(check())
 
