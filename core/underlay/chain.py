@@ -98,10 +98,15 @@ class Resolver:
         while layer is not None:
             below: _Layer | None = None
             for reference in driver_references(layer.driver):
-                if reference.kind is ReferenceKind.BACKING:
-                    below = await self._backing(layer, reference) or below
-                else:
-                    layer.driver.attach(reference, await self._object(layer, reference))
+                try:
+                    if reference.kind is ReferenceKind.BACKING:
+                        below = await self._backing(layer, reference) or below
+                    else:
+                        layer.driver.attach(reference, await self._object(layer, reference))
+                except UnderlayError as error:
+                    is_backing = reference.kind is ReferenceKind.BACKING
+                    error.images_above = layer.depth if is_backing else layer.depth - 1
+                    raise
             layer = below
 
     async def _attach_given(
@@ -244,8 +249,8 @@ class Resolver:
                 ),
             )
         except (ImageInUseError, StorageError) as error:
-            whose = f"the {reference.kind.value} '{quotable(reference.name)}' of '{request.image}'"
-            error.args = (f"{error} ({whose})",)
+            kind = reference.kind.value
+            error.whose = f"the {kind} '{quotable(reference.name)}' of '{request.image}'"
             raise
 
     def _remember(self, handle: StorageHandle) -> None:

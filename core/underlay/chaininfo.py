@@ -43,10 +43,12 @@ def info(
     limits: Limits | None = None,
     lock: bool = True,
     storage_options: Mapping[str, object] | None = None,
+    format_options: Mapping[str, object] | None = None,
 ) -> list[ImageInfo]:
     """What an image says of itself; opens exactly one object, whatever the image names.
 
     With ``backing_chain`` the images below follow, the top first. Each of them passes ``gate``.
+    ``format_options`` are those of opening the image.
 
     Raises:
         ImplicitOpenDeniedError: with ``backing_chain``, ``gate`` does not allow a backing image.
@@ -58,10 +60,15 @@ def info(
         "storage_options": storage_options,
     }
     if not backing_chain:
-        core = run_blocking(opening.open_without_references(target, format=format, **common))
+        core = run_blocking(
+            opening.open_without_references(
+                target, format=format, format_options=format_options, **common
+            )
+        )
         with SyncFormatAccess(core) as disk:
             return _named([disk.info()])
     common["gate"] = _BackingOnly(gate or DenyImplicitOpenGate())
+    common |= format_options or {}
     opened = (
         open_any(target, **common)
         if format is None

@@ -84,22 +84,43 @@ class UnderlayError(Exception):
     details: ClassVar[tuple[str, ...]] = ()
     #: Which step of a job failed, where the job tells: ``"map"`` or ``"read"``.
     step: str | None = None
+    #: What a caller wanted to open, where that failed.
+    opened: str | None = None
+    #: How many images of that chain lie above the one that the message is about.
+    images_above: int = 0
+    #: Whose object the message is about, where an image named it; a part of ``str(error)``.
+    whose: str | None = None
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
 
-    def __str__(self) -> str:
+    @property
+    def message(self) -> str:
+        """``str(error)`` without ``whose``."""
         # OSError would format itself from errno; our message is whole already. What it quotes may
         # come from an image: it must not move a terminal's cursor, or forge a second line.
         return printable(str(self.args[0])) if self.args else type(self).__name__
 
+    def __str__(self) -> str:
+        return self.message if self.whose is None else f"{self.message} ({printable(self.whose)})"
+
     def __reduce__(self) -> tuple[object, ...]:
-        details = {name: getattr(self, name, None) for name in (*self.details, "step")}
-        return _rebuild, (type(self), str(self), details)
+        names = (*self.details, "step", "opened", "images_above", "whose")
+        details = {name: getattr(self, name, None) for name in names}
+        return _rebuild, (type(self), self.message, details)
 
 
 class InvalidImageError(UnderlayError, ValueError):
-    """The bytes are no valid image of the format they were opened as."""
+    """The bytes are no valid image of the format they were opened as.
+
+    ``not_in`` is that format where they do not even begin like one.
+    """
+
+    details: ClassVar[tuple[str, ...]] = ("not_in",)
+
+    def __init__(self, message: str, *, not_in: str | None = None) -> None:
+        super().__init__(message)
+        self.not_in = not_in
 
 
 class CorruptImageError(InvalidImageError):
@@ -165,14 +186,20 @@ class OutOfRangeError(UnderlayError, ValueError):
 
 
 class ImageInUseError(UnderlayError, OSError):
-    """Somebody else (a running virtual machine, another program) holds the image's lock."""
+    """Somebody else (a running virtual machine, another program) holds the image's lock.
 
-    details: ClassVar[tuple[str, ...]] = ("errno", "filename")
+    ``lock`` names the lock that was refused as QEMU does: ``'shared "write"'``.
+    """
 
-    def __init__(self, message: str, *, filename: str | None = None) -> None:
+    details: ClassVar[tuple[str, ...]] = ("errno", "filename", "lock")
+
+    def __init__(
+        self, message: str, *, filename: str | None = None, lock: str | None = None
+    ) -> None:
         super().__init__(message)
         self.errno = _errno.EAGAIN
         self.filename = filename
+        self.lock = lock
 
 
 class ClosedError(UnderlayError, ValueError):

@@ -120,6 +120,7 @@ async def open_without_references(
     storage_options: Mapping[str, object] | None = None,
     to_check: bool = False,
     writable: bool = False,
+    format_options: Mapping[str, object] | None = None,
 ) -> FormatAccess:
     """Open one object to look at its metadata: nothing that it names is opened.
 
@@ -135,7 +136,7 @@ async def open_without_references(
         follow=False,
         to_check=to_check,
     )
-    return await opening.open(target, format, {})
+    return await opening.open(target, format, format_options or {})
 
 
 @attrs.define(kw_only=True)
@@ -154,13 +155,15 @@ class _Opening:
     ) -> FormatAccess:
         if format_name is not None:
             registry().driver(format_name)  # an unknown one is an error before anything is opened
-        storage = await open_storage(
-            target, writable=self.writable, lock=self.lock, storage_options=self.storage_options
-        )
-        self.resources.handles.append(storage)
         try:
+            storage = await open_storage(
+                target, writable=self.writable, lock=self.lock, storage_options=self.storage_options
+            )
+            self.resources.handles.append(storage)
             return await self.open_storage(storage, format_name, dict(options))
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, UnderlayError):
+                error.opened = _shown(target)
             await self.resources.close()
             raise
 
@@ -411,6 +414,13 @@ class _Creation:
         for storage in self._made:
             await storage.abandon()
         await self.opening.resources.close()
+
+
+def _shown(target: Target) -> str:
+    """What messages call a target."""
+    if is_storage(target):
+        return cast("AnyStorage", target).name()
+    return os.fsdecode(cast("str | os.PathLike[str]", target))
 
 
 def _beside(target: Target, name: str) -> Target:

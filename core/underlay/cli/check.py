@@ -80,10 +80,11 @@ def command(
         raise CommandError(
             f"Could not open '{name}': force-share=on can only be used with read-only images"
         )
+    target, format_name = options.named(name, format_name)
     try:
         if wanted is None:
             result = check(
-                name,
+                target,
                 format=format_name,
                 limits=access["limits"],
                 lock=not force_share,
@@ -92,7 +93,7 @@ def command(
             )
         else:
             result = repair(
-                name,
+                target,
                 format=format_name,
                 leaks_only=wanted == "leaks",
                 dry_run=dry_run,

@@ -9,7 +9,7 @@ import click
 
 from underlay.cli import options
 from underlay.cli.output import echo
-from underlay.cli.problems import CommandError, explain
+from underlay.cli.problems import CommandError, explain, hints_of
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import UnderlayError
 from underlay.jobs.compare import compare
@@ -63,7 +63,12 @@ def command(
                     )
                 )
             except UnderlayError as error:
-                raise CommandError(explain(error), status=_NOT_OPENED) from error
+                raise CommandError(
+                    explain(error), status=_NOT_OPENED, hints=hints_of(error)
+                ) from error
+            except CommandError as failure:
+                failure.status = _NOT_OPENED
+                raise
 
         first = opened(names[0], format_name)
         second = opened(names[1], other_format)

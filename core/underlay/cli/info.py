@@ -6,13 +6,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Unpack, cast
 
+import attrs
 import click
 
 from underlay.capabilities import Snapshot
+from underlay.chain import FROM_IMAGE
 from underlay.chaininfo import image_info_json, info
 from underlay.cli import options
 from underlay.cli.output import echo, human_size, json_text, warn
-from underlay.errors import printable
+from underlay.cli.problems import CommandError
+from underlay.errors import ImageInUseError, StorageError, UnderlayError, printable
 from underlay.info import ImageInfo
 
 __all__ = ["command"]
@@ -40,13 +43,16 @@ def command(
 
     Without --backing-chain nothing that the image names is opened.
     """
-    chain = info(
-        options.one_name(names),
-        format=format_name,
-        backing_chain=backing_chain,
-        lock=not force_share,
-        **access,
-    )
+    name = options.one_name(names)
+    try:
+        chain = _chain(name, format_name, access, lock=not force_share, backing_chain=backing_chain)
+    except UnderlayError as error:
+        if error.opened is not None and not error.images_above:
+            error.opened = name
+        # Each image of a chain is looked at for itself.
+        if error.images_above and isinstance(error, StorageError | ImageInUseError):
+            error.opened, error.images_above = error.filename, 0
+        raise
     for image in chain:
         for warning in _warnings(image, locked=not force_share):
             warn(warning)
@@ -56,6 +62,39 @@ def command(
     else:
         echo("\n".join("".join(f"{line}\n" for line in _human(image)) for image in chain), end="")
     return 0
+
+
+def _chain(
+    name: str,
+    format_name: str | None,
+    access: options.Access,
+    *,
+    lock: bool,
+    backing_chain: bool,
+) -> list[ImageInfo]:
+    node = options.block_node(name)
+    options.known_format(format_name, f"Could not open '{name}': Unknown driver")
+    if node is None:
+        return info(name, format=format_name, backing_chain=backing_chain, lock=lock, **access)
+    if node.backing is not FROM_IMAGE or node.data_file is not FROM_IMAGE:
+        child = "backing" if node.backing is not FROM_IMAGE else "data-file"
+        raise CommandError(
+            f"Could not open '{name}': Block format '{node.format}' does not support the option "
+            f"'{child}.driver'"
+        )
+    chain = info(
+        node.target,
+        format=format_name or node.format,
+        backing_chain=backing_chain,
+        gate=access["gate"],
+        limits=access["limits"],
+        lock=lock and node.lock,
+        storage_options={**access["storage_options"], **node.storage_options},
+        format_options=node.format_options,
+    )
+    if node.name is not None:
+        chain[0] = attrs.evolve(chain[0], filename=node.name)
+    return chain
 
 
 def _warnings(image: ImageInfo, *, locked: bool) -> Iterator[str]:

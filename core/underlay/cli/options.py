@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import TypedDict, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
 
 import attrs
 import click
 
 from underlay.blocking import open_any, open_image
+from underlay.chain import FROM_IMAGE
+from underlay.cli.block_options import JSON, BlockNode, BlockOptionError, from_json, from_options
 from underlay.cli.help import CONTEXT, help_option
 from underlay.cli.problems import CommandError
-from underlay.errors import OptionError
+from underlay.errors import OptionError, UnderlayError
 from underlay.gate import (
     DenyImplicitOpenGate,
     DirectoryGate,
@@ -20,33 +22,117 @@ from underlay.gate import (
     PermissiveImplicitOpenGate,
 )
 from underlay.limits import DEFAULT_LIMITS, Limits
+from underlay.plugins import registry
 from underlay.sync import SyncFormatAccess
 from underlay.units import parse_size
 
 __all__ = [
     "Access",
+    "Command",
     "access_options",
+    "block_node",
     "cache_option",
     "command",
     "force_share",
     "format_option",
     "given_size",
+    "image_opts",
+    "known_format",
+    "named",
     "names",
+    "object_option",
     "one_name",
     "open_disk",
     "output_option",
+    "own_access_options",
     "pair",
+    "target_node",
     "target_storage_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def command(name: str) -> Callable[[Callable[..., int]], click.Command]:
+#: Options that qemu-img does not have. They cannot be shortened: a new one breaks no script.
+_OURS = frozenset(
+    {
+        "--dirty",
+        "--dry-run",
+        "--findings",
+        "--gate",
+        "--limit",
+        "--list",
+        "--progress",
+        "--storage-option",
+        "--target-storage-option",
+    }
+)
+
+
+class Command(click.Command):
+    """A subcommand that reads its command line as getopt does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self._in_full(args))
+
+    def invoke(self, ctx: click.Context) -> object:
+        if ctx.meta.get(_IMAGE_OPTIONS) and ctx.params.get("format_name") is not None:
+            raise CommandError("--image-opts and --format are mutually exclusive")
+        return super().invoke(ctx)
+
+    def _in_full(self, args: Sequence[str]) -> list[str]:
+        """The arguments with long options that were shortened written out."""
+        takes_value = {
+            spelling: not option.is_flag
+            for option in self.params
+            if isinstance(option, click.Option)
+            for spelling in option.opts
+        }
+        found: list[str] = []
+        words = iter(args)
+        for word in words:
+            if word == "--":
+                return [*found, word, *words]
+            if word.startswith("--"):
+                name, equals, value = word.partition("=")
+                name = _spelled_out(name, takes_value)
+                found.append(name + equals + value)
+                if equals or not takes_value.get(name):
+                    continue
+            else:
+                found.append(word)
+                if not word.startswith("-") or not _needs_more(word, takes_value):
+                    continue
+            found.extend(value for value in (next(words, None),) if value is not None)
+        return found
+
+
+def _spelled_out(name: str, known: Collection[str]) -> str:
+    if name in known:
+        return name
+    meant = [
+        other
+        for other in known
+        if other.startswith(name) and len(name) > len("--") and other not in _OURS
+    ]
+    return meant[0] if len(meant) == 1 else name
+
+
+def _needs_more(word: str, takes_value: Mapping[str, bool]) -> bool:
+    """Whether the last of the letters behind a dash takes the next word as its value."""
+    for at, letter in enumerate(word[1:], 2):
+        if takes_value.get(f"-{letter}", False):
+            return at == len(word)
+    return False
+
+
+def command(
+    name: str, cls: type[Command] = Command
+) -> Callable[[Callable[..., int]], click.Command]:
     """A subcommand of this name."""
 
     def decorate(function: Callable[..., int]) -> click.Command:
-        made = click.command(name, add_help_option=False, context_settings=CONTEXT)(function)
+        made = click.command(name, cls, add_help_option=False, context_settings=CONTEXT)(function)
         made.params.append(help_option)
         return made
 
@@ -65,7 +151,17 @@ class Access(TypedDict):
 
 
 def access_options(function: F) -> F:
-    """``--gate``, ``--limit`` and ``--storage-option``."""
+    """``--gate``, ``--limit``, ``--storage-option``, and ``--object`` and ``--image-opts``.
+
+    The last two need nothing of the command: ``open_disk`` and ``named`` know of them.
+    """
+    for option in (image_opts, object_option, _storage_option, _limit, _gate):
+        function = option(function)
+    return function
+
+
+def own_access_options(function: F) -> F:
+    """``--gate``, ``--limit`` and ``--storage-option`` alone."""
     for option in (_storage_option, _limit, _gate):
         function = option(function)
     return function
@@ -78,15 +174,106 @@ def open_disk(
     force_share: bool,
     access: Access,
     snapshot: str | None = None,
+    writable: bool = False,
 ) -> SyncFormatAccess:
-    """Open an image to be read, its chain included, in the format that was given or found."""
+    """Open an image, its chain included, in the format that was given or found.
+
+    ``filename`` is the user's word: with ``--image-opts`` it describes the image, and so does one
+    that begins with ``json:``.
+    """
+    node = block_node(filename)
+    if node is None:
+        node = BlockNode(target=filename)
     if format_name is not None:
-        return open_image(
-            filename, format=format_name, snapshot=snapshot, lock=not force_share, **access
+        node = attrs.evolve(node, format=format_name)
+    if force_share and writable:
+        raise CommandError(
+            f"Could not open '{filename}': force-share=on can only be used with read-only images"
         )
+    known_format(node.format, f"Could not open '{filename}': Unknown driver")
+    try:
+        return _opened(
+            node, access=access, lock=not force_share, snapshot=snapshot, writable=writable
+        )
+    except UnderlayError as error:
+        if error.opened is not None:
+            error.opened = filename
+        raise
+
+
+def _opened(
+    node: BlockNode, *, access: Access, lock: bool, snapshot: str | None, writable: bool
+) -> SyncFormatAccess:
+    given: dict[str, Any] = {**access, "lock": lock and node.lock, "writable": writable}
+    given["storage_options"] = {**access["storage_options"], **node.storage_options}
+    given |= node.format_options
     if snapshot is not None:
-        return open_any(filename, lock=not force_share, snapshot=snapshot, **access)
-    return open_any(filename, lock=not force_share, **access)
+        given["snapshot"] = snapshot
+    if node.data_file is not FROM_IMAGE:
+        given["data_file"] = node.data_file
+    if node.backing is None:
+        given["backing"] = None
+    elif node.backing is not FROM_IMAGE:
+        below = _opened(node.backing, access=access, lock=lock, snapshot=None, writable=False)
+        # Whoever lends a disk closes it: after the one that lies upon it.
+        click.get_current_context().call_on_close(below.close)
+        given["backing"] = below
+    if node.format is None:
+        return open_any(node.target, **given)
+    return open_image(node.target, format=node.format, **given)
+
+
+def block_node(filename: str) -> BlockNode | None:
+    """What the user describes with ``--image-opts`` or ``json:{…}``; None if it is but a name.
+
+    Raises:
+        CommandError: it makes no sense.
+    """
+    by_options = click.get_current_context().meta.get(_IMAGE_OPTIONS, False)
+    return _described(filename, by_options=by_options)
+
+
+def target_node(filename: str, *, by_options: bool) -> BlockNode | None:
+    """The same, where ``--target-image-opts`` says how to read it."""
+    return _described(filename, by_options=by_options)
+
+
+def _described(filename: str, *, by_options: bool) -> BlockNode | None:
+    if not filename:
+        raise CommandError("Could not open '': The 'file' block driver requires a file name")
+    try:
+        if by_options:
+            return from_options(filename)
+        return from_json(filename) if filename.startswith(JSON) else None
+    except BlockOptionError as error:
+        raise CommandError(f"Could not open '{filename}': {error}", hints=error.hints) from error
+
+
+def named(filename: str, format_name: str | None) -> tuple[str, str | None]:
+    """The target and the format, for commands whose jobs open an image by these.
+
+    Raises:
+        CommandError: the user says more of the image than that.
+    """
+    node = block_node(filename)
+    if node is None:
+        known_format(format_name, f"Could not open '{filename}': Unknown driver")
+        return filename, format_name
+    if not node.plain:
+        raise CommandError(
+            f"Could not open '{filename}': this command takes a driver and a file name, "
+            "and no other option"
+        )
+    return node.target, format_name or node.format
+
+
+def known_format(format_name: str | None, words: str) -> None:
+    """Refuse a format that nobody has, in these words."""
+    known = registry()
+    if format_name is None or format_name in known.format_names():
+        return
+    if not any(format_name == record.name for record in known.failures()):
+        raise CommandError(f"{words} '{format_name}'")
 
 
 def _read_gate(_context: object, _parameter: object, value: str | None) -> ImplicitOpenGate:
@@ -135,6 +322,36 @@ def pair(option: str, text: str) -> tuple[str, str]:
     return name, value
 
 
+#: Where the click context keeps whether names are descriptions.
+_IMAGE_OPTIONS = "underlay.image-opts"
+
+
+def _read_image_opts(context: click.Context, _parameter: object, value: bool) -> None:
+    context.meta[_IMAGE_OPTIONS] = value
+
+
+def _read_objects(_context: object, _parameter: object, given: Sequence[str]) -> None:
+    if given:
+        from underlay.cli.objects import check_objects
+
+        check_objects(given)
+
+
+image_opts = click.option(
+    "--image-opts",
+    is_flag=True,
+    expose_value=False,
+    callback=_read_image_opts,
+    help="Names are descriptions: driver=FMT,file.filename=NAME.",
+)
+object_option = click.option(
+    "--object",
+    metavar="OBJECT",
+    multiple=True,
+    expose_value=False,
+    callback=_read_objects,
+    help="Checked as qemu-img does; has no effect.",
+)
 _gate = click.option(
     "--gate",
     metavar="GATE",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -10,16 +11,19 @@ from typing import TextIO, cast
 import click
 
 from underlay.chain import quotable
-from underlay.cli.output import complain, flush, say
+from underlay.cli.output import complain, flush, printable, say
 from underlay.errors import (
     AmbiguousFormatError,
+    ImageInUseError,
     ImplicitOpenDeniedError,
+    InvalidImageError,
     LimitExceededError,
+    StorageError,
     UnderlayError,
 )
 from underlay.gate import Allow, DirectoryGate, ImplicitOpenRequest
 
-__all__ = ["CommandError", "exit_status", "explain"]
+__all__ = ["CommandError", "exit_status", "explain", "hints_of"]
 
 FAILED = 1
 #: What a shell reports of a program that the signal of this number ended.
@@ -65,6 +69,8 @@ def exit_status(argv: Sequence[str]) -> int:
         status = FAILED
     except (UnderlayError, OSError) as error:
         complain(explain(error))
+        for hint in hints_of(error):
+            say(hint)
         status = FAILED
     except Exception as error:  # a mistake of ours, or of a plug-in
         if os.environ.get("UNDERLAY_DEBUG"):
@@ -113,7 +119,32 @@ def explain(error: BaseException) -> str:
     """One sentence: what, where, what to do; in terms of the command line."""
     if isinstance(error, ImplicitOpenDeniedError):
         return _denied(error.request, error.reason)
-    text = str(error) or type(error).__name__
+    text = _said(error)
+    if isinstance(error, UnderlayError) and error.opened is not None:
+        layers = "Could not open backing file: " * error.images_above
+        text = f"Could not open '{printable(error.opened)}': {layers}{text}"
+    return text
+
+
+def hints_of(error: BaseException) -> tuple[str, ...]:
+    """Further lines about an error, which stand below without the command's name."""
+    hints: Sequence[str] = getattr(error, "__notes__", ())
+    if isinstance(error, ImageInUseError) and error.lock is not None:
+        name = printable(error.filename or "")
+        return (*hints, f"Is another process using the image [{name}]?")
+    return tuple(hints)
+
+
+def _said(error: BaseException) -> str:
+    """What an error says; as qemu-img says it, where scripts may look for that."""
+    if isinstance(error, ImageInUseError) and error.lock is not None:
+        return f"Failed to get {error.lock} lock"
+    if isinstance(error, InvalidImageError) and error.not_in is not None:
+        return f"Image is not in {error.not_in} format"
+    if isinstance(error, StorageError) and error.errno == errno.EISDIR:
+        return f"'file' driver requires '{printable(error.filename or '')}' to be a regular file"
+    text = error.message if isinstance(error, UnderlayError) else str(error)
+    text = text or type(error).__name__
     if isinstance(error, AmbiguousFormatError):
         return text.replace("with format=", "with -f")
     if isinstance(error, LimitExceededError):

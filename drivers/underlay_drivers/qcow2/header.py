@@ -113,7 +113,9 @@ class Header:
         """
         where = f"'{name}'" if name else "The image"
         if data[:4] != layout.MAGIC:
-            raise InvalidImageError(f"{where} is no qcow2 image: it does not start with 'QFI\\xfb'")
+            raise InvalidImageError(
+                f"{where} is no qcow2 image: it does not start with 'QFI\\xfb'", not_in="qcow2"
+            )
         if len(data) < layout.HEADER_V2_LENGTH:
             raise InvalidImageError(f"{where} is cut: {len(data)} bytes hold no qcow2 header")
         fields = layout.HEADER_V2.unpack_from(data)

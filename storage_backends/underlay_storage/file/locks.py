@@ -54,10 +54,12 @@ def lock(descriptor: int, *, writable: bool, path: str) -> bool:
             _set(descriptor, fcntl.F_RDLCK, byte)
         for permission in uses:
             if _held_by_others(descriptor, _UNSHARED + permission):
-                raise _in_use(path, f"its user does not share '{_NAMES[permission]}'")
+                name = _NAMES[permission]
+                raise _in_use(path, f"its user does not share '{name}'", lock=f'"{name}"')
         for permission in _NOBODY_ELSE_MAY:
             if _held_by_others(descriptor, _USED + permission):
-                raise _in_use(path, f"its user holds '{_NAMES[permission]}'")
+                name = _NAMES[permission]
+                raise _in_use(path, f"its user holds '{name}'", lock=f'shared "{name}"')
     except ImageInUseError:
         _unlock(descriptor, own)
         raise
@@ -92,9 +94,10 @@ def _held_by_others(descriptor: int, byte: int) -> bool:
     return kind != fcntl.F_UNLCK
 
 
-def _in_use(path: str, why: str) -> ImageInUseError:
+def _in_use(path: str, why: str, *, lock: str | None = None) -> ImageInUseError:
     return ImageInUseError(
         f"'{path}' is in use, perhaps by a running virtual machine ({why}): stop that first, or "
         "open it without locks (lock=False, -U on the command line) if you know better",
         filename=path,
+        lock=lock,
     )

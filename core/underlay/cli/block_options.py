@@ -1,0 +1,314 @@
+"""``driver=…,file.filename=…`` and ``json:{…}``: an image described in full on the command line.
+
+Only what a user types is read so. A name that an image stores is a name and nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+import attrs
+
+from underlay.chain import FROM_IMAGE, FromImage
+from underlay.driver import OptionSpec
+from underlay.errors import OptionError
+from underlay.plugins import registry
+from underlay.units import parse_size
+
+__all__ = ["BlockNode", "BlockOptionError", "from_json", "from_options", "option_pairs"]
+
+JSON: Final = "json:"
+_FILE: Final = "file"
+#: What QEMU calls a device of the host; to us it is a file.
+_SAME_AS_FILE: Final = {"host_device": _FILE, "host_cdrom": _FILE}
+_ON, _OFF = ("on", "yes", "true", "y", True), ("off", "no", "false", "n", False)
+
+#: Options of QEMU that change nothing here, and those among them that are on or off.
+_SWITCHES: Final = (
+    "auto-read-only",
+    "cache.no-flush",
+    "cache.writeback",
+    "drop-cache",
+    "lazy-refcounts",
+    "overlap-check.active-l1",
+    "overlap-check.active-l2",
+    "overlap-check.bitmap-directory",
+    "overlap-check.inactive-l1",
+    "overlap-check.inactive-l2",
+    "overlap-check.main-header",
+    "overlap-check.refcount-block",
+    "overlap-check.refcount-table",
+    "overlap-check.snapshot-table",
+    "pass-discard-other",
+    "pass-discard-request",
+    "pass-discard-snapshot",
+    "read-only",
+    "x-check-cache-dropped",
+)
+_WITHOUT_EFFECT: Final = (
+    *_SWITCHES,
+    "aio",
+    "aio-max-batch",
+    "cache-clean-interval",
+    "cache-size",
+    "l2-cache-entry-size",
+    "node-name",
+    "overlap-check",
+    "overlap-check.template",
+    "pr-manager",
+)
+#: Options that say which part of a file the image is.
+_PART: Final = ("offset", "size")
+_SIZE_HINT: Final = (
+    "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-",
+    "and exabytes, respectively.",
+)
+
+
+class BlockOptionError(Exception):
+    """What is wrong with a description, in QEMU's words; ``hints`` are further lines."""
+
+    def __init__(self, text: str, *, hints: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.hints = hints
+
+
+@attrs.frozen(kw_only=True)
+class BlockNode:
+    """An image: where it is, and how to open it."""
+
+    #: A path, or a URL.
+    target: str
+    #: None: to be found out.
+    format: str | None = None
+    format_options: Mapping[str, object] = attrs.field(factory=dict[str, object])
+    storage_options: Mapping[str, object] = attrs.field(factory=dict[str, object])
+    lock: bool = True
+    #: What to lay below it, in place of what it names.
+    backing: BlockNode | FromImage | None = FROM_IMAGE
+    data_file: str | FromImage = FROM_IMAGE
+    #: What it is called where its file's name would not say all.
+    name: str | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether its target and its format say all."""
+        return (
+            not (self.format_options or self.storage_options)
+            and self.lock
+            and self.backing is FROM_IMAGE
+            and self.data_file is FROM_IMAGE
+        )
+
+
+def option_pairs(text: str, *, implied: str) -> dict[str, object]:
+    """``a=b,c=d`` as a mapping: a comma in a value is doubled; a bare name is on, or "no…" off."""
+    found: dict[str, object] = {}
+    for number, part in enumerate(text.replace(",,", "\0").split(",")):
+        name, equals, value = part.replace("\0", ",").partition("=")
+        if equals:
+            found[name] = value
+        elif number == 0:
+            found[implied] = name
+        elif name.startswith("no"):
+            found[name.removeprefix("no")] = "off"
+        else:
+            found[name] = "on"
+    return found
+
+
+def from_options(text: str) -> BlockNode:
+    """The image that ``--image-opts`` describes.
+
+    Raises:
+        BlockOptionError: it describes none.
+    """
+    return _node(option_pairs(text, implied=_FILE))
+
+
+def from_json(text: str) -> BlockNode:
+    """The image that ``json:{…}`` describes; raises as ``from_options`` does."""
+    return _node(_flat(_parsed(text.removeprefix(JSON))))
+
+
+def _parsed(text: str) -> dict[str, object]:
+    try:
+        found: object = json.loads(_QUOTED.sub(_with_double_quotes, text))
+    except json.JSONDecodeError as error:
+        rest = text[error.pos :].strip()
+        what = "premature EOI"
+        if rest:
+            word = re.match(r"[a-z]+", rest)
+            what = "invalid keyword '" + word[0] + "'" if word else "expecting value"
+        raise BlockOptionError(
+            f"Could not parse the JSON options: JSON parse error, {what}"
+        ) from None
+    except RecursionError:
+        raise BlockOptionError("Could not parse the JSON options: it nests too deep") from None
+    if not isinstance(found, dict):
+        raise BlockOptionError("Invalid JSON object given")
+    return cast("dict[str, object]", found)
+
+
+#: A string between quotes of either kind: QEMU's JSON knows both.
+_QUOTED: Final = re.compile(r'"(?:\\.|[^"\\])*"|\'((?:\\.|[^\'\\])*)\'')
+
+
+def _with_double_quotes(match: re.Match[str]) -> str:
+    if match[1] is None:
+        return match[0]
+    return '"' + match[1].replace("\\'", "'").replace('"', '\\"') + '"'
+
+
+def _flat(nested: Mapping[str, object]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            inner = _flat(cast("dict[str, object]", value))
+            found |= {f"{name}.{key}": item for key, item in inner.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def _below(options: dict[str, object], name: str) -> dict[str, object]:
+    """Take out what is said of one child."""
+    start = f"{name}."
+    return {
+        key.removeprefix(start): options.pop(key) for key in [*options] if key.startswith(start)
+    }
+
+
+def _node(options: dict[str, object]) -> BlockNode:
+    driver = options.pop("driver", None)
+    file = _below(options, _FILE)
+    by_name = options.pop(_FILE, None)
+    if by_name is not None:
+        raise BlockOptionError(f"Cannot find device='{by_name}' nor node-name='{by_name}'")
+    if driver is None and not file:
+        raise BlockOptionError("Must specify either driver or file")
+    if driver is not None and (not isinstance(driver, str) or not _is_known(driver)):
+        raise BlockOptionError(f"Unknown driver '{driver}'")
+    if driver is not None and driver not in registry().format_names():
+        return attrs.evolve(_storage(driver, options), format="raw")
+    if not file:
+        raise BlockOptionError('A block device must be specified for "file"')
+    kind = file.pop("driver", _FILE)
+    if not isinstance(kind, str) or not _is_known(kind):
+        raise BlockOptionError(f"Unknown driver '{kind}'")
+    if kind in registry().format_names():
+        raise BlockOptionError(f"'{kind}' is a format: only a storage can lie below another format")
+    storage = _storage(kind, file)
+    changes: dict[str, Any] = {"format": driver, "storage_options": dict(storage.storage_options)}
+    changes["backing"], changes["data_file"] = _chain(options)
+    changes["lock"] = _locked(options, changes["storage_options"], lock=storage.lock)
+    part: dict[str, object] = {key: options[key] for key in _PART if key in options}
+    if part:
+        changes["name"] = _json_name(driver, part, kind, storage.target)
+    changes["format_options"] = _format_options(driver, options)
+    return attrs.evolve(storage, **changes)
+
+
+def _json_name(driver: str | None, part: dict[str, object], kind: str, target: str) -> str:
+    """What QEMU calls a part of a file."""
+    described: dict[str, object] = {"offset": part.get("offset"), "driver": driver}
+    described |= {"size": part.get("size"), "file": {"driver": kind, "filename": target}}
+    given = {key: value for key, value in described.items() if value is not None}
+    return JSON + json.dumps(given)
+
+
+def _is_known(driver: str) -> bool:
+    return (
+        driver in registry().format_names()
+        or driver in _SAME_AS_FILE
+        or registry().has_scheme(driver)
+    )
+
+
+def _chain(options: dict[str, object]) -> tuple[BlockNode | FromImage | None, str | FromImage]:
+    backing: BlockNode | FromImage | None = FROM_IMAGE
+    if below := _below(options, "backing"):
+        backing = _node(below)
+    elif "backing" in options:
+        name = options.pop("backing")
+        if name not in (None, ""):
+            raise BlockOptionError(f"Cannot find device='{name}' nor node-name='{name}'")
+        backing = None
+    data_file: str | FromImage = FROM_IMAGE
+    if beside := _below(options, "data-file"):
+        kind = beside.pop("driver", _FILE)
+        data_file = _storage(str(kind), beside).target
+    return backing, data_file
+
+
+def _storage(kind: str, options: dict[str, object]) -> BlockNode:
+    kind = _SAME_AS_FILE.get(kind, kind)
+    name = options.pop("filename", options.pop("url", None))
+    if not isinstance(name, str) or (kind == _FILE and not name):
+        raise BlockOptionError(f"The '{kind}' block driver requires a file name")
+    storage_options: dict[str, object] = {}
+    lock = _locked(options, storage_options, lock=True)
+    locking = options.pop("locking", "auto")
+    if locking not in (*_ON, *_OFF, "auto"):
+        raise BlockOptionError(f"Parameter 'locking' does not accept value '{locking}'")
+    _drop(options)
+    for option, value in options.items():
+        if kind == _FILE:
+            raise BlockOptionError(f"Block protocol 'file' doesn't support the option '{option}'")
+        storage_options[option] = value
+    return BlockNode(
+        target=name, storage_options=storage_options, lock=lock and locking not in _OFF
+    )
+
+
+def _locked(options: dict[str, object], storage_options: dict[str, object], *, lock: bool) -> bool:
+    """Take out what may be said of either layer, and means something here."""
+    if "cache.direct" in options and _switch("cache.direct", options.pop("cache.direct")):
+        storage_options["direct"] = "on"
+    return lock and not (
+        "force-share" in options and _switch("force-share", options.pop("force-share"))
+    )
+
+
+def _format_options(driver: str | None, options: dict[str, object]) -> dict[str, object]:
+    known: Mapping[str, OptionSpec] = {}
+    if driver is not None:
+        known = registry().driver(driver).open_options
+    given: dict[str, object] = {}
+    for option in [*options]:
+        name = option.replace("-", "_")
+        if name not in known:
+            continue
+        given[name] = value = options.pop(option)
+        if known[name].type == "size" and isinstance(value, str | int):
+            try:
+                given[name] = parse_size(value)
+            except OptionError:
+                raise BlockOptionError(
+                    f"Parameter '{option}' expects a non-negative number below 2^64",
+                    hints=_SIZE_HINT,
+                ) from None
+    _drop(options)
+    for option in options:
+        raise BlockOptionError(f"Block format '{driver}' does not support the option '{option}'")
+    return given
+
+
+def _drop(options: dict[str, object]) -> None:
+    """Take out what has no effect, and see that it makes sense."""
+    for option in [*options]:
+        if option in _WITHOUT_EFFECT:
+            value = options.pop(option)
+            if option in _SWITCHES:
+                _switch(option, value)
+    options.pop("discard", None)
+    options.pop("detect-zeroes", None)
+
+
+def _switch(name: str, value: object) -> bool:
+    if value in _ON or value in _OFF:
+        return value in _ON
+    raise BlockOptionError(f"Parameter '{name}' expects 'on' or 'off'")
