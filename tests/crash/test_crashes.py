@@ -50,7 +50,7 @@ def start(
         prepared=prepare(shape),
         chance=chance_of(shape.name, "states"),
         oracle=Oracle(qemu("qemu-img"), tmp_path),
-        effort=Effort(samples=200 // shape.thinned),
+        effort=Effort() if shape.thinned == 1 else Effort(exhaustive=4, samples=20, tears=1),
     )
 
 
@@ -88,7 +88,9 @@ def test_enough_states_were_judged(judged: dict[str, Report], wanted: int) -> No
     if len(judged) < len(SHAPES):
         pytest.skip("not all kinds of images were tried")
     assert sum(report.states for report in judged.values()) >= wanted
-    assert all(report.shown and report.again and report.leaking for report in judged.values())
+    assert all(report.leaking for report in judged.values())
+    assert sum(report.shown for report in judged.values()) > wanted // 200
+    assert sum(report.again for report in judged.values()) > wanted // 50
 
 
 def test_all_refcount_widths_are_tried() -> None:

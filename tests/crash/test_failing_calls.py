@@ -170,7 +170,7 @@ def _try_each_call(prepared: Prepared, lasting: Lasting) -> tuple[list[str], int
     codes = (errno.EIO, errno.ENOSPC)
     problems: list[str] = []
     worked_on = 0
-    step = prepared.shape.thinned * (2 if lasting is Lasting.GONE else 1)
+    step = -(-prepared.shape.thinned // 2) * (2 if lasting is Lasting.GONE else 1)
     for number in range(mode % step, len(calls), step):
         kind = calls[number]
         faults = Faults(fails=number, errno=codes[(number + mode) % 2], lasting=lasting)
@@ -216,7 +216,8 @@ def test_any_call_may_fail(
 def test_all_kinds_of_calls_are_made(prepare: Callable[[Shape], Prepared]) -> None:
     kinds = {"read", "write", "write_zeroes", "discard", "resize", "sync"}
 
-    assert set(_undisturbed(prepare(SHAPES[0]))) == kinds
+    shapes = (shape for shape in SHAPES if shape.name in {"v3", "data-file"})
+    assert set().union(*(_undisturbed(prepare(shape)) for shape in shapes)) == kinds
 
 
 def _do_nothing(*arguments: object, **named: object) -> None:
