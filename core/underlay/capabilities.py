@@ -8,7 +8,7 @@ format. Methods that a driver does not override raise ``UnsupportedOperationErro
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeGuard, TypeVar
 
 import attrs
@@ -312,6 +312,10 @@ class BitmapStore(Protocol):
         """All of them, in the image's order."""
         ...
 
+    def can_have_bitmaps(self) -> bool:
+        """Whether this image is one of those of its format that may have bitmaps."""
+        return True
+
     async def dirty_ranges(self, name: str, offset: int = 0) -> DirtyRanges:
         """The dirty guest bytes from ``offset`` on: as many ranges as are had at once."""
         raise UnsupportedOperationError("this format cannot tell what its bitmaps hold")
@@ -386,8 +390,12 @@ class Amendable(Protocol):
 class Measurement:
     """The host bytes that an image of this format would need."""
 
+    #: For the data that there is.
     required: int
+    #: When every byte of the disk has been written.
     fully_allocated: int
+    #: For the source's bitmaps, beyond the others; None where they cannot be taken over.
+    bitmaps: int | None = None
 
 
 class Measurable(Protocol):
@@ -397,8 +405,22 @@ class Measurable(Protocol):
 
     @classmethod
     @abstractmethod
-    def measure(cls, size: int, data_bytes: int, options: Mapping[str, object]) -> Measurement:
-        """For a disk of ``size`` bytes with ``data_bytes`` of them allocated."""
+    def measure(
+        cls,
+        size: int,
+        options: Mapping[str, object],
+        data: Iterable[tuple[int, int]] | None = None,
+        bitmaps: Sequence[Bitmap] | None = None,
+    ) -> Measurement:
+        """For a disk of ``size`` bytes, created with these of the driver's ``create_options``.
+
+        ``data`` are the guest offsets and lengths of what the source holds that does not read as
+        zeroes, in order; it is walked once, if at all. None: there is no source, and no data.
+        ``bitmaps`` are those of a source that can have any.
+
+        Raises:
+            OptionError: an option's value is impossible, or the disk too large for it.
+        """
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import ClassVar, Self
 
+from underlay.capabilities import Bitmap, Measurable, Measurement
 from underlay.driver import (
     FormatCreateOptions,
     FormatDriverInstance,
@@ -26,7 +27,7 @@ from underlay.storage import PreallocateMode
 __all__ = ["Raw"]
 
 
-class Raw(FormatDriverInstance):
+class Raw(FormatDriverInstance, Measurable):
     """A raw image. ``offset`` and ``size`` show a part of the storage, a partition say.
 
     It never claims an image when probed: raw is what an object is when no format claims it.
@@ -52,6 +53,17 @@ class Raw(FormatDriverInstance):
         #: Whether the disk is a part of the storage, so that its size is not the storage's.
         self._fixed = fixed
         self._writable = writable
+
+    @classmethod
+    def measure(
+        cls,
+        size: int,
+        options: Mapping[str, object],
+        data: Iterable[tuple[int, int]] | None = None,
+        bitmaps: Sequence[Bitmap] | None = None,
+    ) -> Measurement:
+        """See ``Measurable.measure``. As QEMU has it, holes are not counted on."""
+        return Measurement(required=size, fully_allocated=size)
 
     @classmethod
     async def open(cls, options: FormatOpenOptions) -> Self:

@@ -24,6 +24,7 @@ COMMANDS = {
     "info": "Tell what an image says of itself.",
     "inspect": "Judge an image from a stranger, opening nothing else.",
     "map": "List where the bytes of a disk are.",
+    "measure": "Tell how many bytes a new image will need.",
     "plugins": "List the formats and storages that are installed.",
     "probe": "Say what format an object has.",
 }

@@ -28,6 +28,7 @@ from underlay.jobs.copying import Copied
 from underlay.jobs.dd import DdResult, dd
 from underlay.jobs.info import image_info_json, info
 from underlay.jobs.map import MapEntry, map_image
+from underlay.jobs.measure import measure
 from underlay.jobs.progress import Progress, ProgressCallback
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "image_info_json",
     "info",
     "map_image",
+    "measure",
     "merge_bitmap",
     "remove_bitmap",
     "repair",

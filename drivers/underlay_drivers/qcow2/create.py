@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMPAT",
+    "DEFAULT_CLUSTER_SIZE",
     "NewImage",
     "check_backing_name",
+    "check_cluster_size",
     "check_size",
     "create_image",
     "creation_facts",
@@ -37,7 +39,7 @@ __all__ = [
 #: Versions by the names that they go by.
 COMPAT: Final = {"v2": 2, "0.10": 2, "v3": 3, "1.1": 3}
 _COMPRESSION: Final = {name: number for number, name in layout.COMPRESSION_TYPES.items()}
-_CLUSTER_SIZE: Final = 65536
+DEFAULT_CLUSTER_SIZE: Final = 65536
 #: In smaller clusters QEMU leaves the table of feature names out.
 _CLUSTER_SIZE_WITH_NAMES: Final = 8192
 
@@ -73,25 +75,13 @@ class NewImage:
         self._check_files()
 
     def _check_geometry(self) -> None:
-        size = self.cluster_size
-        least, most = 1 << layout.CLUSTER_BITS_MIN, 1 << layout.CLUSTER_BITS_MAX
-        if not least <= size <= most or size & (size - 1):
-            raise _refuse(
-                f"Cluster size must be a power of two between {least} and {most >> 10}k",
-                "cluster_size",
-            )
+        check_cluster_size(self.cluster_size, extended_l2=False)
         bits = self.refcount_bits
         if not 1 <= bits <= 1 << layout.REFCOUNT_ORDER_MAX or bits & (bits - 1):
             raise _refuse(
                 "Refcount width must be a power of two and may not exceed 64 bits", "refcount_bits"
             )
-        least = 1 << layout.CLUSTER_BITS_MIN_EXTENDED
-        if self.extended_l2 and size < least:
-            raise _refuse(
-                "Extended L2 entries are only supported with cluster sizes of at least "
-                f"{least} bytes",
-                "extended_l2",
-            )
+        check_cluster_size(self.cluster_size, extended_l2=self.extended_l2)
 
     def _check_version(self) -> None:
         if self.version > 2:  # noqa: PLR2004 (a version is its own best name)
@@ -200,7 +190,7 @@ def new_image(options: FormatCreateOptions) -> NewImage:
         )
     image = NewImage(
         version=COMPAT[compat],
-        cluster_size=given.get("cluster_size", _CLUSTER_SIZE),
+        cluster_size=given.get("cluster_size", DEFAULT_CLUSTER_SIZE),
         refcount_bits=given.get("refcount_bits", 1 << layout.REFCOUNT_ORDER_V2),
         compression_type=_COMPRESSION[compression],
         extended_l2=given.get("extended_l2", False),
@@ -218,7 +208,7 @@ def new_image(options: FormatCreateOptions) -> NewImage:
 def creation_facts(options: FormatCreateOptions) -> dict[str, object]:
     """See ``FormatDriverInstance.creation_facts``."""
     facts: dict[str, object] = {
-        "cluster_size": _CLUSTER_SIZE,
+        "cluster_size": DEFAULT_CLUSTER_SIZE,
         "extended_l2": False,
         "preallocation": None,
         "compression_type": "zlib",
@@ -263,6 +253,26 @@ def feature_names() -> bytes:
         layout.FEATURE_NAME.pack(layout.FEATURE_KINDS.index(kind), bit, name.encode())
         for (kind, bit), name in layout.FEATURE_NAMES.items()
     )
+
+
+def check_cluster_size(size: int, *, extended_l2: bool) -> None:
+    """Refuse clusters of a size that no image has.
+
+    Raises:
+        OptionError: they are too small or too large.
+    """
+    least, most = 1 << layout.CLUSTER_BITS_MIN, 1 << layout.CLUSTER_BITS_MAX
+    if not least <= size <= most or size & (size - 1):
+        raise _refuse(
+            f"Cluster size must be a power of two between {least} and {most >> 10}k",
+            "cluster_size",
+        )
+    least = 1 << layout.CLUSTER_BITS_MIN_EXTENDED
+    if extended_l2 and size < least:
+        raise _refuse(
+            f"Extended L2 entries are only supported with cluster sizes of at least {least} bytes",
+            "extended_l2",
+        )
 
 
 def check_size(size: int, *, cluster_size: int, extended_l2: bool) -> None:

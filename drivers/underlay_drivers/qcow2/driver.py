@@ -6,7 +6,7 @@ What only some images or programs need is imported there: starting up is to be q
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -22,6 +22,8 @@ from underlay.capabilities import (
     ImageDescription,
     Inspectable,
     Inspection,
+    Measurable,
+    Measurement,
     Repair,
     Repairable,
     Snapshot,
@@ -68,6 +70,7 @@ class Qcow2(
     Repairable,
     CompressedWriter,
     Amendable,
+    Measurable,
 ):
     """An open qcow2 image: the driver, and the public class for programs that need no more.
 
@@ -150,6 +153,19 @@ class Qcow2(
         from underlay_drivers.qcow2.create import creation_facts
 
         return creation_facts(options)
+
+    @classmethod
+    def measure(
+        cls,
+        size: int,
+        options: Mapping[str, object],
+        data: Iterable[tuple[int, int]] | None = None,
+        bitmaps: Sequence[Bitmap] | None = None,
+    ) -> Measurement:
+        """See ``Measurable.measure``."""
+        from underlay_drivers.qcow2.measuring import measure_image
+
+        return measure_image(size, options, data, bitmaps)
 
     @classmethod
     async def create(cls, options: FormatCreateOptions) -> None:
@@ -328,6 +344,10 @@ class Qcow2(
 
         entries = await read_bitmaps(self.image, self.header, self._limits)
         return [entry.public() for entry in entries]
+
+    def can_have_bitmaps(self) -> bool:
+        """See ``BitmapStore.can_have_bitmaps``."""
+        return self.header.version > 2  # noqa: PLR2004 (a version is its own best name)
 
     async def dirty_ranges(self, name: str, offset: int = 0) -> DirtyRanges:
         """See ``BitmapStore.dirty_ranges``."""

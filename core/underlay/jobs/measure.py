@@ -1,0 +1,124 @@
+"""How large a new image will be, before it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
+
+from underlay.blocking import open_any, open_image
+from underlay.capabilities import Bitmap, BitmapStore, Measurable, Measurement, offers
+from underlay.errors import UnsupportedOperationError
+from underlay.gate import ImplicitOpenGate
+from underlay.jobs.progress import Progress, ProgressCallback
+from underlay.jobs.runs import runs
+from underlay.limits import Limits
+from underlay.opening import checked_options
+from underlay.plugins import registry
+from underlay.sync import SyncFormatAccess
+from underlay.targets import Target
+from underlay.units import parse_size
+
+__all__ = ["measure"]
+
+_Source: TypeAlias = "SyncFormatAccess | Target | int"
+
+_SECTOR = 512
+#: Guest bytes between two reports of progress.
+_STEP = 1 << 30
+
+
+def measure(
+    source: _Source,
+    output_format: str = "raw",
+    *,
+    options: Mapping[str, Any] | None = None,
+    format: str | None = None,
+    snapshot: str | None = None,
+    gate: ImplicitOpenGate | None = None,
+    limits: Limits | None = None,
+    lock: bool = True,
+    storage_options: Mapping[str, object] | None = None,
+    progress: ProgressCallback | None = None,
+) -> Measurement:
+    """The host bytes that a new image of ``output_format``, created with ``options``, will need.
+
+    ``source`` is what would be converted: an open disk, or what ``open_any`` can open. An int is
+    the size in bytes of a disk that has no data yet. ``snapshot`` measures the source as it was
+    then. Nothing is read but tables, and what is compressed is counted as if it were not.
+
+    Example::
+
+        measured = underlay.jobs.measure("disk.qcow2", "qcow2", options={"cluster_size": "2M"})
+        print(f"{measured.required} bytes, at most {measured.fully_allocated}")
+
+    Raises:
+        UnsupportedOperationError: this format cannot say.
+        OptionError: an option is unknown or its value impossible, or the disk too large for it.
+        CorruptImageError, StorageError: the source's tables cannot be read.
+    """
+    if isinstance(source, int):
+        driver, checked = _target(output_format, options or {})
+        return driver.measure(_whole_sectors(parse_size(source)), checked)
+    with _open(
+        source,
+        format,
+        {
+            "snapshot": snapshot,
+            "gate": gate,
+            "limits": limits,
+            "lock": lock,
+            "storage_options": storage_options,
+        },
+    ) as disk:
+        driver, checked = _target(output_format, options or {})
+        return driver.measure(
+            _whole_sectors(disk.size), checked, _data(disk, progress), _bitmaps(disk)
+        )
+
+
+def _target(name: str, options: Mapping[str, Any]) -> tuple[Measurable, dict[str, object]]:
+    known = registry().driver(name).create_options
+    checked = checked_options(options, known, what=f"measuring {name}")
+    driver: object = registry().driver(name)
+    if not offers(driver, Measurable):
+        raise UnsupportedOperationError(f"Block driver '{name}' does not support size measurement")
+    return driver, checked
+
+
+def _open(
+    source: SyncFormatAccess | Target, format_name: str | None, given: dict[str, Any]
+) -> AbstractContextManager[SyncFormatAccess]:
+    if isinstance(source, SyncFormatAccess):
+        return nullcontext(source)
+    if given["snapshot"] is None:
+        del given["snapshot"]
+    if format_name is not None:
+        return open_image(source, format=format_name, **given)
+    return open_any(source, **given)
+
+
+def _whole_sectors(size: int) -> int:
+    """What other programs take for the disk's size."""
+    return size + -size % _SECTOR
+
+
+def _data(disk: SyncFormatAccess, progress: ProgressCallback | None) -> Iterator[tuple[int, int]]:
+    """Where the disk holds anything but what is known to be zeroes."""
+    told, size = 0, disk.size
+    for run in runs(disk, 0, size):
+        if run.storage is not None or run.special is not None:
+            yield run.start, run.length
+        if progress is not None and run.end - told >= _STEP:
+            told = run.end
+            progress(Progress(told, size))
+    if progress is not None and told < size:
+        progress(Progress(size, size))
+
+
+def _bitmaps(disk: SyncFormatAccess) -> list[Bitmap] | None:
+    store = disk.capability(BitmapStore)
+    if store is None or not store.can_have_bitmaps():
+        return None
+    found: list[Bitmap] = list(store.bitmaps())
+    return found
