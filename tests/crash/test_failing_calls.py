@@ -216,7 +216,7 @@ def test_any_call_may_fail(
 def test_all_kinds_of_calls_are_made(prepare: Callable[[Shape], Prepared]) -> None:
     kinds = {"read", "write", "write_zeroes", "discard", "resize", "sync"}
 
-    shapes = (shape for shape in SHAPES if shape.name in {"v3", "data-file"})
+    shapes = (shape for shape in SHAPES if shape.name in {"v3", "data-file", "raw-data-file"})
     assert set().union(*(_undisturbed(prepare(shape)) for shape in shapes)) == kinds
 
 

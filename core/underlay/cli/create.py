@@ -68,10 +68,10 @@ def command(
         return show_options(title, {**_known(format_name), **_SIZE})
     if not names:
         raise click.UsageError("Expecting image file name")
-    if len(names) > 2:  # noqa: PLR2004 (a name and a size)
-        raise click.UsageError(f"Unexpected argument: {names[2]}")
-    name = names[0]
-    size = None if len(names) == 1 else options.given_size(names[1], what="image size")
+    name, *sizes = names
+    if len(sizes) > 1:
+        raise click.UsageError(f"Unexpected argument: {sizes[1]}")
+    size = options.given_size(sizes[0], what="image size") if sizes else None
     try:
         upon = {"backing_file": backing, "backing_fmt": backing_format}
         image = _NewImage.read(name, format_name, settings, size=size, upon=upon)

@@ -9,8 +9,10 @@ import pytest
 
 import underlay
 from underlay.errors import ImplicitOpenDeniedError, OptionError
+from underlay.handle import StorageHandle
 from underlay.storage import PreallocateMode
 from underlay_drivers.qcow2 import Qcow2
+from underlay_drivers.qcow2.builder import Qcow2OpenBuilder
 from underlay_storage.memory import MemoryStorage
 
 
@@ -52,11 +54,11 @@ def test_it_opens_what_it_made_on_both_faces() -> None:
         await disk.close()
         opened: list[object] = []
 
-        def opener(image: underlay.handle.StorageHandle) -> object:
+        def opener(image: StorageHandle) -> Qcow2OpenBuilder:
             opened.append(image)
             return Qcow2.builder(image)
 
-        disk = await Qcow2.create_builder(storage).create_open(opener=opener)  # type: ignore[arg-type]
+        disk = await Qcow2.create_builder(storage).create_open(opener=opener)
         assert opened
         assert not disk.writable()
         await disk.close()
