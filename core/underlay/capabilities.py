@@ -430,14 +430,37 @@ class CompressedWriter(Protocol):
     __slots__ = ()
 
     @abstractmethod
+    def encoded_unit(self) -> int:
+        """How many guest bytes one unit has. Units start at multiples of that."""
+        ...
+
+    @abstractmethod
+    def encoder(self, level: int | None = None) -> Callable[[memoryview], bytes | None]:
+        """What encodes one unit, or gives None where that would not be smaller; thread-safe.
+
+        ``level`` is of the image's own codec; None is a quick one of good size.
+
+        Raises:
+            OptionError: there is no such level.
+            UnsupportedOperationError: this image can hold nothing encoded.
+        """
+        ...
+
     def encode(self, data: memoryview) -> bytes | None:
         """The encoded form of one unit, or None where it would not be smaller.
 
         Pure, thread-safe.
         """
-        ...
+        return self.encoder()(data)
 
     @abstractmethod
+    async def write_encoded_units(self, units: Sequence[tuple[int, bytes]]) -> None:
+        """Store encoded units: each with the guest offset that it starts at, in rising order.
+
+        If it fails, each of them reads as before, or as its new whole.
+        """
+        ...
+
     async def write_encoded(self, offset: int, encoded: bytes) -> None:
         """Store one encoded unit as the guest bytes at ``offset``."""
-        ...
+        await self.write_encoded_units([(offset, encoded)])

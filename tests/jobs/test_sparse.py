@@ -20,7 +20,7 @@ def test_what_is_left_out_is_zero_and_all_that_can_be_is_left_out(
 ) -> None:
     content = b"".join((pattern * length)[:length] for length, pattern in runs)
     # What lies behind the length that is asked for does not count.
-    ranges = data_ranges(bytearray(content + bytes(spare)), len(content), sparse_size)
+    ranges = data_ranges(bytearray(content + bytes(spare)), 0, len(content), sparse_size)
 
     assert all(start < end for start, end in ranges)
     assert ranges == sorted(ranges)
@@ -40,4 +40,4 @@ def test_what_is_left_out_is_zero_and_all_that_can_be_is_left_out(
 
 
 def test_with_0_nothing_is_left_out() -> None:
-    assert data_ranges(bytearray(100_000), 100_000, 0) == [(0, 100_000)]
+    assert data_ranges(bytearray(100_000), 0, 100_000, 0) == [(0, 100_000)]

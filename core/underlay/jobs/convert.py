@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from underlay.blocking import open_any, open_image
 from underlay.errors import OutOfRangeError
 from underlay.gate import ImplicitOpenGate
-from underlay.jobs.copying import Copied, Stretch, Zeroes, copy
+from underlay.jobs.copying import Compress, Copied, Stretch, Zeroes, copy
 from underlay.jobs.output import new_image, refuse_same
 from underlay.jobs.progress import ProgressCallback
+from underlay.jobs.salvage import SalvageCallback
 from underlay.limits import Limits
 from underlay.sync import SyncFormatAccess
 from underlay.targets import Target
@@ -33,9 +34,16 @@ def convert(
     *,
     output_format: str = "raw",
     options: Mapping[str, Any] | None = None,
+    compress: bool = False,
+    level: int | None = None,
     sparse_size: int = 4096,
     target_exists: bool = False,
+    target_is_zero: bool = False,
     overwrite: bool = False,
+    over_backing: bool = False,
+    offload: bool = False,
+    salvage: SalvageCallback | None = None,
+    rate: int | None = None,
     parallel: int | None = None,
     executor: Executor | None = None,
     progress: ProgressCallback | None = None,
@@ -53,28 +61,46 @@ def convert(
     is kept exactly.
 
     With ``target_exists``, or where ``target`` is an open disk, they are written into that image
-    instead; what it holds behind them stays.
+    instead; what it holds behind them stays. ``target_is_zero`` says that all of it is zeroes.
 
-    ``sparse_size`` is how many bytes of zeroes must stand together to be left out; with 0 all
-    zeroes are written. ``gate``, ``lock`` and ``storage_options`` are for sources given by name.
-    The work is done by ``parallel`` threads (1 to 16), or by those of ``executor``.
+    A target with a backing image (``backing_file`` among the options, or ``over_backing`` where it
+    exists) gets what the one source holds itself: what shows through there from its own backing
+    image is taken to show through in the target too.
+
+    ``compress`` stores data compressed, at ``level``: with zlib from 1 to 9, with zstd to 22, the
+    quickest first; None is quick, and of good size. ``sparse_size`` is how many bytes of zeroes
+    must stand together to be left out (of compressed data, whole clusters); with 0 all zeroes are
+    written. ``offload`` copies from file to file within the system, where holes are all that is
+    left out. At most ``rate`` bytes a second are written.
+
+    With ``salvage`` what cannot be read becomes zeroes, and is reported to it.
+
+    ``gate``, ``lock`` and ``storage_options`` are for sources given by name. The work is done by
+    ``parallel`` threads (1 to 16), or by those of ``executor``.
 
     Example::
 
         copied = underlay.jobs.convert("disk.qcow2", "disk.raw")
         print(f"{copied.data} of {copied.size} bytes hold data")
+        underlay.jobs.convert("disk.raw", "small.qcow2", output_format="qcow2", compress=True)
 
     Raises:
-        ValueError: there is no source.
+        ValueError: there is no source, or options that exclude each other.
         ConflictError: the target is one of the objects that a source is read from.
         StorageExistsError: the target exists; say ``overwrite`` or ``target_exists``.
         OutOfRangeError: the existing target is too small; nothing was written.
+        UnsupportedOperationError: the target cannot be compressed, or have bitmaps.
+        OptionError: a number is out of its range.
         CorruptImageError, StorageError: a source cannot be read; says at which guest offset.
         UnderlayError: as opening, creating and writing say.
     """
     listed = _listed(sources)
+    options = options or {}
+    over_backing = over_backing or options.get("backing_file") is not None
     if not listed:
         raise ValueError("convert needs at least one source")
+    if over_backing and len(listed) > 1:
+        raise ValueError("a target with a backing image can have one source only")
     with ExitStack() as opened:
         disks = [
             source
@@ -97,6 +123,7 @@ def convert(
                 target,
                 format=output_format,
                 writable=True,
+                gate=gate,
                 limits=limits,
                 storage_options=target_storage_options,
             )
@@ -106,8 +133,9 @@ def convert(
                 target,
                 format=output_format,
                 size=size,
-                options=options or {},
+                options=options,
                 overwrite=overwrite,
+                gate=gate,
                 limits=limits,
                 storage_options=target_storage_options,
             )
@@ -117,12 +145,25 @@ def convert(
                 f"The target has {disk.size} bytes, too few for the {size} of its sources; "
                 "resize it first"
             )
-        zeroes = Zeroes.LEAVE if is_new else Zeroes.DISCARD
+        zeroes = Zeroes.DISCARD
+        clean_from = None
+        if not sparse_size:
+            zeroes = Zeroes.WRITE
+        elif over_backing:
+            clean_from = 0 if disk.backing is None else disk.backing.size
+        elif is_new or target_is_zero:
+            zeroes = Zeroes.LEAVE
         copied = copy(
             stretches,
             disk,
-            zeroes=zeroes if sparse_size else Zeroes.WRITE,
+            zeroes=zeroes,
+            clean_from=clean_from,
             sparse_size=sparse_size,
+            shallow=over_backing,
+            offload=offload,
+            compress=Compress(level=level) if compress else None,
+            salvage=salvage,
+            rate=rate,
             parallel=parallel,
             executor=executor,
             progress=progress,

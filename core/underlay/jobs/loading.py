@@ -14,7 +14,7 @@ from underlay.handle import StorageHandle
 from underlay.jobs.runs import Run
 from underlay.mapping import Special
 
-__all__ = ["PIECE", "Buffers", "Scratch", "load", "pieces"]
+__all__ = ["PIECE", "Buffers", "Scratch", "load"]
 
 #: How many bytes are in memory as one piece. It is read, looked at and written while it is still in
 #: the processor's cache, which makes this much faster than larger pieces.
@@ -29,7 +29,7 @@ _GAP_MOST = 64 << 10
 class Scratch:
     """The memory of one worker, kept from piece to piece."""
 
-    __slots__ = ("_raw", "_unit", "first", "second")
+    __slots__ = ("_raw", "_unit", "_zeroes", "first", "kept", "kept_bytes", "second")
 
     def __init__(self) -> None:
         #: Room for a piece. ``bytearray``, since its methods compare without copying.
@@ -38,6 +38,10 @@ class Scratch:
         self.second = bytearray()
         self._raw = bytearray()
         self._unit = bytearray()
+        self._zeroes = b""
+        #: Units that were encoded and are not stored yet, each with its guest offset.
+        self.kept: list[tuple[int, bytes]] = []
+        self.kept_bytes = 0
 
     def make_room(self, length: int, *, twice: bool = False) -> None:
         """Let ``first`` (and with ``twice`` also ``second``) have at least ``length`` bytes."""
@@ -51,6 +55,12 @@ class Scratch:
         if len(self._raw) < length:
             self._raw = bytearray(length)
         return memoryview(self._raw)[:length]
+
+    def zeroes(self, length: int) -> bytes:
+        """So many zeroes, to compare with."""
+        if len(self._zeroes) != length:
+            self._zeroes = bytes(length)
+        return self._zeroes
 
     def unit(self, length: int) -> memoryview:
         """Room for one decoded unit."""
@@ -78,22 +88,6 @@ class Buffers:
             yield scratch
         finally:
             self._idle.append(scratch)
-
-
-def pieces(run: Run, room: int) -> Generator[Run]:
-    """A run in pieces of at most ``PIECE`` bytes, the first of at most ``room``.
-
-    An encoded unit stays whole, whatever its size: each part of it would be decoded anew.
-    """
-    if run.special is not None or run.length <= room:
-        yield run
-        return
-    start = run.start
-    while start < run.end:
-        length = min(room, run.end - start)
-        yield run.part(start, length)
-        start += length
-        room = PIECE
 
 
 def load(runs: Sequence[Run], into: memoryview, scratch: Scratch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from underlay.blocking import create
 from underlay.errors import ConflictError, StorageError
 from underlay.face import run_blocking
+from underlay.gate import ImplicitOpenGate
 from underlay.limits import Limits
 from underlay.sync import SyncFormatAccess
 from underlay.targets import Target, open_storage
@@ -25,6 +26,7 @@ def new_image(
     options: Mapping[str, Any],
     overwrite: bool,
     limits: Limits | None,
+    gate: ImplicitOpenGate | None = None,
     storage_options: Mapping[str, object] | None,
 ) -> Generator[SyncFormatAccess]:
     """Create an image, and close it when the ``with`` block ends; an exception removes it again.
@@ -37,6 +39,7 @@ def new_image(
         format=format,
         size=size,
         overwrite=overwrite,
+        gate=gate,
         limits=limits,
         storage_options=storage_options,
         **options,

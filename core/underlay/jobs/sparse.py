@@ -25,34 +25,34 @@ def check_sparse_size(size: int) -> None:
         )
 
 
-def data_ranges(buffer: bytearray, length: int, sparse_size: int) -> list[tuple[int, int]]:
-    """Where the first ``length`` bytes hold data: starts and ends, without runs of zeroes.
+def data_ranges(buffer: bytearray, start: int, end: int, sparse_size: int) -> list[tuple[int, int]]:
+    """Where bytes ``start`` to ``end`` hold data: starts and ends, without runs of zeroes.
 
     Zeroes are looked for in granules: the largest power of two up to ``sparse_size``. Whole
     granules of them that follow each other are left out if they are ``sparse_size`` bytes or more;
     with 0 nothing is.
     """
     if not sparse_size:
-        return [(0, length)]
+        return [(start, end)]
     granule = min(1 << sparse_size.bit_length() - 1, len(_ZEROES))
     zeroes = _ZEROES[:granule]
     # Only what begins with a zero can be one: a look at every granule's first byte spares the rest.
-    heads = buffer[0:length:granule]
+    heads = buffer[start:end:granule]
     index = heads.find(0)
     ranges: list[tuple[int, int]] = []
-    data = 0
+    data = start
     while index >= 0:
-        start = end = index * granule
-        while end < length:
-            step = min(granule, length - end)
-            if not buffer.startswith(zeroes if step == granule else zeroes[:step], end):
+        first = last = start + index * granule
+        while last < end:
+            step = min(granule, end - last)
+            if not buffer.startswith(zeroes if step == granule else zeroes[:step], last):
                 break
-            end += step
-        if end - start >= sparse_size:
-            if start > data:
-                ranges.append((data, start))
-            data = end
-        index = heads.find(0, max(index + 1, -(-end // granule)))
-    if data < length:
-        ranges.append((data, length))
+            last += step
+        if last - first >= sparse_size:
+            if first > data:
+                ranges.append((data, first))
+            data = last
+        index = heads.find(0, max(index + 1, -(-(last - start) // granule)))
+    if data < end:
+        ranges.append((data, end))
     return ranges

@@ -5,8 +5,8 @@ Blocks are added behind what they are to count, and the refcount table moves to 
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import TYPE_CHECKING
+from collections.abc import Container, Sequence
+from typing import TYPE_CHECKING, Final
 
 from underlay.errors import CorruptImageError, LimitExceededError
 from underlay_drivers.qcow2 import layout
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from underlay.handle import StorageHandle
 
 __all__ = ["Allocator"]
+
+#: More than there can be encoded clusters in one cluster of the host.
+_PLENTY: Final = 0xFFFF
 
 
 class Allocator(RefcountBlocks):
@@ -165,6 +168,44 @@ class Allocator(RefcountBlocks):
                 self._packed_to = at + length
                 return at
         return offset
+
+    async def pack_all(self, lengths: Sequence[int]) -> list[int]:
+        """``pack`` for each of these lengths, in their order; all of them or none."""
+        if self.counts.maximum < _PLENTY:
+            return [await self.pack(length) for length in lengths]
+        size = self._cluster_size
+        at = self._packed_to
+        end = at + size - 1 & -size
+        left = sum(lengths)
+        offsets: list[int] = []
+        #: What has to be added to the count of each cluster.
+        changes: dict[int, int] = {}
+        undo: list[tuple[int, int]] = []
+        try:
+            for length in lengths:
+                if length > end - at:
+                    start, count = await self.allocate(-(-(left - (end - at)) // size))
+                    clusters = range(start, start + count * size, size)
+                    undo += [(cluster, -1) for cluster in clusters]
+                    changes |= dict.fromkeys(clusters, -1)
+                    if start != end:
+                        at = start
+                    end = start + count * size
+                offsets.append(at)
+                for cluster in range(at & -size, at + length, size):
+                    changes[cluster] = changes.get(cluster, 0) + 1
+                at += length
+                left -= length
+            for cluster, change in changes.items():
+                if change:
+                    await self.change(cluster, change)
+                    undo.append((cluster, -change))
+        except BaseException:
+            for cluster, change in reversed(undo):
+                await self.change(cluster, change)
+            raise
+        self._packed_to = at
+        return offsets
 
     def stop_packing(self, clusters: Container[int]) -> None:
         """Put nothing more into these clusters, which are about to be freed."""

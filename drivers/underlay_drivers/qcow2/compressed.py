@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from underlay.errors import CorruptImageError
+from underlay.errors import CorruptImageError, OptionError
 
 if TYPE_CHECKING:
     from zstandard import ZstdCompressor, ZstdDecompressor
 
-__all__ = ["compress", "decompress"]
+__all__ = ["LEVELS", "compress", "decompress", "encoder"]
 
 #: RFC 8878, 3.1.1.1.2: what a decoder should support, and more than a cluster.
 _WINDOW_MAX: Final = 8 << 20
@@ -23,9 +25,22 @@ _WINDOW_MAX: Final = 8 << 20
 _RAW_DEFLATE: Final = -15
 #: Raw deflate with the window that every reader of qcow2 has.
 _RAW_DEFLATE_4K: Final = -12
-_DEFLATED: Final = 8
-#: isal's best; much faster than zlib's default, which it equals.
+#: isal's levels, which are much faster than zlib's; the second equals zlib's default.
+_ISAL_MOST: Final = 3
 _ISAL_LEVEL: Final = 2
+#: zstd's quickest strategy with larger tables: as small as its default level makes a cluster of
+#: 64 KiB, give or take a percent, in less than three quarters of the time.
+_ZSTD_QUICK: Final = {
+    "window_log": 21,
+    "chain_log": 12,
+    "hash_log": 15,
+    "search_log": 1,
+    "min_match": 7,
+    "target_length": 0,
+    "strategy": 1,
+}
+#: The highest level by compression type.
+LEVELS: Final = {0: 9, 1: 22}
 
 
 def decompress(compression_type: int, raw: memoryview, out: memoryview, *, name: str) -> None:
@@ -72,16 +87,56 @@ def _decompress_zstd(raw: memoryview, out: memoryview) -> str | None:
     return None
 
 
+def encoder(
+    compression_type: int, level: int | None = None
+) -> Callable[[memoryview], bytes | None]:
+    """What encodes a cluster, or gives None where that would not be smaller. Thread-safe.
+
+    ``level`` is from 1 (quickest) to 9 (smallest) with zlib, and to 22 with zstd.
+
+    Raises:
+        OptionError: there is no such level.
+    """
+    most = LEVELS[compression_type]
+    if level is not None and not 1 <= level <= most:
+        raise OptionError(
+            f"The compression level is {level}; it can be from 1 to {most}", option="level"
+        )
+    if compression_type == 0:
+        return partial(_smaller, _deflate(level))
+    return partial(_smaller, partial(_compress_zstd, level))
+
+
 def compress(compression_type: int, data: memoryview) -> bytes | None:
     """The encoded form of a cluster, or None where that would not be smaller."""
-    if compression_type == 0:
-        module = _deflate_module()
-        level = -1 if module.__name__ == "zlib" else _ISAL_LEVEL
-        stream = module.compressobj(level, _DEFLATED, _RAW_DEFLATE_4K)
-        encoded: bytes = stream.compress(data) + stream.flush()
-    else:
-        encoded = _zstd_compressor().compress(data)
+    return _default_encoder(compression_type)(data)
+
+
+@functools.cache
+def _default_encoder(compression_type: int) -> Callable[[memoryview], bytes | None]:
+    return encoder(compression_type)
+
+
+def _smaller(encode: Callable[[memoryview], bytes], data: memoryview) -> bytes | None:
+    encoded = encode(data)
     return encoded if len(encoded) < len(data) else None
+
+
+def _deflate(level: int | None) -> Callable[[memoryview], bytes]:
+    module = _deflate_module()
+    if module.__name__ != "zlib" and (level is None or level <= _ISAL_MOST):
+        return partial(module.compress, level=level or _ISAL_LEVEL, wbits=_RAW_DEFLATE_4K)
+    import zlib
+
+    def encode(data: memoryview) -> bytes:
+        stream = zlib.compressobj(-1 if level is None else level, zlib.DEFLATED, _RAW_DEFLATE_4K)
+        return stream.compress(data) + stream.flush()
+
+    return encode
+
+
+def _compress_zstd(level: int | None, data: memoryview) -> bytes:
+    return _zstd_compressor(level).compress(data)
 
 
 @functools.cache
@@ -97,8 +152,10 @@ def _deflate_module() -> Any:
 
 
 class _PerThread(threading.local):
-    zstd: ZstdDecompressor | None = None
-    zstd_encoder: ZstdCompressor | None = None
+    def __init__(self) -> None:
+        self.zstd: ZstdDecompressor | None = None
+        #: By their level.
+        self.zstd_encoders: dict[int | None, ZstdCompressor] = {}
 
 
 _per_thread = _PerThread()
@@ -115,11 +172,15 @@ def _zstd_decompressor() -> ZstdDecompressor:
     return decompressor
 
 
-def _zstd_compressor() -> ZstdCompressor:
-    compressor = _per_thread.zstd_encoder
+def _zstd_compressor(level: int | None) -> ZstdCompressor:
+    compressor = _per_thread.zstd_encoders.get(level)
     if compressor is None:
         import zstandard
 
-        compressor = zstandard.ZstdCompressor()
-        _per_thread.zstd_encoder = compressor
+        if level is None:
+            parameters = zstandard.ZstdCompressionParameters(**_ZSTD_QUICK)
+            compressor = zstandard.ZstdCompressor(compression_params=parameters)
+        else:
+            compressor = zstandard.ZstdCompressor(level=level)
+        _per_thread.zstd_encoders[level] = compressor
     return compressor

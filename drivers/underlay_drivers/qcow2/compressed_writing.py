@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from array import array
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from underlay.errors import (
@@ -15,51 +16,111 @@ from underlay.face import to_the_end
 from underlay_drivers.qcow2 import layout
 
 if TYPE_CHECKING:
+    from underlay_drivers.qcow2.dependencies import Dependencies
     from underlay_drivers.qcow2.writing import ImageWriter
 
-__all__ = ["write_encoded"]
+__all__ = ["check_possible", "write_encoded"]
 
 
-async def write_encoded(writer: ImageWriter, offset: int, encoded: bytes) -> None:
-    """Store one encoded cluster as the guest bytes at ``offset``, whatever was there before.
+def check_possible(disk: Dependencies) -> None:
+    """Refuse an image that can hold nothing compressed.
 
     Raises:
-        OutOfRangeError: ``offset`` starts no cluster of the disk.
-        UnsupportedOperationError: an external data file holds nothing compressed.
-        LimitExceededError: the image file has become so large that entries cannot say where.
+        UnsupportedOperationError: it has an external data file.
     """
-    disk, back = writer.disk, writer.back
-    geometry = disk.geometry
-    size = geometry.cluster_size
-    if geometry.external:
+    if disk.geometry.external:
         raise UnsupportedOperationError(
             f"'{disk.image.name()}' has an external data file, which holds nothing compressed"
         )
-    if offset % size or not 0 <= offset < disk.size() or not 0 < len(encoded) < size:
-        raise OutOfRangeError(
-            f"{len(encoded)} encoded bytes at {offset} are no cluster of this disk; nothing was "
-            "written"
-        )
+
+
+async def write_encoded(writer: ImageWriter, units: Sequence[tuple[int, bytes]]) -> None:
+    """Store encoded clusters, each as the guest bytes at its offset, whatever was there before.
+
+    Raises:
+        OutOfRangeError: an offset starts no cluster of the disk, or they do not rise.
+        UnsupportedOperationError: an external data file holds nothing compressed.
+        LimitExceededError: the image file has become so large that entries cannot say where.
+    """
+    if not units:
+        return
+    disk, back = writer.disk, writer.back
+    check_possible(disk)
+    _check_units(disk, units)
     await writer.prepare()
     await back.relieve()
-    number = offset >> geometry.cluster_bits
-    async with writer.tickets.hold(number, number + 1, exclusive=True):
+    bits = disk.geometry.cluster_bits
+    async with writer.tickets.hold(units[0][0] >> bits, (units[-1][0] >> bits) + 1, exclusive=True):
         try:
             async with back.lock:
                 back.check()
-                table = await writer.table(offset >> geometry.l1_shift)
-                writer.clusters_of(table[number % geometry.l2_entries * geometry.words])
-                host = await writer.allocator.pack(len(encoded))
+                await _look_over(writer, units)
+                hosts = await writer.allocator.pack_all([len(encoded) for _, encoded in units])
         except CorruptImageError as error:
             await back.condemn(error)
             raise
         try:
-            _check_end(writer, host + len(encoded))
-            await disk.image.write(encoded, host)
+            _check_end(writer, max(hosts) + len(units[hosts.index(max(hosts))][1]))
+            for host, pieces in _in_a_row(hosts, units):
+                await disk.image.writev(pieces, host)
         except BaseException:
-            await to_the_end(_give_back(writer, host, len(encoded)))
+            await to_the_end(_give_back(writer, hosts, units))
             raise
-        await to_the_end(_show(writer, offset, host, len(encoded)))
+        await to_the_end(_show(writer, hosts, units))
+
+
+def _check_units(disk: Dependencies, units: Sequence[tuple[int, bytes]]) -> None:
+    size = disk.geometry.cluster_size
+    previous = -1
+    for offset, encoded in units:
+        if offset % size or not previous < offset < disk.size() or not 0 < len(encoded) < size:
+            raise OutOfRangeError(
+                f"{len(encoded)} encoded bytes at {offset} are no cluster of this disk; nothing "
+                "was written"
+            )
+        previous = offset
+
+
+async def _look_over(writer: ImageWriter, units: Sequence[tuple[int, bytes]]) -> None:
+    """See to it that there are tables, and that nothing is wrong with what is to be let go."""
+    for number, group in _by_table(writer, range(len(units)), units):
+        table = await writer.table(number)
+        for at in group:
+            entry = table[_word(writer, units[at][0])]
+            if entry:
+                writer.clusters_of(entry)
+
+
+def _by_table(
+    writer: ImageWriter, which: Sequence[int], units: Sequence[tuple[int, bytes]]
+) -> Iterator[tuple[int, list[int]]]:
+    """Indexes of units, by the L1 entry behind which they are."""
+    shift = writer.disk.geometry.l1_shift
+    for number, group in groupby(which, key=lambda at: units[at][0] >> shift):
+        yield number, list(group)
+
+
+def _word(writer: ImageWriter, offset: int) -> int:
+    """Where in its table the entry of guest ``offset`` is."""
+    geometry = writer.disk.geometry
+    return (offset >> geometry.cluster_bits) % geometry.l2_entries * geometry.words
+
+
+def _in_a_row(
+    hosts: Sequence[int], units: Sequence[tuple[int, bytes]]
+) -> Iterator[tuple[int, list[bytes]]]:
+    """What is written at once: host offset and bytes of all that follows there."""
+    start = end = 0
+    pieces: list[bytes] = []
+    for host, (_, encoded) in zip(hosts, units, strict=True):
+        if pieces and host != end:
+            yield start, pieces
+            pieces = []
+        if not pieces:
+            start = host
+        pieces.append(encoded)
+        end = host + len(encoded)
+    yield start, pieces
 
 
 def _check_end(writer: ImageWriter, end: int) -> None:
@@ -74,32 +135,44 @@ def _check_end(writer: ImageWriter, end: int) -> None:
         )
 
 
-async def _show(writer: ImageWriter, offset: int, host: int, length: int) -> None:
+async def _show(
+    writer: ImageWriter, hosts: Sequence[int], units: Sequence[tuple[int, bytes]]
+) -> None:
     disk, back = writer.disk, writer.back
-    geometry = disk.geometry
-    sectors = (host + length - 1) // layout.SECTOR - host // layout.SECTOR
-    entry = layout.COMPRESSED | sectors << geometry.compressed_shift | host
-    number = offset >> geometry.l1_shift
-    index = (offset >> geometry.cluster_bits) % geometry.l2_entries
+    words, shift = disk.geometry.words, disk.geometry.compressed_shift
+    done = 0
     async with back.lock:
         try:
-            table = await writer.table(number)
-            old = table[index * geometry.words]
-            writer.let_go(old)
+            for number, group in _by_table(writer, range(len(units)), units):
+                table = await writer.table(number)
+                first, last = _word(writer, units[group[0]][0]), _word(writer, units[group[-1]][0])
+                count = (last - first) // words + 1
+                back.touch_l2(number, table, first // words, count, shows=True)
+                for at in group:
+                    offset, encoded = units[at]
+                    host, end = hosts[at], hosts[at] + len(encoded)
+                    sectors = (end - 1) // layout.SECTOR - host // layout.SECTOR
+                    word = _word(writer, offset)
+                    if table[word]:
+                        writer.let_go(table[word])
+                    table[word] = layout.COMPRESSED | sectors << shift | host
+                    if words > 1:
+                        table[word + 1] = 0
+                    disk.reach(end)
+                    done = at + 1
         except BaseException:
-            await _free(writer, host, length)
+            # What was shown stays: it is whole.
+            for host, (_, encoded) in zip(hosts[done:], units[done:], strict=True):
+                await _free(writer, host, len(encoded))
             raise
-        if geometry.words == 1:
-            table[index] = entry
-        else:
-            table[index * 2 : index * 2 + 2] = array("Q", (entry, 0))
-        disk.reach(host + length)
-        back.touch_l2(number, table, index, 1, shows=True)
 
 
-async def _give_back(writer: ImageWriter, host: int, length: int) -> None:
+async def _give_back(
+    writer: ImageWriter, hosts: Sequence[int], units: Sequence[tuple[int, bytes]]
+) -> None:
     async with writer.back.lock:
-        await _free(writer, host, length)
+        for host, (_, encoded) in zip(hosts, units, strict=True):
+            await _free(writer, host, len(encoded))
 
 
 async def _free(writer: ImageWriter, host: int, length: int) -> None:

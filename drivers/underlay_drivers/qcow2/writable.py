@@ -143,8 +143,20 @@ class Writable(Dependencies):
 
         await shrink(self.writer, size)
 
+    def encoded_unit(self) -> int:
+        """See ``CompressedWriter.encoded_unit``: a cluster."""
+        return self.geometry.cluster_size
+
+    def encoder(self, level: int | None = None) -> Callable[[memoryview], bytes | None]:
+        """See ``CompressedWriter.encoder``."""
+        from underlay_drivers.qcow2.compressed import encoder
+        from underlay_drivers.qcow2.compressed_writing import check_possible
+
+        check_possible(self)
+        return encoder(self.header.compression_type, level)
+
     def encode(self, data: memoryview) -> bytes | None:
-        """See ``CompressedWriter.encode``; one unit is a cluster.
+        """See ``CompressedWriter.encode``.
 
         Raises:
             ValueError: ``data`` is not one cluster.
@@ -157,11 +169,15 @@ class Writable(Dependencies):
             )
         return compress(self.header.compression_type, data)
 
-    async def write_encoded(self, offset: int, encoded: bytes) -> None:
-        """See ``CompressedWriter.write_encoded``."""
+    async def write_encoded_units(self, units: Sequence[tuple[int, bytes]]) -> None:
+        """See ``CompressedWriter.write_encoded_units``."""
         from underlay_drivers.qcow2.compressed_writing import write_encoded
 
-        await write_encoded(self.writer, offset, encoded)
+        await write_encoded(self.writer, units)
+
+    async def write_encoded(self, offset: int, encoded: bytes) -> None:
+        """See ``CompressedWriter.write_encoded``."""
+        await self.write_encoded_units([(offset, encoded)])
 
     async def create_snapshot(self, name: str) -> Snapshot:
         """See ``Snapshottable.create_snapshot``."""
