@@ -61,7 +61,8 @@ def command(
     bytes_ = None if size is None else options.given_size(size, what="image size")
     if len(names) > 1:
         raise CommandError("At most one filename argument is allowed.")
-    if not names and (format_name is not None or snapshot is not None):
+    about_image = (format_name, snapshot, options.by_image_options() or None)
+    if not names and about_image != (None, None, None):
         raise CommandError("--image-opts, -f, and -l require a filename argument.")
     if not names and bytes_ is None:
         raise CommandError("Either --size N or one filename must be specified.")
@@ -70,15 +71,20 @@ def command(
     with ExitStack() as opened:
         source: SyncFormatAccess | int = bytes_ or 0
         if names:
-            source = opened.enter_context(
-                options.open_disk(
-                    names[0],
-                    format_name=format_name,
-                    force_share=force_share,
-                    access=access,
-                    snapshot=None if snapshot is None else _snapshot(snapshot),
+            try:
+                source = opened.enter_context(
+                    options.open_disk(
+                        names[0],
+                        format_name=format_name,
+                        force_share=force_share,
+                        access=access,
+                        snapshot=None if snapshot is None else _snapshot(snapshot),
+                    )
                 )
-            )
+            except OptionError as error:
+                if error.option != "snapshot":
+                    raise
+                raise CommandError("Failed to load snapshot: Can't find snapshot") from error
         measured = _measured(source, output_format or "raw", settings)
     if output == "json":
         echo(json_text(_as_json(measured)))

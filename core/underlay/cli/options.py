@@ -23,6 +23,7 @@ from underlay.gate import (
 )
 from underlay.limits import DEFAULT_LIMITS, Limits
 from underlay.plugins import registry
+from underlay.recognition import RAW
 from underlay.sync import SyncFormatAccess
 from underlay.units import parse_size
 
@@ -31,6 +32,7 @@ __all__ = [
     "Command",
     "access_options",
     "block_node",
+    "by_image_options",
     "cache_option",
     "command",
     "force_share",
@@ -231,6 +233,11 @@ def block_node(filename: str) -> BlockNode | None:
     """
     by_options = click.get_current_context().meta.get(_IMAGE_OPTIONS, False)
     return _described(filename, by_options=by_options)
+
+
+def by_image_options() -> bool:
+    """Whether ``--image-opts`` was given."""
+    return bool(click.get_current_context().meta.get(_IMAGE_OPTIONS))
 
 
 def target_node(filename: str, *, by_options: bool) -> BlockNode | None:

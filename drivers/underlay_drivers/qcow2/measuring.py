@@ -137,12 +137,10 @@ class _Geometry:
             blocks, table = needed, room
 
     def bitmaps(self, size: int, bitmaps: Sequence[Bitmap]) -> int:
-        """The bytes of the directory, the tables and the bits of all bitmaps that can be copied."""
+        """The bytes of the directory, the tables and the bits of all bitmaps."""
         cluster = self.cluster_size
         directory = total = 0
         for bitmap in bitmaps:
-            if bitmap.in_use:
-                continue
             shape = BitmapShape(
                 disk_size=size,
                 granularity_bits=bitmap.granularity.bit_length() - 1,

@@ -22,7 +22,7 @@ def open_existing(path: str, *, writable: bool) -> int:
         StorageNotFoundError, StorageAccessError, StorageError: there is no such file, it may not be
             opened so, or it is of another kind.
     """
-    doing = "open for writing" if writable else "open"
+    doing = "open"
     try:
         # Opening alone may do something (release the writer of a FIFO, rewind a tape): look first.
         _check_kind(os.stat(path), path)

@@ -2,6 +2,111 @@
 
 from __future__ import annotations
 
-from .table import Line
+from .table import Differs, Line
 
-LINES: list[Line] = []
+_NEW = "measure -O qcow2 --size"
+
+LINES: list[Line] = [
+    # What is wrong with the line itself.
+    Line("measure"),
+    Line("measure --size 1G plain.raw"),
+    Line("measure --size 1G plain.raw other"),
+    Line("measure plain.raw other"),
+    Line("measure --size x"),
+    Line("measure --size -1"),
+    Line("measure --size 9223372036854775808"),
+    Line("measure --size 1G --output=xml"),
+    Line("measure -f qcow2 --size 1G"),
+    Line("measure -l snap --size 1G"),
+    Line("measure --image-opts --size 1G"),
+    Line("measure -O nope --size 1G"),
+    Line("measure -O nope -o foo=1 --size 1G"),
+    Line("measure -f nope plain.raw"),
+    Line("measure missing.qcow2"),
+    Line("measure -O nope missing.qcow2"),
+    Line("measure -l no snaps.qcow2"),
+    Line("measure -l snapshot.foo=1 snaps.qcow2"),
+    Line(f"{_NEW} 1G -o ,"),
+    Line(f"{_NEW} 1G -o help"),
+    Line(f"{_NEW} 1G -o foo=1"),
+    Line(f"{_NEW} 1G -o cluster_size=x"),
+    Line(f"{_NEW} 1G -o cluster_size=3"),
+    Line(f"{_NEW} 1G -o cluster_size=4M"),
+    Line(f"{_NEW} 1G -o extended_l2=on,cluster_size=4k"),
+    Line(f"{_NEW} 1G -o extended_l2=maybe"),
+    Line(f"{_NEW} 1G -o refcount_bits=3"),
+    Line(f"{_NEW} 1G -o refcount_bits=x"),
+    Line(f"{_NEW} 1G -o compat=9"),
+    Line(f"{_NEW} 1G -o compat=0.10,refcount_bits=1"),
+    Line(f"{_NEW} 1G -o preallocation=most"),
+    Line(f"{_NEW} 1G -o preallocation=most,compat=9"),
+    Line(f"{_NEW} 3P"),
+    Line(f"{_NEW} 4E -o cluster_size=2M"),
+    Line("measure --size 1G -o foo=1"),
+    # A new disk.
+    Line("measure --size 0"),
+    Line("measure --size 1000"),
+    Line("measure --size 1G --output=json"),
+    Line("measure --size 1G -o preallocation=full,size=2G"),
+    Line("measure --size 9223372036854775807"),
+    Line(f"{_NEW} 0"),
+    Line(f"{_NEW} 1001"),
+    Line(f"{_NEW} 1.5G --output=human"),
+    Line(f"{_NEW} 1G --size 2G"),
+    Line(f"{_NEW} 64G --output=json"),
+    Line(f"{_NEW} 64G -o cluster_size=512"),
+    Line(f"{_NEW} 2E -o cluster_size=2M"),
+    Line(f"{_NEW} 1G -o extended_l2=on,compat=0.10"),
+    Line(f"{_NEW} 1T -o refcount_bits=64,cluster_size=4k"),
+    Line(f"{_NEW} 1T -o refcount_bits=1"),
+    Line(f"{_NEW} 1G -o preallocation=metadata"),
+    Line(f"{_NEW} 1G -o preallocation=falloc"),
+    Line(f"{_NEW} 1G -o preallocation=full,lazy_refcounts=on"),
+    Line(f"{_NEW} 1G -o backing_file=x,backing_fmt=raw"),
+    Line(f"{_NEW} 1G -o data_file=x,data_file_raw=on"),
+    Line(f"{_NEW} 1G -o encryption=on,nocow=on,extent_size_hint=1M"),
+    # What an image holds.
+    *(
+        Line(f"measure -O qcow2 {name}")
+        for name in (
+            "plain.qcow2",
+            "empty.qcow2",
+            "nothing.qcow2",
+            "old.qcow2",
+            "small.qcow2",
+            "extended.qcow2",
+            "full.qcow2",
+            "plain.raw",
+            "odd.raw",
+            "zeroes.raw",
+            "nothing.raw",
+            "compressed.qcow2",
+            "bitmaps.qcow2",
+            "unsaved.qcow2",
+        )
+    ),
+    Line("measure plain.qcow2"),
+    Line("measure odd.raw"),
+    Line("measure -f raw plain.qcow2"),
+    Line("measure -U plain.qcow2"),
+    Line("measure --image-opts -O qcow2 driver=qcow2,file.filename=plain.qcow2"),
+    Line("measure -O qcow2 -o cluster_size=512 bitmaps.qcow2"),
+    Line("measure -O qcow2 -o compat=0.10 bitmaps.qcow2"),
+    Line("measure -O qcow2 --output=json bitmaps.qcow2"),
+    Line("measure -O qcow2 -o cluster_size=2M plain.qcow2"),
+    Line("measure -O qcow2 -o preallocation=full plain.qcow2"),
+    Line("measure -O qcow2 -o backing_file=x plain.qcow2"),
+    Line("measure -O qcow2 -l first snaps.qcow2"),
+    Line("measure -O qcow2 -l snapshot.name=second snaps.qcow2"),
+    Line("measure -l first snaps.qcow2"),
+    # Where we differ.
+    Line(
+        f"{_NEW} 1G -o compat=v3",
+        Differs(
+            "measure-compat",
+            status=0,
+            out="required size: 393216\nfully allocated size: 1074135040",
+            err="",
+        ),
+    ),
+]

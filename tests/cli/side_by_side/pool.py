@@ -97,6 +97,14 @@ POOL: dict[str, Recipe] = {
         "bitmap --disable {name} b1",
         "io {name} -c 'write -P 1 1M 128k'",
     ),
+    # The bitmap b0 says that it is in use.
+    "unsaved.qcow2": _recipe(
+        "create -f qcow2 {name} 4M",
+        "bitmap --add {name} b0",
+        "bitmap --add {name} b1",
+        "io {name} -c 'write -P 1 1M 128k'",
+        patches=((0xF000C, b"\0\0\0\3"),),
+    ),
     # A cluster that nothing uses, and one whose reference count is too low.
     "leaky.qcow2": _recipe("create -f qcow2 {name} 4M", _FILL, patches=((0x20014, b"\0\1"),)),
     "broken.qcow2": _recipe("create -f qcow2 {name} 4M", _FILL, patches=((0x2000A, b"\0\0"),)),
