@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 
@@ -65,7 +66,9 @@ class Trial:
     chance: random.Random
     oracle: Oracle | None = None
     effort: Effort = attrs.field(factory=Effort)
-    #: QEMU looks at one of so many states,
+    #: One of so many states is judged,
+    step: int = 1
+    #: QEMU looks at one of so many of them,
     every: int = 100
     #: and of so many one is mended, which is cut off again everywhere.
     mended: int = 150
@@ -94,7 +97,8 @@ class Trial:
 
     def _looked_at(self, recorded: Recorded, judge: Judge, told: list[str]) -> Iterator[CrashState]:
         """The states, some of which are put to further tests: what is wrong goes to ``told``."""
-        for state in recorded.states(self.chance, self.effort):
+        states = recorded.states(self.chance, self.effort)
+        for state in itertools.islice(states, 0, None, self.step):
             if self.oracle is not None and self.chance.randrange(self.every) == 0:
                 self.report.shown += 1
                 wrong = self.oracle.problems(state.contents, judge.allowed(state))

@@ -259,7 +259,7 @@ SHAPES = (
         size=2100 << 10,
         filled=3790 * 512,
         further=(WriteData(3790 * 512, 150 * 512), Reread()),
-        thinned=10,
+        thinned=20,
     ),
     Shape(name="zstd", cluster=4096, size=2112 << 10, options={"compression_type": "zstd"}),
 )
