@@ -29,7 +29,7 @@ from underlay.storage import BlockingStorage, ReadBuffers
 from underlay.sync import SyncFormatAccess
 from underlay.targets import Target
 
-__all__ = ["image_info_json", "info"]
+__all__ = ["image_info_json", "info", "snapshot_json"]
 
 _NANOSECONDS = 1_000_000_000
 
@@ -130,7 +130,7 @@ def image_info_json(info: ImageInfo) -> dict[str, object]:
     about = info.description
     fields: dict[str, object | None] = {
         "backing-filename-format": about.backing_format,
-        "snapshots": [_snapshot_json(snapshot) for snapshot in about.snapshots] or None,
+        "snapshots": [snapshot_json(snapshot) for snapshot in about.snapshots] or None,
         "virtual-size": info.virtual_size,
         "filename": info.filename,
         "cluster-size": about.cluster_size,
@@ -150,7 +150,8 @@ def _specific_json(format_name: str, about: ImageDescription) -> dict[str, objec
     return {"type": format_name, "data": dict(about.details)} if about.details else None
 
 
-def _snapshot_json(snapshot: Snapshot) -> dict[str, object]:
+def snapshot_json(snapshot: Snapshot) -> dict[str, object]:
+    """One snapshot, as ``info`` has it."""
     fields: dict[str, object | None] = {
         "icount": snapshot.icount,
         "vm-clock-nsec": snapshot.vm_clock_nsec % _NANOSECONDS,

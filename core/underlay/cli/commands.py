@@ -15,6 +15,7 @@ __all__ = ["COMMANDS", "underlay"]
 #: Every subcommand with what it does; each is ``command`` in the module of its name.
 COMMANDS = {
     "amend": "Change options of an image that were chosen when it was created.",
+    "bench": "Measure how fast a disk answers.",
     "bitmap": "Change a dirty bitmap of an image, or look at it.",
     "check": "Say whether an image's metadata are sound, and mend them.",
     "compare": "Say whether two disks hold the same bytes.",
@@ -27,6 +28,8 @@ COMMANDS = {
     "measure": "Tell how many bytes a new image will need.",
     "plugins": "List the formats and storages that are installed.",
     "probe": "Say what format an object has.",
+    "resize": "Change the size of a disk.",
+    "snapshot": "List, take, apply or delete internal snapshots.",
 }
 
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Unpack, cast
 
 import attrs
 import click
 
-from underlay.capabilities import Snapshot
 from underlay.chain import FROM_IMAGE
 from underlay.chaininfo import image_info_json, info
 from underlay.cli import options
 from underlay.cli.output import echo, human_size, json_text, warn
-from underlay.cli.problems import CommandError
-from underlay.errors import ImageInUseError, StorageError, UnderlayError, printable
+from underlay.cli.problems import CommandError, seen_from_here
+from underlay.cli.snapshot_table import snapshot_table
+from underlay.errors import StorageError, UnderlayError, printable
 from underlay.info import ImageInfo
 
 __all__ = ["command"]
-
-_NANOSECONDS = 1_000_000_000
 
 
 @options.command("info")
@@ -49,9 +47,12 @@ def command(
     except UnderlayError as error:
         if error.opened is not None and not error.images_above:
             error.opened = name
-        # Each image of a chain is looked at for itself.
-        if error.images_above and isinstance(error, StorageError | ImageInUseError):
-            error.opened, error.images_above = error.filename, 0
+        if error.images_above and isinstance(error, StorageError) and error.errno:
+            # Each image of a chain is looked at for itself.
+            below = seen_from_here(error.filename or "", name)
+            raise CommandError(
+                f"Could not open '{below}': Could not open '{below}': {os.strerror(error.errno)}"
+            ) from error
         raise
     for image in chain:
         for warning in _warnings(image, locked=not force_share):
@@ -129,29 +130,10 @@ def _human(image: ImageInfo) -> Iterator[str]:
         yield f"backing file format: {printable(about.backing_format)}"
     if about.snapshots:
         yield "Snapshot list:"
-        yield from _snapshot_table(about.snapshots)
+        yield from snapshot_table(about.snapshots)
     if about.details:
         yield "Format specific information:"
         yield from _tree(about.details, 1)
-
-
-def _snapshot_table(snapshots: Sequence[Snapshot]) -> Iterator[str]:
-    yield _row("ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT")
-    for snapshot in snapshots:
-        seconds, nanoseconds = divmod(snapshot.vm_clock_nsec, _NANOSECONDS)
-        yield _row(
-            printable(snapshot.id),
-            printable(snapshot.name),
-            human_size(snapshot.vm_state_size),
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(snapshot.date_sec)),
-            f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-            f".{nanoseconds // 1_000_000:03}",
-            "" if snapshot.icount is None else str(snapshot.icount),
-        )
-
-
-def _row(*cells: str) -> str:
-    return "{:<9} {:<16} {:>8}{:>20}{:>13}{:>11}".format(*cells)
 
 
 def _tree(value: object, depth: int) -> Iterator[str]:

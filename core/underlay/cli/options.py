@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 import attrs
 import click
@@ -13,8 +14,9 @@ from underlay.blocking import open_any, open_image
 from underlay.chain import FROM_IMAGE
 from underlay.cli.block_options import JSON, BlockNode, BlockOptionError, from_json, from_options
 from underlay.cli.help import CONTEXT, help_option
+from underlay.cli.output import say, warn
 from underlay.cli.problems import CommandError
-from underlay.errors import OptionError, UnderlayError
+from underlay.errors import OptionError, UnderlayError, printable
 from underlay.gate import (
     DenyImplicitOpenGate,
     DirectoryGate,
@@ -28,8 +30,10 @@ from underlay.sync import SyncFormatAccess
 from underlay.units import parse_size
 
 __all__ = [
+    "CACHE_MODES",
     "Access",
     "Command",
+    "Reader",
     "access_options",
     "block_node",
     "by_image_options",
@@ -50,7 +54,13 @@ __all__ = [
     "pair",
     "target_node",
     "target_storage_option",
+    "warn_of_guess",
+    "warn_of_hexadecimal",
+    "whole_number",
 ]
+
+#: Reads the value of an option, or refuses it.
+Reader: TypeAlias = "Callable[[Any, Any, Any], Any]"
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -58,6 +68,7 @@ F = TypeVar("F", bound=Callable[..., object])
 #: Options that qemu-img does not have. They cannot be shortened: a new one breaks no script.
 _OURS = frozenset(
     {
+        "--compress-level",
         "--dirty",
         "--dry-run",
         "--findings",
@@ -194,13 +205,28 @@ def open_disk(
         )
     known_format(node.format, f"Could not open '{filename}': Unknown driver")
     try:
-        return _opened(
+        disk = _opened(
             node, access=access, lock=not force_share, snapshot=snapshot, writable=writable
         )
     except UnderlayError as error:
         if error.opened is not None:
             error.opened = filename
         raise
+    if writable:
+        warn_of_guess(filename, disk, given=node.format)
+    return disk
+
+
+def warn_of_guess(filename: str, disk: SyncFormatAccess, *, given: str | None) -> None:
+    """Say what qemu-img says where an image is about to be changed that only looks like raw."""
+    if given is None and disk.format_name == RAW:
+        say(
+            f"WARNING: Image format was not specified for '{printable(filename)}' and probing "
+            "guessed raw.\n"
+            "         Automatically detecting the format is dangerous for raw images, write "
+            "operations on block 0 will be restricted.\n"
+            "         Specify the 'raw' format explicitly to remove the restrictions."
+        )
 
 
 def _opened(
@@ -407,7 +433,7 @@ def format_option(*flags: str, what: str) -> Callable[[F], F]:
 #: The largest size, and the largest offset.
 _LARGEST = (1 << 63) - 1
 
-_CACHE_MODES = ("directsync", "none", "off", "unsafe", "writeback", "writethrough")
+CACHE_MODES = ("directsync", "none", "off", "unsafe", "writeback", "writethrough")
 
 
 def cache_option(
@@ -416,7 +442,7 @@ def cache_option(
     """A cache mode: checked, for the sake of scripts, and without effect."""
 
     def read(_context: object, _parameter: object, value: str | None) -> None:
-        if value is not None and value not in _CACHE_MODES:
+        if value is not None and value not in CACHE_MODES:
             raise CommandError(f"Invalid {what} option: {value}", status=status)
 
     return click.option(
@@ -451,6 +477,7 @@ def given_size(text: str, *, what: str, least: int = 0, most: int = _LARGEST) ->
         CommandError: it is none, or out of its range; in qemu-img's words.
     """
     try:
+        warn_of_hexadecimal(text)
         number = parse_size(_strict(text))
     except OptionError as error:
         if "must be from" not in str(error):
@@ -462,6 +489,28 @@ def given_size(text: str, *, what: str, least: int = 0, most: int = _LARGEST) ->
     if not least <= number <= most:
         raise CommandError(f"Invalid {what} specified. Must be between {least} and {most}.")
     return number
+
+
+def warn_of_hexadecimal(text: str) -> None:
+    """Say what qemu-img says of a hexadecimal number with a suffix."""
+    if _HEXADECIMAL.fullmatch(text):
+        warn(f"Using a multiplier suffix on hex numbers is deprecated: {text}")
+
+
+_HEXADECIMAL = re.compile(r"\s*[+]?0x[0-9a-f]+[kmgtp]", re.ASCII | re.IGNORECASE)
+
+
+def whole_number(text: str) -> int | None:
+    """A number as C's ``strtoul`` reads it, hexadecimal and octal too; None if it is none."""
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    sign, hexadecimal, octal, decimal = match.groups()
+    number = int(hexadecimal or octal or decimal, 16 if hexadecimal else 8 if octal else 10)
+    return -number if sign == "-" else number
+
+
+_NUMBER = re.compile(r"\s*([+-]?)(?:0x([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))", re.ASCII)
 
 
 def _strict(text: str) -> str:

@@ -23,7 +23,7 @@ from underlay.errors import (
 )
 from underlay.gate import Allow, DirectoryGate, ImplicitOpenRequest
 
-__all__ = ["CommandError", "exit_status", "explain", "hints_of"]
+__all__ = ["CommandError", "exit_status", "explain", "hints_of", "seen_from_here"]
 
 FAILED = 1
 #: What a shell reports of a program that the signal of this number ended.
@@ -144,12 +144,23 @@ def _said(error: BaseException) -> str:
     if isinstance(error, StorageError) and error.errno == errno.EISDIR:
         return f"'file' driver requires '{printable(error.filename or '')}' to be a regular file"
     text = error.message if isinstance(error, UnderlayError) else str(error)
-    text = text or type(error).__name__
+    text = text.replace("Could not open for writing '", "Could not open '") or type(error).__name__
+    if isinstance(error, StorageError) and error.images_above and error.opened:
+        full = error.filename or ""
+        below = seen_from_here(full, error.opened)
+        text = text.replace(f"'{printable(full)}'", f"'{printable(below)}'")
     if isinstance(error, AmbiguousFormatError):
         return text.replace("with format=", "with -f")
     if isinstance(error, LimitExceededError):
         return text.replace(f"Limits({error.limit}=…)", f"--limit {error.limit}=N")
     return text
+
+
+def seen_from_here(filename: str, top: str) -> str:
+    """The name of a backing file, which was opened by its full one, told as the top image's is."""
+    if os.path.isabs(top) or not os.path.isabs(filename):
+        return filename
+    return os.path.relpath(filename)
 
 
 def _denied(request: ImplicitOpenRequest, reason: str) -> str:

@@ -10,6 +10,7 @@ blocking face (or on names, where they say so) and know no format.
 
 # A job's module has the job's own name: all are imported here, so that the name means the function.
 from underlay.jobs.amend import amend, amend_options
+from underlay.jobs.bench import BenchResult, bench
 from underlay.jobs.bitmap import (
     DirtyRange,
     add_bitmap,
@@ -25,13 +26,17 @@ from underlay.jobs.check import check, repair
 from underlay.jobs.compare import ComparisonResult, Difference, compare
 from underlay.jobs.convert import convert
 from underlay.jobs.copying import Copied
+from underlay.jobs.create import create
 from underlay.jobs.dd import DdResult, dd
 from underlay.jobs.info import image_info_json, info
 from underlay.jobs.map import MapEntry, map_image
 from underlay.jobs.measure import measure
 from underlay.jobs.progress import Progress, ProgressCallback
+from underlay.jobs.resize import Resized, resize
+from underlay.jobs.snapshot import apply_snapshot, create_snapshot, delete_snapshot, snapshots
 
 __all__ = [
+    "BenchResult",
     "ComparisonResult",
     "Copied",
     "DdResult",
@@ -40,15 +45,21 @@ __all__ = [
     "MapEntry",
     "Progress",
     "ProgressCallback",
+    "Resized",
     "add_bitmap",
     "amend",
     "amend_options",
+    "apply_snapshot",
+    "bench",
     "bitmaps",
     "check",
     "clear_bitmap",
     "compare",
     "convert",
+    "create",
+    "create_snapshot",
     "dd",
+    "delete_snapshot",
     "dirty_ranges",
     "disable_bitmap",
     "enable_bitmap",
@@ -59,4 +70,6 @@ __all__ = [
     "merge_bitmap",
     "remove_bitmap",
     "repair",
+    "resize",
+    "snapshots",
 ]

@@ -113,10 +113,11 @@ def _images_differ(our: Path, their: Path) -> Iterator[str]:
     if name == "raw":
         yield "raw bytes"
         return
-    status, out, err = qemu_img(our.parent, ["compare", str(our), str(their)])
+    # Without locks: a process that is just being forked elsewhere has ours for a moment.
+    status, out, err = qemu_img(our.parent, ["compare", "-U", str(our), str(their)])
     if status:
         yield f"compare: {out}{err}"
-    verdicts = [qemu_img(path.parent, ["check", str(path)]) for path in (our, their)]
+    verdicts = [qemu_img(path.parent, ["check", "-U", str(path)]) for path in (our, their)]
     if verdicts[0][0] != verdicts[1][0] and verdicts[0][0]:
         yield f"check: {verdicts[0]}"
 

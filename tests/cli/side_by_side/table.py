@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 import attrs
 
@@ -23,7 +24,7 @@ class Differs:
     out: str | None = attrs.field(default=None, kw_only=True)
     err: str | None = attrs.field(default=None, kw_only=True)
     #: Names of files that are left and differ: in bytes, in what qemu-img says, or in being there.
-    files: tuple[str, ...] = attrs.field(default=(), kw_only=True)
+    files: Sequence[str] = attrs.field(default=(), kw_only=True)
 
 
 @attrs.frozen

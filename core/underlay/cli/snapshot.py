@@ -1,0 +1,119 @@
+"""``underlay snapshot``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import click
+
+from underlay.capabilities import Snapshottable
+from underlay.chaininfo import snapshot_json
+from underlay.cli import options
+from underlay.cli.output import echo, json_text
+from underlay.cli.problems import CommandError, explain
+from underlay.cli.snapshot_table import snapshot_table
+from underlay.errors import OptionError, UnderlayError, UnsupportedOperationError
+from underlay.jobs.opened import opened_alone
+from underlay.jobs.snapshot import apply_snapshot, create_snapshot, delete_snapshot, snapshots
+from underlay.sync import SyncFormatAccess
+
+__all__ = ["command"]
+
+#: Of the layout of the JSON.
+_VERSION = 1
+
+
+@options.command("snapshot")
+@click.option("-l", "listing", count=True, help="List them.")
+@click.option("-c", "create", metavar="NAME", multiple=True, help="Take one of the disk as it is.")
+@click.option("-a", "apply", metavar="ID|NAME", multiple=True, help="Make the disk what it was.")
+@click.option("-d", "delete", metavar="NAME", multiple=True, help="Forget one.")
+@options.output_option
+@click.option("-q", is_flag=True, expose_value=False, help="Accepted; there is nothing to hush.")
+@options.force_share
+@options.access_options
+@options.names()
+def command(
+    names: tuple[str, ...],
+    *,
+    listing: int,
+    create: tuple[str, ...],
+    apply: tuple[str, ...],
+    delete: tuple[str, ...],
+    output: str,
+    force_share: bool,
+    **access: Unpack[options.Access],
+) -> int:
+    """List, take, apply or delete internal snapshots.
+
+    Nothing that the image names is opened.
+    """
+    if listing + len(create) + len(apply) + len(delete) > 1:
+        raise click.UsageError("Cannot mix '-l', '-a', '-c', '-d'")
+    name = options.one_name(names)
+    changes = bool(create or apply or delete)
+    if changes and force_share:
+        raise CommandError(
+            f"Could not open '{name}': force-share=on can only be used with read-only images"
+        )
+    target, format_name = options.named(name, None)
+    with opened_alone(
+        target,
+        format=format_name,
+        writable=changes,
+        limits=access["limits"],
+        lock=not force_share,
+        storage_options=access["storage_options"],
+    ) as disk:
+        if changes:
+            options.warn_of_guess(name, disk, given=format_name)
+            _change(disk, create, apply, delete)
+        elif listing:
+            _list(disk, name, output)
+    return 0
+
+
+def _list(disk: SyncFormatAccess, name: str, output: str) -> None:
+    found = snapshots(disk)
+    if output == "json":
+        entries = [snapshot_json(snapshot) for snapshot in found]
+        echo(json_text({"version": _VERSION, "filename": name, "snapshots": entries}))
+    elif found:
+        echo("Snapshot list:")
+        for line in snapshot_table(found):
+            echo(line)
+
+
+def _change(
+    disk: SyncFormatAccess, create: Sequence[str], apply: Sequence[str], delete: Sequence[str]
+) -> None:
+    """One of the three; what cannot be done is told in qemu-img's words."""
+    able = disk.capability(Snapshottable) is not None
+    for name in create:
+        try:
+            create_snapshot(disk, name)
+        except UnsupportedOperationError:
+            raise CommandError(
+                f"Could not create snapshot '{name}': -95 (Operation not supported)"
+            ) from None
+        except UnderlayError as error:
+            raise CommandError(f"Could not create snapshot '{name}': {explain(error)}") from error
+    for name in apply:
+        if not able:
+            raise CommandError(
+                f"Could not apply snapshot '{name}': Block driver does not support snapshots"
+            )
+        try:
+            apply_snapshot(disk, name)
+        except OptionError:
+            raise CommandError(
+                f"Could not apply snapshot '{name}': Failed to load snapshot: "
+                "No such file or directory"
+            ) from None
+    for name in delete:
+        # By its name: an ID is none, since the wrong one would be gone for good.
+        meant = next((one.id for one in snapshots(disk) if one.name == name), None)
+        if meant is None:
+            raise CommandError(f"Could not delete snapshot '{name}': snapshot not found")
+        delete_snapshot(disk, meant)

@@ -1,0 +1,72 @@
+"""The disk that a job works on: one that is open already, or one that the job opens."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from underlay.blocking import open_any, open_image
+from underlay.face import run_blocking
+from underlay.gate import ImplicitOpenGate
+from underlay.limits import Limits
+from underlay.opening import open_without_references
+from underlay.sync import SyncFormatAccess
+
+if TYPE_CHECKING:
+    from underlay.targets import Target
+
+__all__ = ["Source", "opened", "opened_alone"]
+
+#: An open disk, which stays open, or what ``open_any`` can open.
+Source: TypeAlias = "SyncFormatAccess | Target"
+
+
+@contextmanager
+def opened(
+    source: Source,
+    *,
+    format: str | None = None,
+    writable: bool = False,
+    gate: ImplicitOpenGate | None = None,
+    limits: Limits | None = None,
+    lock: bool = True,
+    storage_options: Mapping[str, object] | None = None,
+) -> Generator[SyncFormatAccess]:
+    """The disk, with everything that it lies upon; the arguments are for one given by name."""
+    if isinstance(source, SyncFormatAccess):
+        yield source
+        return
+    given: dict[str, Any] = {"writable": writable, "gate": gate, "limits": limits}
+    given |= {"lock": lock, "storage_options": storage_options}
+    disk = (
+        open_any(source, **given) if format is None else open_image(source, format=format, **given)
+    )
+    with disk:
+        yield disk
+
+
+@contextmanager
+def opened_alone(
+    source: Source,
+    *,
+    format: str | None = None,
+    writable: bool = False,
+    limits: Limits | None = None,
+    lock: bool = True,
+    storage_options: Mapping[str, object] | None = None,
+) -> Generator[SyncFormatAccess]:
+    """The disk, to change or tell its metadata: nothing that the image names is opened."""
+    if isinstance(source, SyncFormatAccess):
+        yield source
+        return
+    opening = open_without_references(
+        source,
+        format=format,
+        writable=writable,
+        limits=limits,
+        lock=lock,
+        storage_options=storage_options,
+    )
+    with SyncFormatAccess(run_blocking(opening)) as disk:
+        yield disk
