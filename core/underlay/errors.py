@@ -82,7 +82,7 @@ class UnderlayError(Exception):
 
     #: The attributes that travel with the error, besides its message.
     details: ClassVar[tuple[str, ...]] = ()
-    #: Which step of a job failed, where the job tells: ``"map"`` or ``"read"``.
+    #: Which step of a job failed, where the job tells: ``"map"``, ``"read"`` or ``"create"``.
     step: str | None = None
     #: What a caller wanted to open, where that failed.
     opened: str | None = None

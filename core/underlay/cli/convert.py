@@ -2,40 +2,73 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Unpack
+from typing import Any, Final, Unpack
 
 import click
 
 from underlay.cli import options
 from underlay.cli.format_options import FormatOptions, show_options
-from underlay.cli.problems import CommandError
+from underlay.cli.output import warn
+from underlay.cli.problems import CommandError, explain, hints_of
 from underlay.cli.progress import progress_options, reporting
+from underlay.driver import OptionSpec
+from underlay.errors import (
+    ImplicitOpenDeniedError,
+    OptionError,
+    OutOfRangeError,
+    UnderlayError,
+)
 from underlay.jobs.convert import convert
+from underlay.jobs.salvage import Unreadable
 from underlay.plugins import registry
+from underlay.storage import PreallocateMode
+from underlay.sync import SyncFormatAccess
 
 __all__ = ["command"]
 
-_SECTOR = 512
-_LARGEST_SPARSE_SIZE = 16 << 20
-_MOST_PARALLEL = 16
+_SECTOR: Final = 512
+_LARGEST_SPARSE_SIZE: Final = 16 << 20
+_MOST_PARALLEL: Final = 16
+_NO_BACKING: Final = "Could not open backing image."
+#: The size is the sources', whatever is said.
+_IGNORED: Final = {"size": OptionSpec("Virtual disk size", type="size")}
 
 
 @options.command("convert")
 @options.format_option("-f", "format_name", what="The format of the images to read.")
 @options.format_option("-O", "output_format", what="The format of the new image (default raw).")
 @click.option("-o", "creation", metavar="OPTIONS", multiple=True, help="How to create it; or help.")
+@click.option("-c", "compress", is_flag=True, help="Compress it.")
+@click.option(
+    "--compress-level",
+    "level",
+    metavar="LEVEL",
+    type=int,
+    help="With -c: from 1, the quickest, to 9 (zlib) or 22 (zstd). By default quick and small.",
+)
+@click.option("-B", "backing", metavar="FILENAME", help="The image that the new one lies upon.")
+@options.format_option("-F", "backing_format", what="The format of that image.")
 @click.option("-n", "target_exists", is_flag=True, help="Write into an image that exists.")
 @click.option("--target-is-zero", is_flag=True, help="With -n: all of it is zeroes.")
+@click.option("--target-image-opts", is_flag=True, help="With -n: OUTPUT is a description.")
 @click.option(
     "-S", "sparse_size", metavar="SIZE", help="Zeroes to leave out (default 4k; 0: none)."
 )
 @click.option("-l", "snapshot", metavar="SNAPSHOT", help="Read this internal snapshot.")
+@click.option("--bitmaps", is_flag=True, help="Copy persistent dirty bitmaps too.")
+@click.option("--skip-broken-bitmaps", is_flag=True, help="Of these, leave out what was not saved.")
+@click.option("--salvage", is_flag=True, help="Zeroes for what cannot be read, and a warning each.")
 @click.option("-m", "parallel", metavar="COUNT", help="How many threads to use, 1 to 16.")
+@click.option("-r", "rate", metavar="RATE", help="How many bytes a second to write at most.")
 @click.option(
     "-W", is_flag=True, expose_value=False, help="Accepted: we write in any order anyway."
 )
-@click.option("-C", is_flag=True, expose_value=False, help="Accepted: we offload where we can.")
+@click.option("-C", "offload", is_flag=True, help="Let the system copy; only holes are left out.")
 @options.cache_option("-t", "cache", what="cache")
 @options.cache_option("-T", "source_cache")
 @progress_options
@@ -50,11 +83,21 @@ def command(
     format_name: str | None,
     output_format: str | None,
     creation: tuple[str, ...],
+    compress: bool,
+    level: int | None,
+    backing: str | None,
+    backing_format: str | None,
     target_exists: bool,
     target_is_zero: bool,
+    target_image_opts: bool,
     sparse_size: str | None,
     snapshot: str | None,
+    bitmaps: bool,
+    skip_broken_bitmaps: bool,
+    salvage: bool,
     parallel: str | None,
+    rate: str | None,
+    offload: bool,
     bar: bool,
     progress: str | None,
     quiet: bool,
@@ -66,46 +109,233 @@ def command(
 
     What lies under that name is replaced. A copy that fails leaves no new image behind.
     """
-    output_format = output_format or "raw"
     settings = FormatOptions.read(creation)
     if settings.help_wanted:
-        known = registry().driver(output_format).create_options
-        return show_options(f"Supported {output_format} options:", known)
+        return _show_options(names, output_format or "raw")
     zeroes = 4096 if sparse_size is None else _sparse_size(sparse_size)
     threads = None if parallel is None else _parallel(parallel)
-    if target_is_zero and not target_exists:
-        raise CommandError("--target-is-zero requires use of -n flag")
-    if len(names) < 2:  # noqa: PLR2004 (from one to another)
-        raise CommandError("Must specify image file name")
+    speed = None if rate is None else options.given_size(rate, what="rate limit")
+    part = None if snapshot is None else _snapshot(snapshot)
+    if target_image_opts and output_format is not None:
+        raise CommandError("--image-opts and --format are mutually exclusive")
+    for wrong, message in (
+        (skip_broken_bitmaps and not bitmaps, "Use of --skip-broken-bitmaps requires --bitmaps"),
+        (offload and sparse_size is not None, "Cannot enable copy offloading when -S is used"),
+        (offload and compress, "Cannot enable copy offloading when -c is used"),
+        (
+            target_image_opts and not target_exists,
+            "--target-image-opts requires use of -n flag",
+        ),
+        (bitmaps and len(names) > 2, "Copying bitmaps only possible with single source"),  # noqa: PLR2004
+        (target_exists and creation, "-o has no effect when skipping image creation"),
+        (target_is_zero and not target_exists, "--target-is-zero requires use of -n flag"),
+        (len(names) < 2, "Must specify image file name"),  # noqa: PLR2004 (from one to another)
+        (part is not None and len(names) > 2, "No support for concatenating multiple snapshot"),  # noqa: PLR2004
+    ):
+        if wrong:
+            raise CommandError(message)
     with ExitStack() as disks:
         sources = [
             disks.enter_context(
-                options.open_disk(
+                _source(
                     name,
                     format_name=format_name,
                     force_share=force_share,
                     access=access,
-                    snapshot=None if snapshot is None else _snapshot(snapshot),
+                    snapshot=part,
                 )
             )
             for name in names[:-1]
         ]
+        target, kind = names[-1], output_format or "raw"
+        if target_image_opts:
+            target, kind = _described(target)
+        options.known_format(kind, "Unknown file format")
+        given = {} if target_exists else {**settings.given, **_upon(backing, backing_format)}
+        _check_target(
+            kind, given, upon=bool(backing or "backing_file" in given), sources=len(sources)
+        )
+        if compress:
+            _check_compress(kind, given)
+        if bitmaps:
+            _check_bitmaps(sources[0], kind, skip_broken=skip_broken_bitmaps)
         with reporting(bar=bar, progress=progress, quiet=quiet) as report:
-            convert(
-                sources,
-                names[-1],
-                output_format=output_format,
-                options=settings.given,
-                sparse_size=zeroes,
-                target_exists=target_exists,
-                overwrite=True,
-                parallel=threads,
-                progress=report,
-                gate=access["gate"],
-                limits=access["limits"],
-                target_storage_options=target_storage_options,
-            )
+            try:
+                convert(
+                    sources,
+                    target,
+                    output_format=kind,
+                    options=_values(target, kind, given),
+                    compress=compress,
+                    level=level,
+                    sparse_size=zeroes,
+                    target_exists=target_exists,
+                    target_is_zero=target_is_zero,
+                    overwrite=True,
+                    over_backing=backing is not None,
+                    offload=offload,
+                    salvage=_warning(quiet=quiet) if salvage else None,
+                    rate=speed,
+                    bitmaps=bitmaps,
+                    skip_broken_bitmaps=skip_broken_bitmaps,
+                    parallel=threads,
+                    progress=report,
+                    gate=access["gate"],
+                    limits=access["limits"],
+                    target_storage_options=target_storage_options,
+                )
+            except UnderlayError as error:
+                raise _told(error, target, kind) from error
     return 0
+
+
+# -- what is read
+
+
+def _source(name: str, *, snapshot: str | None, **how: Any) -> SyncFormatAccess:
+    try:
+        return options.open_disk(name, snapshot=snapshot, **how)
+    except OptionError as error:
+        if snapshot is not None and error.option == "snapshot":
+            raise CommandError("Failed to load snapshot: Can't find snapshot") from error
+        raise
+
+
+def _snapshot(text: str) -> str:
+    """The ID or name in ``-l``, which may stand behind ``snapshot.id=`` or ``snapshot.name=``."""
+    if not text.startswith("snapshot."):
+        return text
+    name, _, value = text.partition("=")
+    if name not in {"snapshot.id", "snapshot.name"}:
+        raise CommandError(
+            f"Invalid parameter '{name}'", f"Failed in parsing snapshot param '{text}'"
+        )
+    return value
+
+
+def _warning(*, quiet: bool) -> Callable[[Unreadable], None]:
+    """What to do with what could not be read: one line for each sector."""
+    lock = threading.Lock()
+
+    def tell(lost: Unreadable) -> None:
+        reason = os.strerror(getattr(lost.error, "errno", None) or errno.EIO)
+        with lock:
+            for at in range(lost.start, lost.start + lost.length, _SECTOR):
+                if lost.unmapped:
+                    warn(f"error while reading block status at offset {at}: {reason}")
+                warn(f"error while reading offset {at}: {reason}")
+
+    return (lambda _: None) if quiet else tell
+
+
+# -- what is written
+
+
+def _show_options(names: Sequence[str], output_format: str) -> int:
+    known = registry().driver(output_format).create_options
+    title = "Supported options:" if len(names) > 1 else f"Supported {output_format} options:"
+    return show_options(title, {**known, **_IGNORED})
+
+
+def _described(text: str) -> tuple[str, str]:
+    """The target and the format of a description."""
+    node = options.target_node(text, by_options=True)
+    assert node is not None
+    if not node.plain or node.format is None:
+        raise CommandError(
+            f"Could not open '{text}': convert takes a driver and a file name, and no other option"
+        )
+    return node.target, node.format
+
+
+def _upon(backing: str | None, backing_format: str | None) -> dict[str, str]:
+    named = {"backing_file": backing, "backing_fmt": backing_format}
+    return {option: text for option, text in named.items() if text is not None}
+
+
+def _check_target(kind: str, given: dict[str, str], *, upon: bool, sources: int) -> None:
+    """Refuse what cannot be created, in qemu-img's words."""
+    if not upon:
+        return
+    if sources > 1:
+        raise CommandError(
+            "Having a backing file for the target makes no sense when concatenating multiple "
+            "input images"
+        )
+    if "backing_file" not in given:
+        return
+    if "backing_file" not in registry().driver(kind).create_options:
+        raise CommandError(f"Backing file not supported for file format '{kind}'")
+    if "backing_fmt" not in given:
+        raise CommandError("Use of backing file requires explicit backing format")
+
+
+def _check_compress(kind: str, given: dict[str, str]) -> None:
+    from underlay.capabilities import CompressedWriter, offers
+
+    if not offers(registry().driver(kind), CompressedWriter):
+        raise CommandError("Compression not supported for this file format")
+    if given.get("preallocation", "off") != "off":
+        raise CommandError("Compression and preallocation not supported at the same time")
+
+
+def _check_bitmaps(source: SyncFormatAccess, kind: str, *, skip_broken: bool) -> None:
+    from underlay.capabilities import BitmapStore, offers
+
+    if not offers(registry().driver(kind), BitmapStore):
+        raise CommandError(f"Format driver '{kind}' does not support bitmaps")
+    store: Any = source.capability(BitmapStore)
+    if store is None:
+        raise CommandError("Source lacks bitmap support")
+    for bitmap in store.bitmaps():
+        if not bitmap.in_use:
+            continue
+        if not skip_broken:
+            raise CommandError(
+                f"Cannot copy inconsistent bitmap '{bitmap.name}'",
+                hints=(
+                    "Try --skip-broken-bitmaps, or use 'underlay bitmap --remove' to delete it",
+                ),
+            )
+        warn(f"Skipping inconsistent bitmap '{bitmap.name}'")
+
+
+def _values(target: str, kind: str, given: dict[str, str]) -> dict[str, object]:
+    from underlay.cli.create import NOT_OURS
+
+    known = registry().driver(kind).create_options
+    settings = FormatOptions(given)
+    values = settings.values({**known, **_IGNORED}, refused=NOT_OURS)
+    values.pop("size", None)
+    mode = given.get("preallocation", PreallocateMode.OFF.value)
+    if mode not in {known.value for known in PreallocateMode}:
+        raise CommandError(
+            f"{target}: error while converting {kind}: "
+            f"Parameter 'preallocation' does not accept value '{mode}'"
+        )
+    if "backing_fmt" in values and "backing_file" not in values:
+        raise CommandError(
+            f"{target}: error while converting {kind}: "
+            "Backing format cannot be used without backing file"
+        )
+    return values
+
+
+def _told(error: UnderlayError, target: str, kind: str) -> Exception:
+    """The error as qemu-img would tell it, if it was met before anything was copied."""
+    if isinstance(error, OutOfRangeError):
+        return CommandError("output file is smaller than input file")
+    if error.step != "create" or isinstance(error, ImplicitOpenDeniedError):
+        return error
+    hints = hints_of(error)
+    if _NO_BACKING in hints:
+        return CommandError(
+            f"Could not open '{target}': Could not open backing file: {explain(error)}"
+        )
+    return CommandError(f"{target}: error while converting {kind}: {explain(error)}", hints=hints)
+
+
+# -- numbers
 
 
 def _sparse_size(text: str) -> int:
@@ -126,11 +356,3 @@ def _parallel(text: str) -> int:
             f"{_MOST_PARALLEL}"
         )
     return int(text)
-
-
-def _snapshot(text: str) -> str:
-    """The ID or name in ``-l``, which may stand behind ``snapshot.id=`` or ``snapshot.name=``."""
-    for prefix in ("snapshot.id=", "snapshot.name="):
-        if text.startswith(prefix):
-            return text.removeprefix(prefix)
-    return text

@@ -20,14 +20,14 @@ from underlay.plugins import registry
 from underlay.storage import PreallocateMode
 from underlay.sync import SyncFormatAccess
 
-__all__ = ["command"]
+__all__ = ["NOT_OURS", "command"]
 
 #: Every format has it.
 _SIZE: Final[Mapping[str, OptionSpec]] = {"size": OptionSpec("Virtual disk size", type="size")}
 _UNENCRYPTED: Final = "images cannot be encrypted yet"
 _UNTOUCHED: Final = "new files are as their filesystem makes them"
 #: What qemu-img has and we have not, and why.
-_REFUSED: Final = {
+NOT_OURS: Final = {
     "encrypt.": _UNENCRYPTED,
     "encryption": _UNENCRYPTED,
     "nocow": _UNTOUCHED,
@@ -124,7 +124,7 @@ class _NewImage:
     ) -> _NewImage:
         """Raises CommandError for what makes no sense, without the image's name before it."""
         known = _known(format_name)
-        values = settings.values({**known, **_SIZE}, refused=_REFUSED)
+        values = settings.values({**known, **_SIZE}, refused=NOT_OURS)
         if "size" in values:
             if size is not None:
                 raise CommandError("The image size must be specified only once")

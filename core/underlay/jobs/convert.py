@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from underlay.blocking import open_any, open_image
+from underlay.capabilities import Bitmap
 from underlay.errors import OutOfRangeError
 from underlay.gate import ImplicitOpenGate
+from underlay.jobs.bitmap_copying import check_format, copy_bitmaps, sound_bitmaps
 from underlay.jobs.copying import Compress, Copied, Stretch, Zeroes, copy
 from underlay.jobs.output import new_image, refuse_same
 from underlay.jobs.progress import ProgressCallback
@@ -44,6 +46,8 @@ def convert(
     offload: bool = False,
     salvage: SalvageCallback | None = None,
     rate: int | None = None,
+    bitmaps: bool = False,
+    skip_broken_bitmaps: bool = False,
     parallel: int | None = None,
     executor: Executor | None = None,
     progress: ProgressCallback | None = None,
@@ -73,7 +77,9 @@ def convert(
     written. ``offload`` copies from file to file within the system, where holes are all that is
     left out. At most ``rate`` bytes a second are written.
 
-    With ``salvage`` what cannot be read becomes zeroes, and is reported to it.
+    With ``salvage`` what cannot be read becomes zeroes, and is reported to it. ``bitmaps`` copies
+    the one source's persistent dirty bitmaps too; one that was not saved properly is an error,
+    unless such are to be skipped.
 
     ``gate``, ``lock`` and ``storage_options`` are for sources given by name. The work is done by
     ``parallel`` threads (1 to 16), or by those of ``executor``.
@@ -97,10 +103,7 @@ def convert(
     listed = _listed(sources)
     options = options or {}
     over_backing = over_backing or options.get("backing_file") is not None
-    if not listed:
-        raise ValueError("convert needs at least one source")
-    if over_backing and len(listed) > 1:
-        raise ValueError("a target with a backing image can have one source only")
+    _check_sources(listed, over_backing=over_backing, bitmaps=bitmaps)
     with ExitStack() as opened:
         disks = [
             source
@@ -113,8 +116,14 @@ def convert(
             for source in listed
         ]
         stretches, size = _one_after_the_other(disks)
+        found: list[Bitmap] = []
+        if bitmaps:
+            check_format(
+                target.format_name if isinstance(target, SyncFormatAccess) else output_format
+            )
+            found = sound_bitmaps(disks[0], skip_broken=skip_broken_bitmaps)
         refuse_same(disks, target, storage_options=target_storage_options)
-        is_new = False
+        is_new = not target_exists and not isinstance(target, SyncFormatAccess)
         made: AbstractContextManager[SyncFormatAccess]
         if isinstance(target, SyncFormatAccess):
             made = nullcontext(target)
@@ -128,7 +137,6 @@ def convert(
                 storage_options=target_storage_options,
             )
         else:
-            is_new = True
             made = new_image(
                 target,
                 format=output_format,
@@ -145,13 +153,11 @@ def convert(
                 f"The target has {disk.size} bytes, too few for the {size} of its sources; "
                 "resize it first"
             )
-        zeroes = Zeroes.DISCARD
+        zeroes = Zeroes.DISCARD if sparse_size else Zeroes.WRITE
         clean_from = None
-        if not sparse_size:
-            zeroes = Zeroes.WRITE
-        elif over_backing:
+        if over_backing:
             clean_from = 0 if disk.backing is None else disk.backing.size
-        elif is_new or target_is_zero:
+        elif sparse_size and (is_new or target_is_zero):
             zeroes = Zeroes.LEAVE
         copied = copy(
             stretches,
@@ -170,7 +176,18 @@ def convert(
         )
         if not is_new:
             _fill_sectors(stretches, disk)
+        if bitmaps:
+            copy_bitmaps(disks[0], found, disk)
         return copied
+
+
+def _check_sources(sources: Sequence[Source], *, over_backing: bool, bitmaps: bool) -> None:
+    if not sources:
+        raise ValueError("convert needs at least one source")
+    if len(sources) > 1 and over_backing:
+        raise ValueError("a target with a backing image can have one source only")
+    if len(sources) > 1 and bitmaps:
+        raise ValueError("bitmaps can be copied from one source only")
 
 
 def _listed(sources: Source | Sequence[Source]) -> Sequence[Source]:

@@ -138,10 +138,10 @@ class Copier:
 
     def _write_zeroes(self, offset: int, length: int) -> int:
         """Treat zeroes as was asked for; the bytes that became data."""
+        if self.clean_from is not None:
+            length = max(0, min(length, self.clean_from - offset))
         if self.zeroes is Zeroes.DISCARD:
-            if self.clean_from is not None:
-                length = min(length, self.clean_from - offset)
-            if length > 0:
+            if length:
                 self.target.discard_to_zero(offset, length)
         elif self.zeroes is Zeroes.WRITE:
             block = bytes(min(length, PIECE))

@@ -118,6 +118,8 @@ class EncodingCopier(Copier):
 
     def _write_zeroes(self, offset: int, length: int) -> int:
         unit = self.encoding.unit
+        if self.clean_from is not None:
+            length = max(0, min(length, self.clean_from - offset))
         whole = offset % unit == 0 and (length % unit == 0 or offset + length == self.target.size)
         if self.zeroes is not Zeroes.WRITE or not whole:
             return super()._write_zeroes(offset, length)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from underlay.blocking import create
-from underlay.errors import ConflictError, StorageError
+from underlay.errors import ConflictError, StorageError, UnderlayError
 from underlay.face import run_blocking
 from underlay.gate import ImplicitOpenGate
 from underlay.limits import Limits
@@ -32,18 +32,22 @@ def new_image(
     """Create an image, and close it when the ``with`` block ends; an exception removes it again.
 
     An object that was there before and had to give way (``overwrite``) cannot come back; it is left
-    with what it holds by then.
+    with what it holds by then. An error in creating it has "create" as its ``step``.
     """
-    disk = create(
-        target,
-        format=format,
-        size=size,
-        overwrite=overwrite,
-        gate=gate,
-        limits=limits,
-        storage_options=storage_options,
-        **options,
-    )
+    try:
+        disk = create(
+            target,
+            format=format,
+            size=size,
+            overwrite=overwrite,
+            gate=gate,
+            limits=limits,
+            storage_options=storage_options,
+            **options,
+        )
+    except UnderlayError as error:
+        error.step = "create"
+        raise
     try:
         yield disk
         # Here and not in close(), so that a failure is noticed while the image can be removed.
