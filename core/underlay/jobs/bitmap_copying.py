@@ -1,0 +1,62 @@
+"""Dirty bitmaps that go with a disk into its copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from underlay.capabilities import Bitmap, BitmapStore, offers
+from underlay.errors import ConflictError, UnsupportedOperationError
+from underlay.plugins import registry
+from underlay.sync import SyncFormatAccess
+
+__all__ = ["check_format", "copy_bitmaps", "sound_bitmaps"]
+
+
+def check_format(name: str) -> None:
+    """Refuse a format whose images have no bitmaps.
+
+    Raises:
+        UnsupportedOperationError: it is one of these.
+    """
+    if not offers(registry().driver(name), BitmapStore):
+        raise UnsupportedOperationError(f"Format driver '{name}' does not support bitmaps")
+
+
+def sound_bitmaps(source: SyncFormatAccess, *, skip_broken: bool) -> list[Bitmap]:
+    """The bitmaps of a disk that can be copied.
+
+    Raises:
+        UnsupportedOperationError: its format has none.
+        ConflictError: one was not saved properly, and is not to be skipped.
+    """
+    store: Any = source.capability(BitmapStore)
+    if store is None:
+        raise UnsupportedOperationError("Source lacks bitmap support")
+    found: Sequence[Bitmap] = store.bitmaps()
+    broken = [bitmap for bitmap in found if bitmap.in_use]
+    if broken and not skip_broken:
+        raise ConflictError(
+            f"Cannot copy inconsistent bitmap '{broken[0].name}'; remove it, or say "
+            "skip_broken_bitmaps"
+        )
+    return [bitmap for bitmap in found if not bitmap.in_use]
+
+
+def copy_bitmaps(
+    source: SyncFormatAccess, found: Sequence[Bitmap], target: SyncFormatAccess
+) -> None:
+    """Give a copy the bitmaps of its source.
+
+    Raises:
+        UnsupportedOperationError: the target can have none.
+        ConflictError: it has one of the same name.
+    """
+    store: Any = target.capability(BitmapStore)
+    if store is None or not store.can_have_bitmaps():
+        raise UnsupportedOperationError(
+            f"Format driver '{target.format_name}' does not support bitmaps"
+        )
+    for bitmap in found:
+        store.add_bitmap(bitmap.name, granularity=bitmap.granularity, enabled=bitmap.auto)
+        store.merge_bitmap(bitmap.name, bitmap.name, source.inner)
