@@ -75,6 +75,7 @@ _OURS = frozenset(
         "--gate",
         "--limit",
         "--list",
+        "--picture",
         "--progress",
         "--storage-option",
         "--target-storage-option",
