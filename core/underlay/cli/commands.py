@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": "Copy a disk into a new image.",
     "create": "Make a new image.",
     "dd": "Copy a part of a disk, with dd's operands.",
+    "digest": "Hash the bytes of a disk, however they are stored.",
     "info": "Tell what an image says of itself.",
     "inspect": "Judge an image from a stranger, opening nothing else.",
     "map": "List where the bytes of a disk are.",

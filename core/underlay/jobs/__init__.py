@@ -28,11 +28,13 @@ from underlay.jobs.convert import convert
 from underlay.jobs.copying import Copied
 from underlay.jobs.create import create
 from underlay.jobs.dd import DdResult, dd
+from underlay.jobs.digest import Digest, digest
 from underlay.jobs.info import image_info_json, info
 from underlay.jobs.map import MapEntry, map_image
 from underlay.jobs.measure import measure
 from underlay.jobs.progress import Progress, ProgressCallback
 from underlay.jobs.resize import Resized, resize
+from underlay.jobs.salvage import SalvageCallback, Unreadable
 from underlay.jobs.snapshot import apply_snapshot, create_snapshot, delete_snapshot, snapshots
 
 __all__ = [
@@ -41,11 +43,14 @@ __all__ = [
     "Copied",
     "DdResult",
     "Difference",
+    "Digest",
     "DirtyRange",
     "MapEntry",
     "Progress",
     "ProgressCallback",
     "Resized",
+    "SalvageCallback",
+    "Unreadable",
     "add_bitmap",
     "amend",
     "amend_options",
@@ -60,6 +65,7 @@ __all__ = [
     "create_snapshot",
     "dd",
     "delete_snapshot",
+    "digest",
     "dirty_ranges",
     "disable_bitmap",
     "enable_bitmap",
