@@ -134,6 +134,7 @@ def command(
     ):
         if wrong:
             raise CommandError(message)
+    *source_names, target_name = names
     with ExitStack() as disks:
         sources = [
             disks.enter_context(
@@ -145,9 +146,9 @@ def command(
                     snapshot=part,
                 )
             )
-            for name in names[:-1]
+            for name in source_names
         ]
-        target, kind = names[-1], output_format or "raw"
+        target, kind = target_name, output_format or "raw"
         if target_image_opts:
             target, kind = _described(target)
         options.known_format(kind, "Unknown file format")
