@@ -423,10 +423,7 @@ class FormatAccess:
             await self._flush()
 
     async def _flush(self) -> None:
-        await self._driver.flush()
-        for handle in self._driver.collect_storage_dependencies():
-            if handle.writable():
-                await handle.flush()
+        await _flush(self._driver)
 
     async def sync(self) -> None:
         """Make what was flushed durable."""
@@ -486,10 +483,13 @@ class FormatAccess:
 
     async def _close(self) -> None:
         resources, self._resources = self._resources, None
+        own = [] if resources is None else [d for d in resources.drivers if d is not self._driver]
         try:
-            if self._driver.writable():
-                await self._flush()
-                await self._driver.sync()
+            # An image below is writable too where a job writes to it.
+            for driver in (*reversed(own), self._driver):
+                if driver.writable():
+                    await _flush(driver)
+                    await driver.sync()
         finally:
             if resources is not None:
                 await resources.close()
@@ -525,3 +525,11 @@ class FormatAccess:
         names = [handle.name() for handle in self._driver.collect_storage_dependencies()[:1]]
         state = "closed" if self.closed else "writable" if self.writable else "read-only"
         return f"<{type(self).__name__} {self.format_name} {names[0] if names else ''} {state}>"
+
+
+async def _flush(driver: FormatDriverInstance) -> None:
+    """Write what a driver has buffered to its storages, and what these have to the system."""
+    await driver.flush()
+    for handle in driver.collect_storage_dependencies():
+        if handle.writable():
+            await handle.flush()

@@ -76,6 +76,8 @@ class Resolver:
     lock: bool
     storage_options: Mapping[str, object]
     resources: Resources
+    #: How many images below the opened one lies the one that is opened for writing too.
+    writable_depth: int | None = None
     _identities: set[Hashable] = attrs.field(factory=set[Hashable], init=False)
     _top: str = attrs.field(default="?", init=False)
 
@@ -146,18 +148,27 @@ class Resolver:
         self.limits.check(
             "chain_depth", layer.depth + 1, what=f"The depth of the chain of '{self._top}'"
         )
-        found = await self._ask(layer, reference)
+        writable = layer.depth == self.writable_depth
+        found = await self._ask(layer, attrs.evolve(reference, writable=writable))
         if not isinstance(found, _Opened):
             layer.driver.attach(reference, self._given_disk(found))
             return None
+        if writable and not found.handle.writable():
+            raise ReadOnlyError(f"{found.handle.name()}: the given backing file is read-only")
         self._remember(found.handle)
         format_name = reference.format
         if format_name is None:
+            if writable:
+                raise InvalidImageError(
+                    f"'{layer.storage.name()}' records no format for its backing file "
+                    f"'{quotable(reference.name)}', which is to be written; record one "
+                    "(qemu-img rebase -u -F)"
+                )
             format_name = (await recognise(found.handle)).require_format(found.handle.name())
         driver = (
             await registry()
             .driver(format_name)
-            .open(FormatOpenOptions(storage=found.handle, limits=self.limits))
+            .open(FormatOpenOptions(storage=found.handle, limits=self.limits, writable=writable))
         )
         self.resources.drivers.append(driver)
         self.limits.check(

@@ -27,7 +27,15 @@ from underlay.storage import AnyStorage, PreallocateMode, is_storage
 from underlay.targets import Target, create_storage, open_storage, scheme_of
 from underlay.units import parse_size
 
-__all__ = ["create", "create_image", "open_any", "open_image", "open_without_references", "probe"]
+__all__ = [
+    "create",
+    "create_image",
+    "open_any",
+    "open_image",
+    "open_to_commit",
+    "open_without_references",
+    "probe",
+]
 
 
 async def probe(
@@ -139,6 +147,33 @@ async def open_without_references(
     return await opening.open(target, format, format_options or {})
 
 
+async def open_to_commit(
+    target: Target,
+    *,
+    depth: int,
+    format: str | None = None,
+    gate: ImplicitOpenGate | None = None,
+    limits: Limits | None = None,
+    lock: bool = True,
+    storage_options: Mapping[str, object] | None = None,
+    format_options: Mapping[str, object] | None = None,
+) -> FormatAccess:
+    """Open a disk for writing, and with it the image that lies ``depth`` (from 1) below it.
+
+    The gate is asked for that one as a reference that is ``writable``; it must be of a recorded
+    format. The disk flushes and syncs it too when it is closed. Raises as ``open_any`` does.
+    """
+    opening = _Opening(
+        writable=True,
+        gate=gate or DenyImplicitOpenGate(),
+        limits=limits or DEFAULT_LIMITS,
+        lock=lock,
+        storage_options=storage_options or {},
+        writable_depth=depth,
+    )
+    return await opening.open(target, format, format_options or {})
+
+
 @attrs.define(kw_only=True)
 class _Opening:
     writable: bool
@@ -148,6 +183,7 @@ class _Opening:
     storage_options: Mapping[str, object]
     follow: bool = True
     to_check: bool = False
+    writable_depth: int | None = None
     resources: Resources = attrs.field(factory=Resources, init=False)
 
     async def open(
@@ -224,6 +260,7 @@ class _Opening:
             lock=self.lock,
             storage_options=self.storage_options,
             resources=self.resources,
+            writable_depth=self.writable_depth,
         )
         await resolver.resolve(driver, storage, backing=backing, data_file=data_file)
 

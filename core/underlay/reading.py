@@ -139,6 +139,7 @@ class Reader:
         async with aclosing(runs):
             async for run in runs:
                 mapping = run.mapping
+                assert not isinstance(mapping, Backing)  # all of the chain is walked
                 if isinstance(mapping, Data) and await run.driver.sparse_data():
                     async for extent in _split_holes(run.start, mapping, run.depth):
                         yield extent
@@ -151,8 +152,13 @@ class Reader:
                         past_backing=run.past_backing,
                     )
 
-    async def walk(self, offset: int, length: int) -> AsyncGenerator[MappedRun, None]:
-        """As ``extents``, for bulk work: with our handles on the storages, holes not looked for."""
+    async def walk(
+        self, offset: int, length: int, *, layers: int | None = None
+    ) -> AsyncGenerator[MappedRun, None]:
+        """As ``extents``, for bulk work: with our handles on the storages, holes not looked for.
+
+        With ``layers``, no deeper than that many images: what lies below stays ``Backing``.
+        """
         end = min(offset + length, self.driver.size())
         # One entry for each image that is being walked, the deepest last: its mappings, the offset
         # at which the image above takes over again, and from where on that one keeps how much of
@@ -178,7 +184,17 @@ class Reader:
                 _check_length(mapping, driver)
                 if mapping.length > until - offset:
                     mapping = attrs.evolve(mapping, length=until - offset)
-                if isinstance(mapping, Backing):
+                if isinstance(mapping, Backing) and len(stack) == layers:
+                    present = min(max(mapping.layer.size() - mapping.offset, 0), mapping.length)
+                    if present:
+                        shown = attrs.evolve(mapping, length=present)
+                        yield MappedRun(offset, shown, len(stack) - 1, driver)
+                    if present < mapping.length:
+                        zero = Zero(mapping.length - present, explicit=False)
+                        at = offset + present
+                        yield MappedRun(at, zero, len(stack), driver, past_backing=True)
+                    offset += mapping.length
+                elif isinstance(mapping, Backing):
                     below = mapping.layer.iter_mappings(mapping.offset, mapping.length)
                     until = offset + mapping.length
                     stack.append((mapping.layer, below, until, offset, mapping.reserved))
@@ -202,7 +218,7 @@ class MappedRun(NamedTuple):
     """
 
     start: int
-    mapping: Data[StorageHandle] | Zero | Special[StorageHandle]
+    mapping: Data[StorageHandle] | Zero | Special[StorageHandle] | Backing
     depth: int
     driver: FormatDriverInstance
     past_backing: bool = False

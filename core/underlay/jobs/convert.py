@@ -165,7 +165,7 @@ def convert(
             zeroes=zeroes,
             clean_from=clean_from,
             sparse_size=sparse_size,
-            shallow=over_backing,
+            layers=1 if over_backing else None,
             offload=offload,
             compress=Compress(level=level) if compress else None,
             salvage=salvage,

@@ -59,7 +59,7 @@ def copy(
     zeroes: Zeroes,
     clean_from: int | None = None,
     sparse_size: int = 4096,
-    shallow: bool = False,
+    layers: int | None = None,
     offload: bool = False,
     compress: Compress | None = None,
     salvage: SalvageCallback | None = None,
@@ -72,8 +72,8 @@ def copy(
 
     Zeroes found in data are treated as ``zeroes`` says where at least ``sparse_size`` bytes of them
     stand together (with ``compress``: where they fill whole units); 0 looks for none. From guest
-    offset ``clean_from`` of the target on they need not be discarded. With ``shallow``, what a
-    source has from its backing image is not copied. ``offload`` copies from file to file without
+    offset ``clean_from`` of the target on they need not be discarded. With ``layers``, only
+    what the first so many images of a source's chain have is copied. ``offload`` copies from file to file without
     looking for zeroes. What cannot be read ends the copy, or becomes zeroes and is told to
     ``salvage``. At most ``rate`` bytes a second are written. ``executor`` runs the work in threads
     of the caller's.
@@ -111,7 +111,7 @@ def copy(
             closing(
                 in_parallel(
                     copier.copy,
-                    _tasks(stretches, copier, unit=unit, shallow=shallow),
+                    _tasks(stretches, copier, unit=unit, layers=layers),
                     parallel=workers,
                     executor=executor,
                     stop=copier.stop,
@@ -130,13 +130,13 @@ def _quiet(progress: Progress) -> None:
 
 
 def _tasks(
-    stretches: Sequence[Stretch], copier: Copier, *, unit: int | None, shallow: bool
+    stretches: Sequence[Stretch], copier: Copier, *, unit: int | None, layers: int | None
 ) -> Iterator[Task]:
     # Zeroes that are written take as long as data, and are shared out like them.
     most_zeroes = _TASK if copier.zeroes is Zeroes.WRITE else _NO_END
     for stretch in stretches:
         task = Task(stretch, [], 0)
-        with closing(_pieces(stretch, copier.salvage, unit, most_zeroes, shallow)) as found:
+        with closing(_pieces(stretch, copier.salvage, unit, most_zeroes, layers)) as found:
             for piece in found:
                 length = piece[-1].end - piece[0].start
                 task = Task(stretch, [*task.pieces, piece], task.length + length)
@@ -152,13 +152,13 @@ def _pieces(
     salvage: SalvageCallback | None,
     unit: int | None,
     most_zeroes: int,
-    shallow: bool,
+    layers: int | None,
 ) -> Generator[list[Run], None, None]:
     disk, start, length = stretch.disk, stretch.start, stretch.length
     if salvage is None:
-        walk = runs(disk, start, length, shallow=shallow)
+        walk = runs(disk, start, length, layers=layers)
     else:
-        walk = runs_that_can_be(disk, start, length, salvage, shallow=shallow)
+        walk = runs_that_can_be(disk, start, length, salvage, layers=layers)
     with closing(walk) as found:
         if unit is None:
             yield from in_pieces(found, most_zeroes)

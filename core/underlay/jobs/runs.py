@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-import attrs
-
-from underlay.driver import FormatDriverInstance
 from underlay.face import run_blocking
 from underlay.handle import StorageHandle
-from underlay.mapping import Backing, Data, ShallowMapping, Special, Zero
-from underlay.reading import Reader
+from underlay.mapping import Backing, Data, Special
+from underlay.reading import MappedRun, Reader
 from underlay.sync import SyncFormatAccess
 
 __all__ = ["Run", "runs"]
@@ -19,9 +16,6 @@ __all__ = ["Run", "runs"]
 #: How many runs are looked up at a time: entering the core once for each would cost more than the
 #: rest, and for too many of them no worker would get the interpreter.
 _BATCH = 128
-
-#: Guest offset, mapping, depth, image, and whether the image below has ended.
-_Found: TypeAlias = "tuple[int, ShallowMapping, int, FormatDriverInstance, bool]"
 
 
 class Run(NamedTuple):
@@ -35,8 +29,10 @@ class Run(NamedTuple):
     #: The host offset of plain bytes; in an encoded unit, the decoded bytes to skip.
     offset: int = 0
     special: Special[StorageHandle] | None = None
-    #: Nothing of the disk's own: its backing image shows through. Only in a shallow walk.
+    #: An image below those that were walked shows through. Only where not all are.
     below: bool = False
+    #: No image says anything of the range, so that it would show any other image laid below.
+    nowhere: bool = False
 
     @property
     def end(self) -> int:
@@ -46,20 +42,20 @@ class Run(NamedTuple):
     def part(self, start: int, length: int) -> Run:
         """``length`` bytes of the run from guest offset ``start`` on."""
         offset = self.offset + start - self.start
-        return Run(start, length, self.storage, offset, self.special, self.below)
+        return Run(start, length, self.storage, offset, self.special, self.below, self.nowhere)
 
 
 def runs(
-    disk: SyncFormatAccess, start: int, length: int, *, shallow: bool = False
+    disk: SyncFormatAccess, start: int, length: int, *, layers: int | None = None
 ) -> Generator[Run, None, None]:
     """The runs of a range, in order and without gaps, through all backing images.
 
-    With ``shallow``, what shows through from a backing image is a run ``below``.
+    With ``layers``, what the first so many images of the chain do not have is a run ``below``.
 
     Raises:
         CorruptImageError: the tables make no sense; what lies before that was yielded.
     """
-    found = (_walk_one if shallow else _walk_all)(disk.inner, start, length)
+    found = Reader(disk.inner).walk(start, length, layers=layers)
     try:
         while True:
             batch: list[Run] = []
@@ -73,30 +69,7 @@ def runs(
         run_blocking(found.aclose())
 
 
-def _walk_all(
-    driver: FormatDriverInstance, start: int, length: int
-) -> AsyncGenerator[_Found, None]:
-    return Reader(driver).walk(start, length)
-
-
-async def _walk_one(
-    driver: FormatDriverInstance, start: int, length: int
-) -> AsyncGenerator[_Found, None]:
-    """As ``Reader.walk``, and no deeper than the first image."""
-    async for mapping in driver.iter_mappings(start, length):
-        if not isinstance(mapping, Backing):
-            yield start, mapping, 0, driver, False
-            start += mapping.length
-            continue
-        present = min(max(mapping.layer.size() - mapping.offset, 0), mapping.length)
-        if present:
-            yield start, attrs.evolve(mapping, length=present), 0, driver, False
-        if present < mapping.length:
-            yield start + present, Zero(mapping.length - present, explicit=False), 1, driver, True
-        start += mapping.length
-
-
-async def _take(found: AsyncGenerator[_Found, None], batch: list[Run]) -> None:
+async def _take(found: AsyncGenerator[MappedRun, None], batch: list[Run]) -> None:
     """Fill a batch, or as much of it as there still is."""
     async for at, mapping, _, driver, _ in found:
         if isinstance(mapping, Special):
@@ -104,7 +77,7 @@ async def _take(found: AsyncGenerator[_Found, None], batch: list[Run]) -> None:
         elif isinstance(mapping, Backing):
             batch.append(Run(at, mapping.length, below=True))
         elif not isinstance(mapping, Data):
-            batch.append(Run(at, mapping.length))
+            batch.append(Run(at, mapping.length, nowhere=not mapping.explicit))
         elif await driver.sparse_data():
             await _take_without_holes(at, mapping, batch)
         else:

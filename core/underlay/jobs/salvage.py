@@ -39,13 +39,13 @@ def runs_that_can_be(
     length: int,
     lost: SalvageCallback,
     *,
-    shallow: bool = False,
+    layers: int | None = None,
 ) -> Generator[Run, None, None]:
     """As ``runs``, with zeroes for sectors of which nobody knows where they are."""
     end = start + length
     while start < end:
         try:
-            with closing(runs(disk, start, end - start, shallow=shallow)) as found:
+            with closing(runs(disk, start, end - start, layers=layers)) as found:
                 for run in found:
                     yield run
                     start = run.end
