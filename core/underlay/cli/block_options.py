@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 import attrs
 
 from underlay.chain import FROM_IMAGE, FromImage
+from underlay.cli.output import warn
 from underlay.driver import OptionSpec
 from underlay.errors import OptionError
 from underlay.plugins import registry
@@ -236,6 +237,8 @@ def _chain(options: dict[str, object]) -> tuple[BlockNode | FromImage | None, st
         name = options.pop("backing")
         if name not in (None, ""):
             raise BlockOptionError(f"Cannot find device='{name}' nor node-name='{name}'")
+        if name is not None:
+            warn('Use of "backing": "" is deprecated; use "backing": null instead')
         backing = None
     data_file: str | FromImage = FROM_IMAGE
     if beside := _below(options, "data-file"):

@@ -13,6 +13,7 @@ from underlay.cli import options
 from underlay.cli.output import echo, json_text, printable, say
 from underlay.cli.problems import CommandError
 from underlay.errors import UnsupportedOperationError
+from underlay.recognition import RAW
 
 __all__ = ["command"]
 
@@ -69,12 +70,7 @@ def command(
     The image alone is looked at: nothing that it names is opened. Exit status: 0 sound, 1 the check
     failed, 2 corrupt, 3 nothing but leaks, 63 the format cannot be checked.
     """
-    if wanted not in {None, "leaks", "all"}:
-        raise click.UsageError(
-            f"Unknown option value for -r (expecting 'leaks' or 'all'): {wanted}"
-        )
-    if dry_run and wanted is None:
-        raise CommandError("--dry-run requires use of -r flag")
+    _see_sense(wanted, dry_run=dry_run)
     name = options.one_name(names)
     if wanted is not None and not dry_run and force_share:
         raise CommandError(
@@ -103,6 +99,8 @@ def command(
                 report=_show,
             )
     except UnsupportedOperationError:
+        if wanted is not None:
+            options.warn_of_guess(name, RAW, given=format_name)
         raise CommandError("This image format does not support checks", status=_NO_CHECK) from None
     if not quiet:
         if output == "json":
@@ -113,6 +111,15 @@ def command(
     if result.check_errors:
         raise CommandError("Check failed")
     return _CORRUPT if result.corruptions else _LEAKS if result.leaks else 0
+
+
+def _see_sense(wanted: str | None, *, dry_run: bool) -> None:
+    if wanted not in {None, "leaks", "all"}:
+        raise click.UsageError(
+            f"Unknown option value for -r (expecting 'leaks' or 'all'): {wanted}"
+        )
+    if dry_run and wanted is None:
+        raise CommandError("--dry-run requires use of -r flag")
 
 
 def _show(found: Finding | Repair) -> None:

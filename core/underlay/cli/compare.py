@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Unpack
 
 import click
 
 from underlay.cli import options
-from underlay.cli.output import echo
-from underlay.cli.problems import CommandError, explain, hints_of
+from underlay.cli.output import echo, json_text
+from underlay.cli.problems import FAILED, CommandError, explain, hints_of
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import UnderlayError
-from underlay.jobs.compare import compare
+from underlay.jobs.compare import ComparisonResult, compare
 from underlay.sync import SyncFormatAccess
 
 __all__ = ["command"]
@@ -24,11 +25,38 @@ _FAILED = {"map": 3}
 _NOT_READ = 4
 
 
-@options.command("compare")
+#: Of the layout of the JSON.
+_VERSION = 1
+
+
+class _Command(options.Command):
+    """Whatever keeps it from comparing, but for options that are none, ends with status 2."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _nothing_opened():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        with _nothing_opened():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _nothing_opened() -> Generator[None]:
+    try:
+        yield
+    except CommandError as failure:
+        if failure.status == FAILED:
+            failure.status = _NOT_OPENED
+        raise
+
+
+@options.command("compare", _Command)
 @options.format_option("-f", "format_name", what="The first image's format.")
 @options.format_option("-F", "other_format", what="The second image's format.")
 @click.option("-s", "strict", is_flag=True, help="Sizes and what is allocated must be equal too.")
-@options.cache_option("-T", "source_cache", status=_NOT_OPENED)
+@options.cache_option("-T", "source_cache")
+@options.output_option
 @progress_options
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @options.force_share
@@ -40,6 +68,7 @@ def command(
     format_name: str | None,
     other_format: str | None,
     strict: bool,
+    output: str,
     bar: bool,
     progress: str | None,
     quiet: bool,
@@ -53,6 +82,8 @@ def command(
     """
     if len(names) != 2:  # noqa: PLR2004 (it compares two)
         raise click.UsageError("Expecting two image file names")
+    if other_format is not None and options.by_image_options():
+        raise CommandError("--image-opts and --format are mutually exclusive")
     with ExitStack() as disks:
 
         def opened(name: str, as_format: str | None) -> SyncFormatAccess:
@@ -63,12 +94,7 @@ def command(
                     )
                 )
             except UnderlayError as error:
-                raise CommandError(
-                    explain(error), status=_NOT_OPENED, hints=hints_of(error)
-                ) from error
-            except CommandError as failure:
-                failure.status = _NOT_OPENED
-                raise
+                raise CommandError(explain(error), hints=hints_of(error)) from error
 
         first = opened(names[0], format_name)
         second = opened(names[1], other_format)
@@ -78,7 +104,19 @@ def command(
             except UnderlayError as error:
                 status = _FAILED.get(error.step or "", _NOT_READ)
                 raise CommandError(explain(error), status=status) from error
-    if not quiet:
+    if output == "json":
+        echo(json_text(_as_json(names, result, strict=strict)))
+    elif not quiet:
         for line in result.lines:
             echo(line)
     return 0 if result.identical else _DIFFERENT
+
+
+def _as_json(names: Sequence[str], result: ComparisonResult, *, strict: bool) -> dict[str, object]:
+    fields: dict[str, object] = {"version": _VERSION, "filenames": list(names), "strict": strict}
+    fields |= {"identical": result.identical, "size-differs": result.size_differs}
+    if result.difference is not None:
+        fields["difference"] = result.difference.value
+    if result.offset is not None:
+        fields["offset"] = result.offset
+    return fields

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Unpack
 
 import click
 
 from underlay.cli import options
-from underlay.cli.output import complain
-from underlay.cli.problems import CommandError
-from underlay.jobs.dd import dd
+from underlay.cli.output import complain, echo, json_text
+from underlay.cli.problems import CommandError, explain, hints_of
+from underlay.errors import ConflictError, UnderlayError
+from underlay.jobs.dd import DdResult, dd
+from underlay.plugins import registry
 
 __all__ = ["command"]
+
+#: Of the layout of the JSON.
+_VERSION = 1
 
 _OPERANDS = ("bs", "count", "if", "of", "skip")
 _LARGEST_BLOCK = (1 << 31) - 1
@@ -19,7 +25,8 @@ _LARGEST_BLOCK = (1 << 31) - 1
 
 @options.command("dd")
 @options.format_option("-f", "format_name", what="The format of the image to read.")
-@options.format_option("-O", "output_format", what="The format of the new image (default raw).")
+@click.option("-O", "output_format", metavar="FMT", default="raw", help="The new image's (raw).")
+@options.output_option
 @options.force_share
 @options.access_options
 @options.target_storage_option
@@ -28,7 +35,8 @@ def command(
     operands: tuple[str, ...],
     *,
     format_name: str | None,
-    output_format: str | None,
+    output_format: str,
+    output: str,
     force_share: bool,
     target_storage_options: dict[str, object],
     **access: Unpack[options.Access],
@@ -46,23 +54,46 @@ def command(
     skip = options.given_size(given["skip"], what="skip") if "skip" in given else 0
     if "if" not in given or "of" not in given:
         raise CommandError("Must specify both input and output files")
+    if output_format not in registry().format_names():
+        raise CommandError("Unknown file format")
     with options.open_disk(
         given["if"], format_name=format_name, force_share=force_share, access=access
     ) as disk:
-        done = dd(
-            disk,
-            given["of"],
-            block_size=block_size,
-            count=count,
-            skip=skip,
-            output_format=output_format or "raw",
-            overwrite=True,
-            limits=access["limits"],
-            target_storage_options=target_storage_options,
-        )
+        try:
+            done = dd(
+                disk,
+                given["of"],
+                block_size=block_size,
+                count=count,
+                skip=skip,
+                output_format=output_format,
+                overwrite=True,
+                limits=access["limits"],
+                target_storage_options=target_storage_options,
+            )
+        except UnderlayError as error:
+            if error.step != "create" and not isinstance(error, ConflictError):
+                raise
+            raise CommandError(
+                f"{given['of']}: error while creating output image: {explain(error)}",
+                hints=hints_of(error),
+            ) from error
     if done.past_end:
         complain(f"{given['if']}: cannot skip to specified offset")
+    if output == "json":
+        echo(json_text(_as_json(given, output_format, done)))
     return 0
+
+
+def _as_json(given: Mapping[str, str], output_format: str, done: DdResult) -> dict[str, object]:
+    return {
+        "version": _VERSION,
+        "source": given["if"],
+        "target": given["of"],
+        "format": output_format,
+        "start": done.start,
+        "length": done.length,
+    }
 
 
 def _operands(operands: tuple[str, ...]) -> dict[str, str]:

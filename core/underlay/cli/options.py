@@ -214,13 +214,13 @@ def open_disk(
             error.opened = filename
         raise
     if writable:
-        warn_of_guess(filename, disk, given=node.format)
+        warn_of_guess(filename, disk.format_name, given=node.format)
     return disk
 
 
-def warn_of_guess(filename: str, disk: SyncFormatAccess, *, given: str | None) -> None:
+def warn_of_guess(filename: str, format_name: str, *, given: str | None) -> None:
     """Say what qemu-img says where an image is about to be changed that only looks like raw."""
-    if given is None and disk.format_name == RAW:
+    if given is None and format_name == RAW:
         say(
             f"WARNING: Image format was not specified for '{printable(filename)}' and probing "
             "guessed raw.\n"

@@ -23,8 +23,9 @@ from underlay.errors import (
 )
 from underlay.gate import Allow, DirectoryGate, ImplicitOpenRequest
 
-__all__ = ["CommandError", "exit_status", "explain", "hints_of", "seen_from_here"]
+__all__ = ["FAILED", "CommandError", "exit_status", "explain", "hints_of", "seen_from_here"]
 
+#: The exit status of a failure that has none of its own.
 FAILED = 1
 #: What a shell reports of a program that the signal of this number ended.
 _SIGNAL = 128
@@ -181,11 +182,14 @@ def _denied(request: ImplicitOpenRequest, reason: str) -> str:
 def _usage(error: click.ClickException, argv: Sequence[str]) -> str:
     """What qemu-img says of a wrong command line."""
     if isinstance(error, click.NoSuchOption):
-        return f"unrecognized option '{error.option_name}'"
+        return f"unrecognized option '{_typed(error.option_name, argv)}'"
     if isinstance(error, click.BadOptionUsage):
         if "requires an argument" in error.message:
             return f"missing argument for option '{error.option_name}'"
-        # A flag with a value: shown as it was typed.
-        typed = (word for word in argv if word.startswith(f"{error.option_name}="))
-        return f"unrecognized option '{next(typed, error.option_name)}'"
+        return f"unrecognized option '{_typed(error.option_name, argv)}'"  # a flag with a value
     return error.format_message().rstrip(".")
+
+
+def _typed(option: str, argv: Sequence[str]) -> str:
+    """An option as it stands on the command line, with its value."""
+    return next((word for word in argv if word.startswith(f"{option}=")), option)

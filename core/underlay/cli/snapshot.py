@@ -67,7 +67,7 @@ def command(
         storage_options=access["storage_options"],
     ) as disk:
         if changes:
-            options.warn_of_guess(name, disk, given=format_name)
+            options.warn_of_guess(name, disk.format_name, given=format_name)
             _change(disk, create, apply, delete)
         elif listing:
             _list(disk, name, output)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .pool import make_pool
-from .running import Answer, answer, prepare, qemu_img
+from .running import FORKING, Answer, answer, prepare, qemu_img
 from .table import Line
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def ours(
 
     def tool(folder: Path, words: list[str]) -> tuple[int, str, str]:
         monkeypatch.chdir(folder)
-        return run(*words)
+        with FORKING:
+            return run(*words)
 
     def ask(line: Line) -> Answer:
         folder = tmp_path / "ours"

@@ -2,6 +2,110 @@
 
 from __future__ import annotations
 
-from .table import Line
+from .table import Differs, Line
 
-LINES: list[Line] = []
+LINES = [
+    Line("check plain.qcow2"),
+    Line("check -q plain.qcow2"),
+    Line("check --output=json plain.qcow2"),
+    Line("check -f qcow2 plain.qcow2"),
+    Line("check --format=qcow2 plain.qcow2"),
+    Line("check plain.raw"),
+    Line("check -f raw plain.qcow2"),
+    Line("check --output=json plain.raw"),
+    Line("check -f nonsense plain.qcow2"),
+    Line("check -f qcow2 plain.raw"),
+    Line("check old.qcow2"),
+    Line("check small.qcow2"),
+    Line("check extended.qcow2"),
+    Line("check full.qcow2"),
+    Line("check empty.qcow2"),
+    Line("check nothing.qcow2"),
+    Line("check lazy.qcow2"),
+    Line("check compressed.qcow2"),
+    Line("check --output=json compressed.qcow2"),
+    Line("check zstd.qcow2"),
+    Line("check top.qcow2"),
+    Line("check snaps.qcow2"),
+    Line("check --output=json snaps.qcow2"),
+    Line("check bitmaps.qcow2"),
+    Line("check outside.qcow2"),
+    Line(
+        "check orphan.qcow2",
+        Differs(
+            "backing-not-needed",
+            status=0,
+            out="No errors were found on the image.\nImage end offset: 262144",
+            err="",
+        ),
+    ),
+    Line("check leaky.qcow2"),
+    Line("check -q leaky.qcow2"),
+    Line("check --output=json leaky.qcow2"),
+    Line("check -r leaks leaky.qcow2"),
+    Line("check -r all leaky.qcow2"),
+    Line("check -r all --output=json leaky.qcow2"),
+    Line("check --repair=leaks leaky.qcow2"),
+    Line("check --repair leaks -q leaky.qcow2"),
+    Line("check -r leaks leaky.qcow2 && check leaky.qcow2"),
+    Line("check broken.qcow2"),
+    Line("check -q broken.qcow2"),
+    Line("check --output=json broken.qcow2"),
+    Line(
+        "check -r leaks broken.qcow2",
+        Differs(
+            "own-words",
+            err="...qemu-img: 'broken.qcow2': its refcounts are too damaged for leaks to be told from data; repair all of it",
+        ),
+    ),
+    Line(
+        "check -r all broken.qcow2",
+        Differs(
+            "rebuilding",
+            err="ERROR cluster 5 refcount=0 reference=1\nRebuilding refcount structure",
+        ),
+    ),
+    Line(
+        "check -r all --output=json broken.qcow2",
+        Differs(
+            "rebuilding",
+            err="ERROR cluster 5 refcount=0 reference=1\nRebuilding refcount structure",
+        ),
+    ),
+    Line(
+        "check -r all broken.qcow2 && check broken.qcow2",
+        Differs(
+            "rebuilding",
+            err="ERROR cluster 5 refcount=0 reference=1\nRebuilding refcount structure",
+        ),
+    ),
+    Line("check -r all plain.qcow2"),
+    Line("check -r leaks plain.qcow2"),
+    Line("check -r all plain.raw"),
+    Line("check -r nonsense plain.qcow2"),
+    Line("check -r plain.qcow2"),
+    Line("check -r"),
+    Line("check -r all -U plain.qcow2"),
+    Line("check -U plain.qcow2"),
+    Line("check --force-share plain.qcow2"),
+    Line("check -T none plain.qcow2"),
+    Line("check -T nonsense plain.qcow2"),
+    Line("check"),
+    Line("check plain.qcow2 old.qcow2"),
+    Line("check --nonsense plain.qcow2"),
+    Line("check -p plain.qcow2"),
+    Line("check --output=nonsense plain.qcow2"),
+    Line("check missing"),
+    Line("check ''"),
+    Line("check --image-opts driver=qcow2,file.filename=plain.qcow2"),
+    Line("check --image-opts -f qcow2 driver=qcow2,file.filename=plain.qcow2"),
+    Line("check --image-opts driver=raw,file.filename=plain.raw"),
+    Line("check --image-opts -r all driver=qcow2,file.filename=leaky.qcow2"),
+    Line(
+        'check \'json:{"driver": "qcow2", "file": {"driver": "file", "filename": "leaky.qcow2"}}\''
+    ),
+    Line("check --object secret,id=a,data=x plain.qcow2"),
+    Line("check --object secret plain.qcow2"),
+    Line("check -- plain.qcow2"),
+    Line("check 'sp ace.qcow2'"),
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ import attrs
 from .pool import copy_sparse, needed
 from .table import Line
 
-__all__ = ["Answer", "Tool", "answer", "file_differences", "like", "prepare"]
+__all__ = ["FORKING", "Answer", "Tool", "answer", "file_differences", "like", "prepare"]
 
 #: Runs a tool in a folder: status, stdout, stderr.
 Tool = Callable[[Path, list[str]], tuple[int, str, str]]
@@ -47,19 +48,26 @@ def answer(line: Line, folder: Path, tool: Tool) -> Answer:
     return Answer(status, _plain(outs, folder), _plain(errs, folder), folder)
 
 
+#: Held while a process is started, and while our command works in this one: what has just been
+#: forked has our open images, and their locks, until it has become the other program.
+FORKING = threading.Lock()
+
+
 def qemu_img(folder: Path, words: list[str]) -> tuple[int, str, str]:
     """The real one."""
-    done = subprocess.run(
-        ["qemu-img", *words],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="surrogateescape",
-        check=False,
-        timeout=60,
-    )
-    return done.returncode, done.stdout, done.stderr
+    with FORKING:
+        process = subprocess.Popen(
+            ["qemu-img", *words],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="surrogateescape",
+        )
+    with process:
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
 
 
 #: What two runs of one tool do not agree on.
@@ -113,11 +121,10 @@ def _images_differ(our: Path, their: Path) -> Iterator[str]:
     if name == "raw":
         yield "raw bytes"
         return
-    # Without locks: a process that is just being forked elsewhere has ours for a moment.
-    status, out, err = qemu_img(our.parent, ["compare", "-U", str(our), str(their)])
+    status, out, err = qemu_img(our.parent, ["compare", str(our), str(their)])
     if status:
         yield f"compare: {out}{err}"
-    verdicts = [qemu_img(path.parent, ["check", "-U", str(path)]) for path in (our, their)]
+    verdicts = [qemu_img(path.parent, ["check", str(path)]) for path in (our, their)]
     if verdicts[0][0] != verdicts[1][0] and verdicts[0][0]:
         yield f"check: {verdicts[0]}"
 
