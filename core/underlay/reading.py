@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterator,
+    Sequence,
+)
 from contextlib import aclosing
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import attrs
 
@@ -19,6 +26,8 @@ __all__ = ["PART", "MappedRun", "Reader", "bare", "resolve"]
 
 #: How many bytes of one request a parallel task takes.
 PART = 1 << 20
+
+_M = TypeVar("_M", bound="Data[StorageHandle] | Zero | Backing | Special[StorageHandle]")
 
 
 async def resolve(
@@ -181,18 +190,10 @@ class Reader:
                         yield MappedRun(offset, zero, len(stack), driver, past_backing=True)
                         offset = until
                     continue
-                _check_length(mapping, driver)
-                if mapping.length > until - offset:
-                    mapping = attrs.evolve(mapping, length=until - offset)
+                mapping = _at_most(mapping, until - offset, driver)
                 if isinstance(mapping, Backing) and len(stack) == layers:
-                    present = min(max(mapping.layer.size() - mapping.offset, 0), mapping.length)
-                    if present:
-                        shown = attrs.evolve(mapping, length=present)
-                        yield MappedRun(offset, shown, len(stack) - 1, driver)
-                    if present < mapping.length:
-                        zero = Zero(mapping.length - present, explicit=False)
-                        at = offset + present
-                        yield MappedRun(at, zero, len(stack), driver, past_backing=True)
+                    for run in _not_walked(offset, mapping, layers - 1, driver):
+                        yield run
                     offset += mapping.length
                 elif isinstance(mapping, Backing):
                     below = mapping.layer.iter_mappings(mapping.offset, mapping.length)
@@ -224,6 +225,18 @@ class MappedRun(NamedTuple):
     past_backing: bool = False
 
 
+def _not_walked(
+    offset: int, below: Backing, depth: int, driver: FormatDriverInstance
+) -> Iterator[MappedRun]:
+    """What shows through from an image that is not walked, and zeroes where that one has ended."""
+    present = min(max(below.layer.size() - below.offset, 0), below.length)
+    if present:
+        yield MappedRun(offset, attrs.evolve(below, length=present), depth, driver)
+    if present < below.length:
+        zero = Zero(below.length - present, explicit=False)
+        yield MappedRun(offset + present, zero, depth + 1, driver, past_backing=True)
+
+
 async def _split_holes(
     start: int, mapping: Data[StorageHandle], depth: int
 ) -> AsyncIterator[DiskExtent]:
@@ -248,6 +261,12 @@ async def _split_holes(
 async def _close(mappings: AsyncIterator[ShallowMapping]) -> None:
     if isinstance(mappings, AsyncGenerator):
         await mappings.aclose()
+
+
+def _at_most(mapping: _M, length: int, driver: FormatDriverInstance) -> _M:
+    """A mapping that ends after ``length`` bytes at the latest."""
+    _check_length(mapping, driver)
+    return mapping if mapping.length <= length else attrs.evolve(mapping, length=length)
 
 
 def _check_length(mapping: ShallowMapping, driver: FormatDriverInstance) -> None:

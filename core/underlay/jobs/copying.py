@@ -72,11 +72,11 @@ def copy(
 
     Zeroes found in data are treated as ``zeroes`` says where at least ``sparse_size`` bytes of them
     stand together (with ``compress``: where they fill whole units); 0 looks for none. From guest
-    offset ``clean_from`` of the target on they need not be discarded. With ``layers``, only
-    what the first so many images of a source's chain have is copied. ``offload`` copies from file to file without
-    looking for zeroes. What cannot be read ends the copy, or becomes zeroes and is told to
-    ``salvage``. At most ``rate`` bytes a second are written. ``executor`` runs the work in threads
-    of the caller's.
+    offset ``clean_from`` of the target on they need not be discarded. With ``layers``, only what
+    the first so many images of a source's chain have is copied. ``offload`` copies from file to
+    file without looking for zeroes. What cannot be read ends the copy, or becomes zeroes and is
+    told to ``salvage``. At most ``rate`` bytes a second are written. ``executor`` runs the work in
+    threads of the caller's.
 
     Raises:
         OptionError: ``sparse_size``, ``parallel`` or the level cannot be so.
