@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from underlay_drivers.qcow2.writing import ImageWriter
 
 __all__ = [
+    "BitmapChange",
     "add_bitmap",
     "clear_bitmap",
     "enable_bitmap",
@@ -170,7 +171,7 @@ async def merge_bitmap(
 class _Merge:
     """Sets bits in ascending order, with one cluster of them in memory at a time."""
 
-    change: _Change
+    change: BitmapChange
     shape: BitmapShape
     #: The bitmap's, which it changes.
     table: Table
@@ -232,12 +233,11 @@ class _Merge:
 
 
 @asynccontextmanager
-async def _changing(writer: ImageWriter, limits: Limits) -> AsyncGenerator[_Change]:
+async def _changing(writer: ImageWriter, limits: Limits) -> AsyncGenerator[BitmapChange]:
     """A change of the bitmaps; what fails before it is shown leaves nothing behind."""
-    await writer.survey()
-    async with writer.alone():
+    async with writer.bitmaps_at_rest():
         disk = writer.disk
-        change = _Change(writer, limits, await read_bitmaps(disk.image, disk.header, limits))
+        change = BitmapChange(writer, limits, await read_bitmaps(disk.image, disk.header, limits))
         try:
             yield change
         except BaseException:
@@ -247,8 +247,8 @@ async def _changing(writer: ImageWriter, limits: Limits) -> AsyncGenerator[_Chan
 
 
 @attrs.define
-class _Change:
-    """One change of an image's bitmaps, with what it has written so far and nothing leads to."""
+class BitmapChange:
+    """A change of an image's bitmaps, with what it has written so far and nothing leads to."""
 
     writer: ImageWriter
     limits: Limits

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from underlay.limits import Limits
     from underlay_drivers.qcow2.tables import Table
 
-__all__ = ["BitmapShape", "load_bitmap_table", "read_dirty_ranges", "set_bits"]
+__all__ = [
+    "BitmapShape",
+    "load_bitmap_table",
+    "ranges_from",
+    "read_dirty_ranges",
+    "set_bits",
+]
 
 #: First and last bit + 1 of a run of ones.
 BitRun: TypeAlias = tuple[int, int]
@@ -148,15 +154,15 @@ async def read_dirty_ranges(
     shape = BitmapShape.of(header, entry.granularity_bits)
     table = await load_bitmap_table(image, header, entry, limits)
     shape.check(image, entry)
-    if not 0 <= offset <= header.size:
-        raise OutOfRangeError(f"There is no guest offset {offset}")
-    return await _ranges(image, table, shape, offset)
+    return await ranges_from(image, table, shape, offset)
 
 
-async def _ranges(
+async def ranges_from(
     image: StorageHandle, table: Table, shape: BitmapShape, offset: int
 ) -> DirtyRanges:
     """The dirty ranges from guest ``offset`` on, until there are some."""
+    if not 0 <= offset <= shape.disk_size:
+        raise OutOfRangeError(f"There is no guest offset {offset}")
     found: list[BitRun] = []
     bit = offset >> shape.granularity_bits
     while bit < shape.bits and len(found) < _ENOUGH:

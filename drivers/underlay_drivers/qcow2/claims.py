@@ -30,6 +30,7 @@ from underlay_drivers.qcow2.tables import Table, empty_table, in_a_row
 
 if TYPE_CHECKING:
     from underlay_drivers.qcow2.allocation import Allocator
+    from underlay_drivers.qcow2.bitmap_tracking import Tracking
     from underlay_drivers.qcow2.writable import Writable
     from underlay_drivers.qcow2.writeback import Writeback
 
@@ -62,7 +63,7 @@ class Claim:
 class Claims:
     """Gives tickets out, and takes them back."""
 
-    __slots__ = ("allocator", "back", "disk", "ready", "tickets")
+    __slots__ = ("allocator", "back", "disk", "ready", "tickets", "tracking")
 
     def __init__(self, disk: Writable, allocator: Allocator, back: Writeback) -> None:
         self.disk = disk
@@ -70,8 +71,14 @@ class Claims:
         self.back = back
         #: Whether guest data may be changed.
         self.ready = False
+        #: Which bitmaps that is recorded in, if there are any.
+        self.tracking: Tracking | None = None
         #: Guest clusters for which somebody has a ticket.
         self.tickets = RangeLocks()
+
+    async def make_ready(self) -> None:
+        """Let guest data be changed: for one who has a ticket, or is alone."""
+        raise NotImplementedError
 
     # -- the first phase
 
@@ -79,11 +86,14 @@ class Claims:
         """See ``FormatDriverInstance.begin_write``."""
         back = self.back
         await back.relieve()
+        if self.tracking is not None and self.tracking.too_large:
+            await self.tracking.spill()
         geometry = self.disk.geometry
         shift, bits = geometry.l1_shift, geometry.cluster_bits
         end = min(offset + length, (offset >> shift) + 1 << shift)
         holder = await self.tickets.acquire(offset >> bits, (end - 1 >> bits) + 1, exclusive=True)
         try:
+            await self.make_ready()
             async with back.lock:
                 return await self.claim(offset, end, holder)
         except CorruptImageError as error:
@@ -98,6 +108,8 @@ class Claims:
         """See ``FormatDriverInstance.try_begin_write``."""
         back = self.back
         if not self.ready or back.hinders:
+            return None
+        if self.tracking is not None and self.tracking.too_large:
             return None
         geometry = self.disk.geometry
         shift, bits = geometry.l1_shift, geometry.cluster_bits
@@ -166,6 +178,8 @@ class Claims:
             host = guest
         stop = min(end, guest + count * size)
         start, filled = offset, stop
+        if self.tracking is not None:
+            self.tracking.mark(offset, stop)
         if kind != IN_PLACE and (offset | stop) & size - 1:
             start = fill_from(disk, table, kind, offset, clean=clean)
             filled = fill_to(disk, table, kind, stop, clean=clean)

@@ -51,6 +51,10 @@ async def write_encoded(writer: ImageWriter, units: Sequence[tuple[int, bytes]])
     await back.relieve()
     bits = disk.geometry.cluster_bits
     async with writer.tickets.hold(units[0][0] >> bits, (units[-1][0] >> bits) + 1, exclusive=True):
+        await writer.make_ready()
+        if writer.tracking is not None:
+            for offset, _ in units:
+                writer.tracking.mark(offset, offset + disk.geometry.cluster_size)
         try:
             async with back.lock:
                 back.check()

@@ -133,6 +133,12 @@ class DirtyState(Condition):
         self._unlinked.append((offset, clusters))
 
     @property
+    def at_peace(self) -> bool:
+        """Whether the disk says all that the guest has been told is there."""
+        dirty = self._dirty_l2 or self._dirty_l1 or self._unlinked
+        return self._broken is None and not dirty
+
+    @property
     def too_dirty(self) -> bool:
         """Whether more is dirty than memory may be used for."""
         tables = len(self._dirty_l2) + self.allocator.dirty_blocks

@@ -343,6 +343,8 @@ class Qcow2(
         from underlay_drivers.qcow2.bitmaps import read_bitmaps
 
         entries = await read_bitmaps(self.image, self.header, self._limits)
+        if self._writer is not None and self._writer.tracking is not None:
+            return [entry.public() for entry in self._writer.tracking.shown(entries)]
         return [entry.public() for entry in entries]
 
     def can_have_bitmaps(self) -> bool:
@@ -353,6 +355,10 @@ class Qcow2(
         """See ``BitmapStore.dirty_ranges``."""
         from underlay_drivers.qcow2.bitmap_data import read_dirty_ranges
 
+        if self._writer is not None and self._writer.tracking is not None:
+            found = await self._writer.tracking.dirty_ranges(name, offset)
+            if found is not None:
+                return found
         return await read_dirty_ranges(self.image, self.header, self._limits, name, offset)
 
     async def merge_bitmap(self, name: str, source: str, store: BitmapStore | None = None) -> None:
@@ -401,6 +407,9 @@ class Qcow2(
         if writer is not None:
             await self.flush()
             await self.sync()
+            if writer.tracking is not None:
+                async with writer.bitmaps_at_rest():
+                    pass
             await writer.back.finish()
         result = await repair_image(
             self.image,

@@ -43,6 +43,7 @@ async def grow(writer: ImageWriter, size: int, preallocation: PreallocateMode) -
         old = disk.size()
         if size <= old:
             return
+        await writer.make_ready()
         if preallocation is not PreallocateMode.OFF and not (
             disk.nothing_reads_zero() or disk.geometry.extended
         ):
@@ -89,6 +90,7 @@ async def shrink(writer: ImageWriter, size: int) -> None:
     async with writer.alone(), writer.back.condemning():
         if size >= disk.size():
             return
+        await writer.make_ready()
         # What is beyond the end no longer counts; only then it is taken away.
         await writer.back.flush()
         await _publish(writer, size)
@@ -112,6 +114,8 @@ def _check_snapshots(writer: ImageWriter) -> None:
 
 async def _publish(writer: ImageWriter, size: int) -> None:
     """Write the disk's size into the header, durably, and let it be the disk's."""
+    if writer.tracking is not None:
+        await writer.tracking.take_all()
 
     async def publish() -> None:
         await writer.back.update_header(size=size)

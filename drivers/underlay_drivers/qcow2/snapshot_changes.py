@@ -91,6 +91,7 @@ async def apply_snapshot(writer: ImageWriter, wanted: str, limits: Limits) -> No
     async with writer.alone():
         async with _all_or_nothing(writer):
             _, size, l1 = await _load(writer, wanted, limits)
+            await _tell_bitmaps(writer, size)
             # What was active until now goes when nobody reads it any more.
             freed = await _let_go_of_all(writer, disk.l1, disk.header.l1_table_offset)
             # Both share all of it from now on, and so nothing is counted once.
@@ -129,6 +130,15 @@ async def delete_snapshot(writer: ImageWriter, wanted: str, limits: Limits) -> N
             await to_the_end(_switch(writer, shown, fields))
         await back.flush()
         await back.sync()
+
+
+async def _tell_bitmaps(writer: ImageWriter, size: int) -> None:
+    """All of the disk is about to change, and its size to become this."""
+    await writer.make_ready()
+    if writer.tracking is not None:
+        if size != writer.disk.size():
+            await writer.tracking.take_all()
+        writer.tracking.mark(0, max(size, writer.disk.size()))
 
 
 @attrs.frozen(kw_only=True)

@@ -257,6 +257,8 @@ class Writable(Dependencies):
         """See ``FormatDriverInstance.close``. What was freed and still waits is freed now."""
         try:
             if self._writer is not None:
+                if self._writer.back.at_peace:
+                    await self._writer.store_bitmaps()
                 await self._writer.back.finish()
         finally:
             await super().close()

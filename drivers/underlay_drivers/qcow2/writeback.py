@@ -122,7 +122,7 @@ class Writeback(LateFreeing):
 
         Call it when the disk is flushed and synced, and used no more.
         """
-        if self._broken is not None or self._dirty_l2 or self._dirty_l1 or self._unlinked:
+        if not self.at_peace:
             return
         # Nobody can use a closed disk's mappings, whatever leases are still held.
         self._ready.extend(self._waiting)

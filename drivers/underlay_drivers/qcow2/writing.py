@@ -65,6 +65,10 @@ class ImageWriter(Claims):
             CorruptImageError: its metadata contradicts itself; nothing was changed.
         """
         self.back.check()
+        await self.make_ready()
+
+    async def make_ready(self) -> None:
+        """The same, for one who has a ticket or is alone: it may have been brought to rest."""
         if not self.ready:
             async with self._preparing:
                 await self._make_ready()
@@ -91,9 +95,20 @@ class ImageWriter(Claims):
         if self.ready:
             return  # somebody else was quicker
         await self._survey()
+        if self.disk.header.autoclear_features & layout.BITMAPS_CONSISTENT:
+            from underlay_drivers.qcow2.bitmap_tracking import Tracking
+
+            self.tracking = await Tracking.start(self, self._limits)
         await self._clear_autoclear_bits()
         self.ready = True
-        self.disk.allow_writing(self.allocator.metadata)
+        self._allow_writing()
+
+    def _allow_writing(self) -> None:
+        """Let plain data be rewritten by anybody, where nobody needs to know of that."""
+        if self.ready and not self.back.broken:
+            self.disk.allow_writing(self.allocator.metadata)
+            if self.tracking is not None and self.tracking.recording:
+                self.disk.forbid_writing()
 
     async def _mend(self) -> None:
         """The image was not closed properly: its reference counts may be stale, so count anew."""
@@ -116,8 +131,9 @@ class ImageWriter(Claims):
                 yield
                 if self._known:
                     await self.look_around()
-            if self.ready and not self.back.broken:
-                self.disk.allow_writing(self.allocator.metadata)
+                if self.tracking is not None and not await self.tracking.survives():
+                    self.tracking = None  # and so its bitmaps stay in use, for ever
+            self._allow_writing()
 
     async def look_around(self) -> None:
         """Find out where all metadata lies, and what is in use, from what is on disk.
@@ -143,9 +159,10 @@ class ImageWriter(Claims):
             raise
 
     async def _clear_autoclear_bits(self) -> None:
-        """Tell that what these bits promise is not kept: bitmaps go out of date from now on."""
+        """Tell that what these bits promise is not kept: bitmaps that nobody can keep true."""
         header = self.disk.header
         known = layout.RAW_EXTERNAL_DATA if header.external_data_file else 0
+        known |= layout.BITMAPS_CONSISTENT if self.tracking is not None else 0
         kept = header.autoclear_features & known
         if kept != header.autoclear_features:
             await self.disk.image.write(kept.to_bytes(8, "big"), layout.AUTOCLEAR_FEATURES_OFFSET)
@@ -183,8 +200,26 @@ class ImageWriter(Claims):
                 async with self.alone():
                     yield
             finally:
-                if not self.back.broken:
-                    self.disk.allow_writing(self.allocator.metadata)
+                self._allow_writing()
+
+    @asynccontextmanager
+    async def bitmaps_at_rest(self) -> AsyncGenerator[None]:
+        """While this is held no guest data changes, and all bitmaps are as the image says.
+
+        Raises:
+            ConflictError: as ``at_rest`` does.
+        """
+        await self.survey()
+        async with self.at_rest(), self._preparing:
+            await self.store_bitmaps()
+            yield
+
+    async def store_bitmaps(self) -> None:
+        """Save the bitmaps; the next change of guest data marks them as in use again."""
+        if self.tracking is not None:
+            await self.tracking.store()
+        self.disk.forbid_writing()
+        self.ready, self.tracking = False, None
 
     async def snapshot_table_bytes(self) -> int:
         """How long the snapshot table is."""

@@ -59,6 +59,9 @@ async def change_range(
     end = min(end, (start >> shift) + 1 << shift)
     holder = await writer.tickets.acquire(start >> bits, (end - 1 >> bits) + 1, exclusive=True)
     try:
+        await writer.make_ready()
+        if writer.tracking is not None:
+            writer.tracking.mark(start, end)
         if geometry.external and (goal is Goal.FREED or _is_raw(writer)):
             # Host and guest offset are the same for ever: this is a write like any other.
             await disk.data_storage().write_zeroes(start, end - start)

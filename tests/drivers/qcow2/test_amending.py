@@ -245,7 +245,7 @@ def test_bitmaps_survive_what_does_not_touch_the_guests_data(ends: Ends) -> None
     with ends.open() as disk:
         disk.capability(Amendable).amend({"lazy_refcounts": False})
         ends.write(disk, 0, b"x")
-    assert ends.header.autoclear_features == 0
+    assert ends.info()["format-specific"]["data"]["bitmaps"][0]["flags"] == ["auto"]
 
 
 @pytest.mark.parametrize(

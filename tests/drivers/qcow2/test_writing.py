@@ -437,9 +437,13 @@ FIRST_CHANGES: dict[str, Callable[[SyncFormatAccess], object]] = {
 
 @pytest.mark.parametrize("change", FIRST_CHANGES)
 def test_the_first_change_says_that_bitmaps_are_out_of_date(ends: Ends, change: str) -> None:
+    """Here of such as nobody can keep true: where its table is there is none."""
     ends.create(theirs=True)
     ends.qemu_img("bitmap", "--add", ends.path, "record")
     ends.they_write(0, CLUSTER, 1)
+    directory = next(e for e in ends.header.extensions if e.type == 0x23852875).data
+    (offset,) = struct.unpack_from(">Q", directory, 16)
+    ends.poke(offset, "Q", 1 << 40)
     before = ends.header
     assert before.autoclear_features == 1
 
@@ -455,6 +459,27 @@ def test_the_first_change_says_that_bitmaps_are_out_of_date(ends: Ends, change: 
     assert not ends.checked().get("corruptions")
 
 
+@pytest.mark.parametrize("change", FIRST_CHANGES)
+def test_from_the_first_change_on_bitmaps_are_in_use(ends: Ends, change: str) -> None:
+    ends.create(theirs=True)
+    ends.qemu_img("bitmap", "--add", ends.path, "record")
+    ends.they_write(0, CLUSTER, 1)
+    before = ends.path.read_bytes()
+
+    def flags() -> object:
+        return ends.info()["format-specific"]["data"]["bitmaps"][0]["flags"]
+
+    with ends.open(lock=False) as disk:
+        disk.read_bytes(0, disk.size)
+        assert ends.path.read_bytes() == before
+        FIRST_CHANGES[change](disk)
+        # At once, and not when it is flushed.
+        assert flags() == ["in-use", "auto"]
+
+    assert flags() == ["auto"]
+    ends.qemu_img("check", "-q", ends.path)
+
+
 def test_bitmaps_keep_their_clusters_after_they_went_out_of_date(ends: Ends) -> None:
     """They may be looked at again, so nothing is written over them."""
     ends.create(theirs=True)
@@ -462,6 +487,7 @@ def test_bitmaps_keep_their_clusters_after_they_went_out_of_date(ends: Ends) -> 
     ends.they_write(0, CLUSTER, 1)
     directory = next(e for e in ends.header.extensions if e.type == 0x23852875).data
     (offset,) = struct.unpack_from(">Q", directory, 16)
+    ends.poke(88, "Q", 0)
     before = ends.path.read_bytes()[offset : offset + 32]
     assert b"record" in before
 

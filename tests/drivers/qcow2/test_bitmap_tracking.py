@@ -1,0 +1,178 @@
+"""Guest writes are seen in enabled bitmaps, and a crash leaves none that says less than is true."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from underlay import SyncFormatAccess, jobs
+from underlay.capabilities import CompressedWriter, Snapshottable
+
+from .bitmapping import Model, dirty, their_dirty
+from .ends import Ends, pattern
+
+SIZE = 4 << 20
+GRANULARITIES = {"fine": 512, "middle": 4096, "coarse": 1 << 20}
+
+
+@pytest.mark.parametrize("options", [{}, {"cluster_size": 512}, {"data_file": "data.raw"}])
+@pytest.mark.parametrize("seed", range(3))
+def test_both_ends_write_in_turn(
+    ends: Ends, qemu: Callable[[str], str], options: dict[str, Any], seed: int
+) -> None:
+    chance = random.Random(seed)
+    ends.create(SIZE, theirs=True, **options)
+    models = {name: Model(SIZE, size) for name, size in GRANULARITIES.items()}
+    for name, size in GRANULARITIES.items():
+        jobs.add_bitmap(ends.path, name, granularity=size)
+    jobs.add_bitmap(ends.path, "idle", enabled=False)
+    for turn in range(4):
+        places = [chance.randrange(SIZE // 512) * 512 for _ in range(4)]
+        writes = [(at, min(chance.choice((512, 5120, 200_192)), SIZE - at)) for at in places]
+        if turn % 2:
+            for at, length in writes:
+                ends.they_write(at, length, turn)
+        else:
+            with ends.open() as disk:
+                for at, length in writes:
+                    ends.write(disk, at, pattern(length, turn))
+                    # Once more, in place.
+                    ends.write(disk, at, pattern(length, turn + 9))
+        for model in models.values():
+            for write in writes:
+                model.write(*write)
+        for name, model in models.items():
+            assert dirty(ends.path, name) == model.ranges(), (turn, name)
+    jobs.disable_bitmap(ends.path, "fine")
+    assert their_dirty(qemu, ends.path, "fine") == models["fine"].ranges()
+    assert dirty(ends.path, "idle") == []
+    ends.agree()
+
+
+CHANGES: dict[str, Callable[[SyncFormatAccess], object]] = {
+    "zero": lambda disk: disk.write_zeroes(65536, 65536),
+    "zero a part": lambda disk: disk.write_zeroes(65536, 5),
+    "discard": lambda disk: disk.discard_to_zero(65536, 65536),
+    "discard to any": lambda disk: disk.discard_to_any(65536, 65536),
+    "compress": lambda disk: disk.capability(CompressedWriter).write_encoded(
+        65536, disk.capability(CompressedWriter).encode(memoryview(bytes(65536)))
+    ),
+    "map": lambda disk: disk.ensure_data_mapping(65536, 65536),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_way_to_change_data_is_seen(ends: Ends, change: str) -> None:
+    ends.create(SIZE, theirs=True)
+    ends.they_write(0, SIZE, 1)
+    jobs.add_bitmap(ends.path, "all", granularity=65536)
+    with ends.open() as disk:
+        CHANGES[change](disk)
+        assert dirty(disk, "all") == [(65536, 65536)]
+    assert dirty(ends.path, "all") == [(65536, 65536)]
+    ends.qemu_img("check", "-q", ends.path)
+
+
+def test_going_back_to_a_snapshot_may_change_everything(ends: Ends) -> None:
+    ends.create(SIZE, theirs=True)
+    with ends.open() as disk:
+        snapshots = disk.capability(Snapshottable)
+        snapshots.create_snapshot("a")
+        jobs.add_bitmap(disk, "all")
+        assert dirty(disk, "all") == []
+        snapshots.create_snapshot("b")
+        snapshots.delete_snapshot("b")
+        assert dirty(disk, "all") == []
+        snapshots.apply_snapshot("a")
+        assert dirty(disk, "all") == [(0, SIZE)]
+    assert dirty(ends.path, "all") == [(0, SIZE)]
+    ends.agree()
+
+
+@pytest.mark.parametrize("sizes", [(6 << 20, 40 << 20), (1 << 20, 8 << 20), (512, 3 << 20)])
+def test_bitmaps_follow_the_size_of_the_disk(ends: Ends, sizes: tuple[int, int]) -> None:
+    """Those that are disabled too; tables become longer and shorter with small clusters."""
+    ends.create(SIZE, cluster_size=512)
+    for name in ("on", "off"):
+        jobs.add_bitmap(ends.path, name, granularity=512)
+    ends.they_write(SIZE // 2, 512, 1)
+    ends.they_write(0, 1024, 2)
+    jobs.disable_bitmap(ends.path, "off")
+    model = Model(SIZE, 512)
+    for written in ((SIZE // 2, 512), (0, 1024)):
+        model.write(*written)
+    for size in sizes:
+        with ends.open() as disk:
+            disk.resize(size)
+        model.bits = {bit for bit in model.bits if bit < size // 512}
+        model.size = size
+        assert dirty(ends.path, "off") == model.ranges()
+        ends.qemu_img("check", "-q", ends.path)
+        said = ends.info()["format-specific"]["data"]["bitmaps"]
+        assert [one["flags"] for one in said] == [["auto"], []]
+    # QEMU uses them as they are.
+    ends.qemu_img("bitmap", "--add", "--merge", "off", "-g", "512", ends.path, "copy")
+    assert dirty(ends.path, "copy") == model.ranges()
+
+
+def test_one_that_is_never_closed_leaves_bitmaps_that_say_so(ends: Ends) -> None:
+    ends.create(SIZE)
+    jobs.add_bitmap(ends.path, "on")
+    jobs.add_bitmap(ends.path, "off", enabled=False)
+    with ends.open() as disk:
+        disk.write(b"x", 0)
+        disk.flush()
+        disk.sync()
+        crashed = ends.path.read_bytes()
+        assert [one.in_use for one in jobs.bitmaps(disk)] == [False, False]
+    assert [one.in_use for one in jobs.bitmaps(ends.path)] == [False, False]
+    ends.path.write_bytes(crashed)
+    assert [one.in_use for one in jobs.bitmaps(ends.path)] == [True, False]
+    ends.qemu_img("check", "-q", ends.path)
+
+
+def test_changes_of_bitmaps_and_of_data_go_together(ends: Ends) -> None:
+    ends.create(SIZE)
+    with ends.open() as disk:
+        disk.write(b"before", 0)
+        jobs.add_bitmap(disk, "a", granularity=4096)
+        disk.write(b"x", 5000)
+        jobs.add_bitmap(disk, "b", granularity=4096)
+        disk.write(b"y", 9000)
+        assert dirty(disk, "a") == [(4096, 8192)]
+        assert dirty(disk, "b") == [(8192, 4096)]
+        jobs.clear_bitmap(disk, "a")
+        jobs.disable_bitmap(disk, "b")
+        disk.write(b"z", 0)
+        jobs.merge_bitmap(disk, "b", "a")
+        for _ in range(2):
+            disk.flush()
+            disk.sync()
+        disk.invalidate_cache()
+        disk.write(b"z", 20_000)
+    assert dirty(ends.path, "a") == [(0, 4096), (16384, 4096)]
+    assert dirty(ends.path, "b") == [(0, 4096), (8192, 4096)]
+    ends.qemu_img("check", "-q", ends.path)
+
+
+def test_what_is_remembered_goes_to_the_image_when_it_is_much(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from underlay_drivers.qcow2 import bitmap_tracking
+
+    monkeypatch.setattr(bitmap_tracking, "_MEMORY", 8192)
+    chance = random.Random(4)
+    ends.create(1 << 30, cluster_size=4096)
+    jobs.add_bitmap(ends.path, "fine", granularity=512)
+    model = Model(1 << 30, 512)
+    with ends.open() as disk:
+        for _ in range(60):
+            at = chance.randrange((1 << 30) - 600)
+            disk.write(b"x" * 600, at)
+            model.write(at, 600)
+        assert dirty(disk, "fine") == model.ranges()
+    assert dirty(ends.path, "fine") == model.ranges()
+    ends.qemu_img("check", "-q", ends.path)
