@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Final, Unpack
 
+import attrs
 import click
 
+from underlay.capabilities import BitmapStore, CompressedWriter, Snapshottable, offers
 from underlay.cli import options
 from underlay.cli.format_options import FormatOptions, show_options
 from underlay.cli.output import warn
@@ -22,6 +24,7 @@ from underlay.errors import (
     OptionError,
     OutOfRangeError,
     UnderlayError,
+    UnsupportedFeatureError,
 )
 from underlay.jobs.convert import convert
 from underlay.jobs.salvage import Unreadable
@@ -115,7 +118,7 @@ def command(
     zeroes = 4096 if sparse_size is None else _sparse_size(sparse_size)
     threads = None if parallel is None else _parallel(parallel)
     speed = None if rate is None else options.given_size(rate, what="rate limit")
-    part = None if snapshot is None else _snapshot(snapshot)
+    part = None if snapshot is None else _Snapshot.read(snapshot)
     if target_image_opts and output_format is not None:
         raise CommandError("--image-opts and --format are mutually exclusive")
     for wrong, message in (
@@ -193,25 +196,59 @@ def command(
 # -- what is read
 
 
-def _source(name: str, *, snapshot: str | None, **how: Any) -> SyncFormatAccess:
+def _source(name: str, *, snapshot: _Snapshot | None, **how: Any) -> SyncFormatAccess:
+    if snapshot is None:
+        return options.open_disk(name, **how)
+    wanted = snapshot.text
+    if snapshot.field is not None:
+        with options.open_disk(name, **how) as disk:
+            wanted = _find(disk, snapshot.field, snapshot.text)
     try:
-        return options.open_disk(name, snapshot=snapshot, **how)
+        return options.open_disk(name, snapshot=wanted, **how)
     except OptionError as error:
-        if snapshot is not None and error.option == "snapshot":
-            raise CommandError("Failed to load snapshot: Can't find snapshot") from error
-        raise
+        if error.option != "snapshot":
+            raise
+        raise _no_snapshot() from error
+    except UnsupportedFeatureError as error:
+        if error.feature != "internal snapshots":
+            raise
+        with options.open_disk(name, **how) as disk:
+            raise CommandError(
+                f"Failed to load snapshot: Block format '{disk.format_name}' used by device '' "
+                "does not support temporarily loading internal snapshots"
+            ) from error
 
 
-def _snapshot(text: str) -> str:
-    """The ID or name in ``-l``, which may stand behind ``snapshot.id=`` or ``snapshot.name=``."""
-    if not text.startswith("snapshot."):
-        return text
-    name, _, value = text.partition("=")
-    if name not in {"snapshot.id", "snapshot.name"}:
-        raise CommandError(
-            f"Invalid parameter '{name}'", f"Failed in parsing snapshot param '{text}'"
-        )
-    return value
+def _find(disk: SyncFormatAccess, field: str, text: str) -> str:
+    """The ID of the snapshot that has this ID, or this name."""
+    store: Any = disk.capability(Snapshottable)
+    for snapshot in () if store is None else store.snapshots():
+        if text == (snapshot.id if field == "snapshot.id" else snapshot.name):
+            return str(snapshot.id)
+    raise _no_snapshot()
+
+
+def _no_snapshot() -> CommandError:
+    return CommandError("Failed to load snapshot: Can't find snapshot")
+
+
+@attrs.frozen
+class _Snapshot:
+    """What ``-l`` says: an ID or a name, or which of the two."""
+
+    text: str
+    field: str | None = None
+
+    @classmethod
+    def read(cls, text: str) -> _Snapshot:
+        if not text.startswith("snapshot."):
+            return cls(text)
+        name, _, value = text.partition("=")
+        if name not in {"snapshot.id", "snapshot.name"}:
+            raise CommandError(
+                f"Invalid parameter '{name}'", f"Failed in parsing snapshot param '{text}'"
+            )
+        return cls(value, name)
 
 
 def _warning(*, quiet: bool) -> Callable[[Unreadable], None]:
@@ -272,8 +309,6 @@ def _check_target(kind: str, given: dict[str, str], *, upon: bool, sources: int)
 
 
 def _check_compress(kind: str, given: dict[str, str]) -> None:
-    from underlay.capabilities import CompressedWriter, offers
-
     if not offers(registry().driver(kind), CompressedWriter):
         raise CommandError("Compression not supported for this file format")
     if given.get("preallocation", "off") != "off":
@@ -281,8 +316,6 @@ def _check_compress(kind: str, given: dict[str, str]) -> None:
 
 
 def _check_bitmaps(source: SyncFormatAccess, kind: str, *, skip_broken: bool) -> None:
-    from underlay.capabilities import BitmapStore, offers
-
     if not offers(registry().driver(kind), BitmapStore):
         raise CommandError(f"Format driver '{kind}' does not support bitmaps")
     store: Any = source.capability(BitmapStore)

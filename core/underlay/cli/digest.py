@@ -15,6 +15,8 @@ from underlay.jobs.digest import digest
 
 __all__ = ["command"]
 
+_JSON_VERSION = 1
+
 
 @options.command("digest")
 @options.format_option("-f", "format_name", what="The images' format, instead of finding it out.")
@@ -58,15 +60,7 @@ def command(
             result = digest(disk, algorithm=algorithm, progress=report)
         if output == "human":
             echo(f"{result}  {printable(name)}")
-        found.append(
-            {
-                "filename": name,
-                "version": result.version,
-                "algorithm": result.algorithm,
-                "digest": result.hex,
-                "virtual-size": result.size,
-            }
-        )
+        found.append({"filename": name, "digest": str(result), "virtual-size": result.size})
     if output == "json":
-        echo(json.dumps(found, indent=4))
+        echo(json.dumps({"version": _JSON_VERSION, "images": found}, indent=4))
     return 0
