@@ -9,15 +9,17 @@ from typing import TypeAlias
 import attrs
 
 from underlay import SyncFormatAccess
-from underlay.capabilities import Amendable, CompressedWriter, Snapshottable
+from underlay.capabilities import Amendable, BitmapStore, CompressedWriter, Snapshottable
 from underlay.errors import LimitExceededError, OptionError, UnsupportedOperationError
 from underlay.storage import PreallocateMode
 
+from .bitmaps import GRANULE, Kept
 from .journal import SECTOR, Begun, Flushed, Journal
 
 __all__ = [
     "Amend",
     "Apply",
+    "ChangeBitmap",
     "Compress",
     "Delete",
     "Discard",
@@ -57,6 +59,7 @@ class Moment:
     content: bytes
     #: The operation before which a snapshot was taken, by its name.
     snapshots: dict[str, int] = attrs.field(factory=dict[str, int])
+    bitmaps: dict[str, Kept] = attrs.field(factory=dict[str, Kept])
 
 
 # -- operations
@@ -140,7 +143,7 @@ class Take:
         now = history.now
         if self.name in now.snapshots:
             return now
-        return Moment(now.content, now.snapshots | {self.name: number - 1})
+        return attrs.evolve(now, snapshots=now.snapshots | {self.name: number - 1})
 
 
 @attrs.frozen
@@ -159,7 +162,7 @@ class Apply:
         if self.name not in now.snapshots:
             return now
         taken = now.snapshots[self.name]
-        return Moment(history.moments[taken].content, now.snapshots)
+        return attrs.evolve(now, content=history.moments[taken].content)
 
 
 @attrs.frozen
@@ -176,7 +179,7 @@ class Delete:
     def after(self, history: History, number: int) -> Moment:
         now = history.now
         rest = {name: taken for name, taken in now.snapshots.items() if name != self.name}
-        return Moment(now.content, rest)
+        return attrs.evolve(now, snapshots=rest)
 
 
 @attrs.frozen
@@ -191,7 +194,7 @@ class Grow:
 
     def after(self, history: History, number: int) -> Moment:
         now = history.now
-        return Moment(now.content + bytes(self.by), now.snapshots)
+        return attrs.evolve(now, content=now.content + bytes(self.by))
 
 
 @attrs.frozen
@@ -205,7 +208,54 @@ class Shrink:
 
     def after(self, history: History, number: int) -> Moment:
         now = history.now
-        return Moment(now.content[: max(len(now.content) - self.by, SECTOR)], now.snapshots)
+        size = max(len(now.content) - self.by, SECTOR)
+        return attrs.evolve(now, content=now.content[:size])
+
+
+@attrs.frozen
+class ChangeBitmap:
+    """Add, remove, clear, disable or enable a dirty bitmap, or merge another one into it.
+
+    Where that cannot be, for want of a bitmap or because there is one, nothing happens.
+    """
+
+    action: str
+    name: str
+    source: str = ""
+
+    def run(self, disk: SyncFormatAccess, number: int) -> None:
+        store = disk.capability(BitmapStore)
+        names = [bitmap.name for bitmap in store.bitmaps()]
+        if self.action == "add":
+            if self.name not in names:
+                store.add_bitmap(self.name, granularity=GRANULE)
+        elif self.name in names and self.action == "merge":
+            if self.source in names:
+                store.merge_bitmap(self.name, self.source)
+        elif self.name in names:
+            getattr(store, f"{self.action}_bitmap")(self.name)
+
+    def after(self, history: History, number: int) -> Moment:
+        now = history.now
+        bitmaps = dict(now.bitmaps)
+        kept = bitmaps.get(self.name)
+        if self.action == "add":
+            bitmaps.setdefault(self.name, Kept(since=now.content))
+        elif kept is not None and self.action == "remove":
+            del bitmaps[self.name]
+        elif kept is not None:
+            bitmaps[self.name] = self._changed(kept, now)
+        return attrs.evolve(now, bitmaps=bitmaps)
+
+    def _changed(self, kept: Kept, now: Moment) -> Kept:
+        dirty = kept.now(now.content)
+        if self.action == "clear":
+            return Kept(since=None if kept.since is None else now.content)
+        if self.action == "merge":
+            source = now.bitmaps.get(self.source)
+            more = frozenset[int]() if source is None else source.now(now.content)
+            return attrs.evolve(kept, dirty=dirty | more)
+        return Kept(dirty, now.content if self.action == "enable" else None)
 
 
 @attrs.frozen
@@ -270,6 +320,7 @@ Operation: TypeAlias = (
     | Grow
     | Shrink
     | Amend
+    | ChangeBitmap
     | Flush
     | Push
     | Reread
@@ -299,7 +350,7 @@ class History:
         """Now, with other bytes at a place."""
         content = self.now.content
         changed = content[:offset] + data + content[offset + len(data) :]
-        return Moment(changed[: len(content)], self.now.snapshots)
+        return attrs.evolve(self.now, content=changed[: len(content)])
 
 
 def perform(

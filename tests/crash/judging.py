@@ -14,10 +14,11 @@ from underlay.errors import UnderlayError
 from underlay.storage import BlockingStorage
 from underlay_storage.memory import MemoryStorage
 
+from .bitmaps import untrue
 from .guest import History, Moment
 from .journal import SECTOR
 from .states import CrashState
-from .structure import look_at
+from .structure import Verdict, look_at
 
 __all__ = [
     "Judge",
@@ -119,8 +120,8 @@ class Judge:
         try:
             problems = self._untrue(state)
             problems += self._misjudged(state, leaks=len(verdict.leaks))
-            if verdict.bitmaps:
-                problems += self._stale_bitmaps(state)
+            if verdict.bitmap_names:
+                problems += self._untrue_bitmaps(state, verdict)
             if not problems and report.states % _EVERY == 0:
                 problems = self._cannot_go_on(state)
         except UnderlayError as error:
@@ -157,12 +158,14 @@ class Judge:
                 problems += self._untrue_snapshot(state, name, moments)
         return problems
 
-    def _stale_bitmaps(self, state: CrashState) -> list[str]:
-        """A bitmap that says that it is up to date tells of no write that came after it."""
-        content = self.history.moments[self.history.start].content
-        if self.read(state) == content:
-            return []
-        return ["the bitmaps say that they are up to date, and the disk has changed since"]
+    def _untrue_bitmaps(self, state: CrashState, verdict: Verdict) -> list[str]:
+        """A bitmap that says that it is up to date tells of every write."""
+        content = self.read(state)
+        found = [
+            untrue(verdict.bitmaps, verdict.bitmap_names, moment.bitmaps, content)
+            for moment in self._moments(state)
+        ]
+        return [] if None in found else [found[-1] or ""]
 
     def _misjudged(self, state: CrashState, *, leaks: int) -> list[str]:
         """Our own check has to say the same as our second opinion."""

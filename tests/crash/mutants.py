@@ -16,8 +16,9 @@ import pytest
 from underlay.handle import StorageHandle
 from underlay_drivers.qcow2 import claims
 from underlay_drivers.qcow2.allocation import Allocator
+from underlay_drivers.qcow2.bitmap_changes import BitmapChange
+from underlay_drivers.qcow2.bitmap_tracking import Tracking
 from underlay_drivers.qcow2.writeback import Writeback
-from underlay_drivers.qcow2.writing import ImageWriter
 
 from .guest import Apply, Discard, Flush, Grow, Operation, Push, Take, WriteData, WriteZeroes
 
@@ -191,16 +192,29 @@ def _counts_never_written(patch: Patch) -> None:
 
 
 def _bitmaps_stay_valid(patch: Patch) -> None:
-    async def clear(original: Any, self: Any) -> None:
+    async def write(original: Any, self: Any, flags: Any) -> None:
         return
 
-    _replace_async(patch, ImageWriter, "_clear_autoclear_bits", clear)
+    _replace_async(patch, Tracking, "_write_flags", write)
 
 
 def _bitmaps_are_not_outdated_first(patch: Patch) -> None:
-    _no_barrier_inside(patch, ImageWriter, "_clear_autoclear_bits")
+    _no_barrier_inside(patch, Tracking, "_write_flags")
 
 
+def _bitmaps_are_true_too_early(patch: Patch) -> None:
+    _no_barrier_inside(patch, Tracking, "store")
+
+
+def _bitmaps_miss_writes(patch: Patch) -> None:
+    patch.setattr(Tracking, "recording", False)  # so plain data is rewritten by anybody
+
+
+def _bitmaps_are_shown_before_they_are_there(patch: Patch) -> None:
+    _no_barrier_inside(patch, BitmapChange, "overwrite")
+
+
+_REWRITE: Final = (WriteData(9000, 300), WriteData(4096, 300), Flush())
 _REUSE: Final = (
     WriteData(0, 4096),
     Flush(),
@@ -260,5 +274,12 @@ MUTANTS: Final = (
         "a write reaches the disk before bitmaps are out of date",
         "bitmap",
         _bitmaps_are_not_outdated_first,
+    ),
+    Mutant("bitmaps are up to date before they say it all", "bitmap", _bitmaps_are_true_too_early),
+    Mutant("what is rewritten in place is not recorded", "bitmap", _bitmaps_miss_writes, _REWRITE),
+    Mutant(
+        "a bitmap leads to a table that is not there yet",
+        "bitmap",
+        _bitmaps_are_shown_before_they_are_there,
     ),
 )

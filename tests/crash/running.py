@@ -43,8 +43,10 @@ class Recorded:
     def faults_at_the_end(self) -> list[str]:
         """What is wrong after closing; then nothing may leak either."""
         verdict = look_at(self.contents[0])
-        leaks = set(verdict.leaks).difference(self.prepared.outdated)
-        return verdict.faults + [f"cluster {cluster} leaks" for cluster in sorted(leaks)]
+        kept = self.history.now.bitmaps.keys()
+        lost = [f"the bitmap {name} is lost" for name in sorted(kept - verdict.bitmaps.keys())]
+        leaks = [f"cluster {cluster} leaks" for cluster in sorted(verdict.leaks)]
+        return verdict.faults + lost + leaks
 
 
 def record(prepared: Prepared, operations: Sequence[Operation]) -> Recorded:

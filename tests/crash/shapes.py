@@ -18,10 +18,11 @@ from underlay.storage import (
 )
 from underlay_storage.memory import MemoryStorage
 
-from .bitmaps import with_bitmap
+from .bitmaps import Kept, with_bitmap
 from .guest import (
     Amend,
     Apply,
+    ChangeBitmap,
     Compress,
     Delete,
     Discard,
@@ -95,6 +96,14 @@ class Shape:
             some += [Compress(11 * cluster, cluster), Compress(2 * cluster, cluster)]
         if self.snapshots:
             some += [Take("new"), Apply("old"), Delete("old")]
+        if self.bitmap:
+            some += [
+                ChangeBitmap("add", "new"),
+                ChangeBitmap("clear", "dirty"),
+                ChangeBitmap("disable", "dirty"),
+                ChangeBitmap("merge", "new", "dirty"),
+                ChangeBitmap("remove", "dirty"),
+            ]
         return [*some, *self.further]
 
     def prepared(self) -> Prepared:
@@ -129,10 +138,11 @@ class Shape:
             for operation in before:
                 operation.run(disk, history.add(operation))
         contents = tuple(map(memory_content, names))
-        outdated = range(0)
         if self.bitmap:
-            image, outdated = with_bitmap(contents[0])
-            contents = (image, *contents[1:])
+            contents = (with_bitmap(contents[0]), *contents[1:])
+            now = history.now
+            kept = {"dirty": Kept(frozenset({0}), now.content)}
+            history.moments[-1] = attrs.evolve(now, bitmaps=kept)
         for name in names:
             MemoryStorage.remove(name)
         if self.backing:
@@ -146,7 +156,6 @@ class Shape:
             history=history,
             below=below,
             backing=backing,
-            outdated=outdated,
         )
 
 
@@ -162,8 +171,6 @@ class Prepared:
     #: What the backing image holds, and its disk.
     below: bytes
     backing: SyncFormatAccess | None
-    #: Clusters that leak when the image is changed: those of a bitmap, which is not true any more.
-    outdated: range
 
     def again(self) -> History:
         """A history that can be continued."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
+from .bitmaps import Seen
+
 __all__ = ["Verdict", "look_at"]
 
 _COPIED = 1 << 63
@@ -34,8 +36,9 @@ class Verdict:
     #: Entries whose bit COPIED disagrees with a count, and that do no harm: a cluster will be
     #: copied in vain, or is counted too high.
     flags: list[str] = attrs.field(factory=list[str])
-    #: Whether the image has bitmaps that say that they are up to date.
-    bitmaps: bool = False
+    #: The names of its bitmaps, and those that say that they are up to date.
+    bitmap_names: set[str] = attrs.field(factory=set[str])
+    bitmaps: dict[str, Seen] = attrs.field(factory=dict[str, "Seen"])
     #: Host clusters that nothing refers to and that are counted as used.
     leaks: list[int] = attrs.field(factory=list[int])
 
@@ -220,21 +223,32 @@ class _Look:
             return
         for kind, data in self.extensions():
             if kind == _BITMAPS:
-                self.found.bitmaps = True
                 count, _, size, at = struct.unpack(">IIQQ", data)
                 self.reference(at, size, "the bitmap directory")
                 for number in range(count):
                     fields = struct.unpack_from(">QIIBBHI", self.image, at)
-                    self.bitmap(fields[0], fields[1], f"bitmap {number}")
-                    at += 24 + fields[5] + fields[6]
+                    bits = self.bitmap(fields[0], fields[1], f"bitmap {number}")
+                    start = at + 24 + fields[6]
+                    at = start + fields[5]
+                    name = self.image[start:at].decode()
+                    self.found.bitmap_names.add(name)
+                    if not fields[2] & 1:
+                        seen = Seen(bool(fields[2] & 2), 1 << fields[4], bits)
+                        self.found.bitmaps[name] = seen
                     at += -at % 8
 
-    def bitmap(self, table: int, entries: int, what: str) -> None:
+    def bitmap(self, table: int, entries: int, what: str) -> bytes:
+        bits = b""
         if self.whole(table, what):
             self.reference(table, entries * 8, what)
             for entry in self.words(table, entries):
-                if entry & _OFFSET:
-                    self.reference(entry & _OFFSET, self.cluster, what)
+                host = entry & _OFFSET
+                if host:
+                    self.reference(host, self.cluster, what)
+                    bits += self.image[host : host + self.cluster].ljust(self.cluster, b"\0")
+                else:
+                    bits += (b"\xff" if entry & 1 else b"\0") * self.cluster
+        return bits
 
     # -- the image's own counts
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from .guest import (
     Apply,
+    ChangeBitmap,
     Compress,
     Delete,
     Discard,
@@ -74,5 +75,9 @@ def _anything(shape: Shape, chance: random.Random) -> Operation:
     if shape.snapshots:
         name = chance.choice("abc")
         kinds += [(3, Take(name)), (2, Apply(name)), (3, Delete(name))]
+    if shape.bitmap:
+        name, other = chance.choice("abc"), chance.choice(("dirty", "a"))
+        action = chance.choice(("add", "add", "clear", "merge", "disable", "enable", "remove"))
+        kinds.append((20, ChangeBitmap(action, name, other)))
     weights = [weight for weight, _ in kinds]
     return chance.choices(kinds, weights)[0][1]

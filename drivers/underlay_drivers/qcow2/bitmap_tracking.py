@@ -339,7 +339,7 @@ class Tracking:
         word = one.table[page]
         host = word & layout.HOST_OFFSET
         if host:
-            old = await image.read_bytes(host + within, len(piece))
+            old = bytes(await image.read_bytes(host + within, len(piece)))
             new = _either(old, piece)
             if new != old:
                 await image.write(new, host + within)
@@ -390,7 +390,7 @@ class Tracking:
             await image.write(bits.to_bytes(len(data), "little"), host)
 
 
-def _either(first: Piece | memoryview, second: Piece) -> bytes:
+def _either(first: Piece, second: Piece) -> bytes:
     """The bits of both."""
     both = int.from_bytes(first, "little") | int.from_bytes(second, "little")
     return both.to_bytes(len(second), "little")
