@@ -375,7 +375,12 @@ class _Creation:
         named = "backing_file" in options and "backing_fmt" in driver_class.create_options
         if named and options.get("backing_fmt") is None:
             # Before it is opened as whatever it looks like.
-            raise OptionError("Backing file specified without backing format", option="backing_fmt")
+            error = OptionError(
+                "Backing file specified without backing format", option="backing_fmt"
+            )
+            if self.open_backing and (found := await self._looks_like(options)) is not None:
+                error.add_note(f"Detected format of {found}.")
+            raise error
         backing = await self._open_backing(options) if self.open_backing else None
         if backing is not None and not size_given:
             wanted = attrs.evolve(wanted, size=backing.size())
@@ -397,6 +402,17 @@ class _Creation:
         if data_file is not None:
             attached["data_file"] = data_file.storage
         return await self.opening.open_storage(storage, driver_class.format_name, attached)
+
+    async def _looks_like(self, options: Mapping[str, object]) -> str | None:
+        """What format the image below seems to have: to be told, and not to be relied upon."""
+        name = options.get("backing_file")
+        if not isinstance(name, str):
+            return None
+        try:
+            return (await probe(_beside(self.target, name))).format
+        except UnderlayError as error:
+            error.add_note("Could not open backing image.")
+            raise
 
     async def _open_backing(self, options: Mapping[str, object]) -> FormatDriverInstance | None:
         """The image that the new one is to lie upon, if the caller names one."""

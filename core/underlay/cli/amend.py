@@ -59,7 +59,9 @@ def command(
         return _show(format_name)
     if len(names) != 1:
         raise CommandError("Expecting one image file name")
-    image = _look(names[0], format_name, access)
+    target, format_name = options.named(names[0], format_name)
+    image = _look(target, format_name, access)
+    options.warn_of_guess(names[0], image.format_name, given=format_name)
     if settings.help_wanted:
         return _show(image.format_name)
     values = settings.values(
@@ -70,7 +72,7 @@ def command(
     image.refuse(values)
     with reporting(bar=bar, progress=progress, quiet=quiet) as report:
         try:
-            amend(names[0], values, format=image.format_name, progress=report, **access)
+            amend(target, values, format=image.format_name, progress=report, **access)
         except OptionError as error:
             raise CommandError(str(error)) from error
     return 0

@@ -86,6 +86,14 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
     callback=_show_version,
     help="Show the version and exit.",
 )
+@click.option(
+    "-T",
+    "--trace",
+    metavar="PATTERN",
+    multiple=True,
+    expose_value=False,
+    help="Accepted as qemu-img does; has no effect.",
+)
 @click.pass_context
 def underlay(context: click.Context) -> None:
     """Virtual-disk images: look at them, judge them, compare and convert them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from typing import Final, Unpack, cast
 
@@ -9,14 +11,15 @@ import attrs
 import click
 
 from underlay.cli import options
-from underlay.cli.format_options import FormatOptions, show_options
+from underlay.cli.format_options import OF_THE_FILE, FormatOptions, show_creation_options
 from underlay.cli.output import echo, printable
-from underlay.cli.problems import CommandError, explain
+from underlay.cli.problems import CommandError, hints_of, said
 from underlay.driver import OptionSpec
-from underlay.errors import ImplicitOpenDeniedError, UnderlayError
+from underlay.errors import ImplicitOpenDeniedError, StorageError, UnderlayError
 from underlay.face import run_blocking
 from underlay.opening import create_image
 from underlay.plugins import registry
+from underlay.recognition import RAW
 from underlay.storage import PreallocateMode
 from underlay.sync import SyncFormatAccess
 
@@ -24,14 +27,12 @@ __all__ = ["NOT_OURS", "command"]
 
 #: Every format has it.
 _SIZE: Final[Mapping[str, OptionSpec]] = {"size": OptionSpec("Virtual disk size", type="size")}
+_NO_BACKING: Final = ("Could not open backing image.",)
 _UNENCRYPTED: Final = "images cannot be encrypted yet"
-_UNTOUCHED: Final = "new files are as their filesystem makes them"
 #: What qemu-img has and we have not, and why.
 NOT_OURS: Final = {
     "encrypt.": _UNENCRYPTED,
     "encryption": _UNENCRYPTED,
-    "nocow": _UNTOUCHED,
-    "extent_size_hint": _UNTOUCHED,
 }
 
 
@@ -42,7 +43,8 @@ NOT_OURS: Final = {
 @click.option("-u", "unchecked", is_flag=True, help="Do not look at the backing image.")
 @click.option("-o", "creation", metavar="OPTIONS", multiple=True, help="How to create it; or help.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@options.access_options
+@options.object_option
+@options.own_access_options
 @options.target_storage_option
 @options.names("FILENAME [SIZE]")
 def command(
@@ -64,14 +66,15 @@ def command(
     format_name = format_name or "raw"
     settings = FormatOptions.read(creation)
     if settings.help_wanted:
-        title = "Supported options:" if names else f"Supported {format_name} options:"
-        return show_options(title, {**_known(format_name), **_SIZE})
+        options.known_format(format_name, "Unknown file format")
+        return show_creation_options(format_name, for_file=bool(names))
     if not names:
         raise click.UsageError("Expecting image file name")
     name, *sizes = names
     if len(sizes) > 1:
         raise click.UsageError(f"Unexpected argument: {sizes[1]}")
     size = options.given_size(sizes[0], what="image size") if sizes else None
+    options.known_format(format_name, f"{name}: Unknown file format")
     try:
         upon = {"backing_file": backing, "backing_fmt": backing_format}
         image = _NewImage.read(name, format_name, settings, size=size, upon=upon)
@@ -95,8 +98,7 @@ def command(
     except CommandError as failure:
         raise CommandError(f"{name}: {failure}", hints=failure.hints) from failure
     except UnderlayError as error:
-        hints = getattr(error, "__notes__", ())
-        raise CommandError(f"{name}: {explain(error)}", hints=hints) from error
+        raise CommandError(f"{name}: {_said(error, name)}", hints=hints_of(error)) from error
     SyncFormatAccess(disk).close()
     return 0
 
@@ -111,6 +113,7 @@ class _NewImage:
     options: dict[str, object]
     #: Options whose values are words, as they were written.
     words: dict[str, str]
+    of_the_file: dict[str, object]
 
     @classmethod
     def read(
@@ -124,7 +127,8 @@ class _NewImage:
     ) -> _NewImage:
         """Raises CommandError for what makes no sense, without the image's name before it."""
         known = _known(format_name)
-        values = settings.values({**known, **_SIZE}, refused=NOT_OURS)
+        values = settings.values({**known, **_SIZE, **OF_THE_FILE}, refused=NOT_OURS)
+        of_the_file = {name: values.pop(name) for name in OF_THE_FILE if name in values}
         if "size" in values:
             if size is not None:
                 raise CommandError("The image size must be specified only once")
@@ -135,8 +139,13 @@ class _NewImage:
             if option in known and known[option].type in {"str", "bool"}
         }
         for option, text in upon.items():
-            if text is not None:
-                values[option] = words[option] = text
+            if text is None:
+                continue
+            if option not in known:
+                what = "file" if option == "backing_file" else "file format"
+                raise CommandError(f"Backing {what} not supported for file format '{format_name}'")
+            values[option] = words[option] = text
+        options.known_format(words.get("backing_fmt"), "Unknown driver", hints=_NO_BACKING)
         below = values.get("backing_file")
         if below == "":
             raise CommandError("Expected backing file name, got empty string")
@@ -144,16 +153,34 @@ class _NewImage:
             raise CommandError(
                 "Error: Trying to create an image with the same filename as the backing file"
             )
-        return cls(name=name, format_name=format_name, size=size, options=values, words=words)
+        return cls(
+            name=name,
+            format_name=format_name,
+            size=size,
+            options=values,
+            words=words,
+            of_the_file=of_the_file,
+        )
 
     def announce(self, facts: Mapping[str, object]) -> None:
         """Say what is being made."""
         told = {option: self.words.get(option, value) for option, value in facts.items()}
+        for option, value in self.of_the_file.items():
+            told[option] = value
+            if option == "nocow" and self.format_name == RAW:
+                told["preallocation"] = told.pop("preallocation")
         line = " ".join(f"{o}={_shown(value)}" for o, value in told.items() if value is not None)
         echo(f"Formatting '{printable(self.name)}', fmt={self.format_name} {line}")
         mode = self.words.get("preallocation", PreallocateMode.OFF.value)
         if mode not in {known.value for known in PreallocateMode}:
             raise CommandError(f"Parameter 'preallocation' does not accept value '{mode}'")
+
+
+def _said(error: UnderlayError, name: str) -> str:
+    if isinstance(error, StorageError) and error.errno == errno.EISDIR:
+        return f"Could not create '{name}': {os.strerror(errno.EISDIR)}"
+    # Not "Could not open": it is the new image's own name that stands before it.
+    return said(error)
 
 
 def _shown(value: object) -> str:

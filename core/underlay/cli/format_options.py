@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
+from typing import Final
 
 import attrs
 
@@ -11,9 +12,25 @@ from underlay.cli.output import echo
 from underlay.cli.problems import CommandError
 from underlay.driver import OptionSpec
 from underlay.errors import OptionError
+from underlay.plugins import registry
 from underlay.units import parse_size
 
-__all__ = ["FormatOptions", "show_options"]
+__all__ = ["OF_THE_FILE", "FormatOptions", "show_creation_options", "show_options"]
+
+#: What qemu-img sets for the new file besides: read, told, and without effect here.
+OF_THE_FILE: Final[Mapping[str, OptionSpec]] = {
+    "nocow": OptionSpec("Turn off copy-on-write (valid only on btrfs)", type="bool"),
+    "extent_size_hint": OptionSpec(
+        "Extent size hint for the image file, 0 to disable", type="size"
+    ),
+}
+_SIZE: Final = OptionSpec("Virtual disk size", type="size")
+#: What stands below the list where no file name says what further options there are.
+_MORE: Final = (
+    "",
+    "The protocol level may support further options.",
+    "Specify the target filename to include those options.",
+)
 
 _TYPES = {"bool": "bool (on/off)", "int": "num"}
 _COLUMN = 22
@@ -125,4 +142,15 @@ def show_options(title: str, known: Mapping[str, OptionSpec]) -> int:
     for name, option in sorted(known.items()):
         kind = _TYPES.get(option.type, option.type)
         echo(f"  {f'{name}=<{kind}>':<{_COLUMN}} - {option.help}")
+    return 0
+
+
+def show_creation_options(format_name: str, *, for_file: bool) -> int:
+    """Say what ``-o`` takes for a new image; ``for_file`` when the file that it is in is known."""
+    known = {**registry().driver(format_name).create_options, "size": _SIZE}
+    if for_file:
+        return show_options("Supported options:", {**known, **OF_THE_FILE})
+    show_options(f"Supported {format_name} options:", known)
+    for line in _MORE:
+        echo(line)
     return 0

@@ -301,13 +301,13 @@ def named(filename: str, format_name: str | None) -> tuple[str, str | None]:
     return node.target, format_name or node.format
 
 
-def known_format(format_name: str | None, words: str) -> None:
+def known_format(format_name: str | None, words: str, *, hints: Sequence[str] = ()) -> None:
     """Refuse a format that nobody has, in these words."""
     known = registry()
     if format_name is None or format_name in known.format_names():
         return
     if not any(format_name == record.name for record in known.failures()):
-        raise CommandError(f"{words} '{format_name}'")
+        raise CommandError(f"{words} '{format_name}'", hints=hints)
 
 
 def _read_gate(_context: object, _parameter: object, value: str | None) -> ImplicitOpenGate:

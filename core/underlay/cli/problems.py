@@ -23,7 +23,7 @@ from underlay.errors import (
 )
 from underlay.gate import Allow, DirectoryGate, ImplicitOpenRequest
 
-__all__ = ["FAILED", "CommandError", "exit_status", "explain", "hints_of", "seen_from_here"]
+__all__ = ["FAILED", "CommandError", "exit_status", "explain", "hints_of", "said", "seen_from_here"]
 
 #: The exit status of a failure that has none of its own.
 FAILED = 1
@@ -118,13 +118,10 @@ def _forget_stdout() -> None:
 
 def explain(error: BaseException) -> str:
     """One sentence: what, where, what to do; in terms of the command line."""
-    if isinstance(error, ImplicitOpenDeniedError):
-        return _denied(error.request, error.reason)
-    text = _said(error)
-    if isinstance(error, UnderlayError) and error.opened is not None:
-        layers = "Could not open backing file: " * error.images_above
-        text = f"Could not open '{printable(error.opened)}': {layers}{text}"
-    return text
+    if not isinstance(error, UnderlayError) or isinstance(error, ImplicitOpenDeniedError):
+        return said(error)
+    start = "" if error.opened is None else f"Could not open '{printable(error.opened)}': "
+    return start + said(error)
 
 
 def hints_of(error: BaseException) -> tuple[str, ...]:
@@ -136,8 +133,21 @@ def hints_of(error: BaseException) -> tuple[str, ...]:
     return tuple(hints)
 
 
-def _said(error: BaseException) -> str:
-    """What an error says; as qemu-img says it, where scripts may look for that."""
+def said(error: BaseException) -> str:
+    """The same without what was to be opened; as qemu-img says it, where scripts look for that."""
+    if isinstance(error, ImplicitOpenDeniedError):
+        return _denied(error.request, error.reason)
+    text = _own_words(error)
+    if isinstance(error, UnderlayError):
+        if isinstance(error, StorageError) and error.images_above:
+            full = error.filename or ""
+            below = seen_from_here(full, error.opened or "")
+            text = text.replace(f"'{printable(full)}'", f"'{printable(below)}'")
+        return "Could not open backing file: " * error.images_above + text
+    return text
+
+
+def _own_words(error: BaseException) -> str:
     if isinstance(error, ImageInUseError) and error.lock is not None:
         return f"Failed to get {error.lock} lock"
     if isinstance(error, InvalidImageError) and error.not_in is not None:
@@ -146,10 +156,6 @@ def _said(error: BaseException) -> str:
         return f"'file' driver requires '{printable(error.filename or '')}' to be a regular file"
     text = error.message if isinstance(error, UnderlayError) else str(error)
     text = text.replace("Could not open for writing '", "Could not open '") or type(error).__name__
-    if isinstance(error, StorageError) and error.images_above and error.opened:
-        full = error.filename or ""
-        below = seen_from_here(full, error.opened)
-        text = text.replace(f"'{printable(full)}'", f"'{printable(below)}'")
     if isinstance(error, AmbiguousFormatError):
         return text.replace("with format=", "with -f")
     if isinstance(error, LimitExceededError):

@@ -54,7 +54,10 @@ def reporting(
         with _drawn_bar() as report:
             yield report
     else:
-        yield _percentages()
+        report = _percentages()
+        report(Progress(0, 1))
+        yield report
+        report(Progress(1, 1))
         sys.stderr.write("\n")
 
 

@@ -2,6 +2,106 @@
 
 from __future__ import annotations
 
-from .table import Line
+from .table import Differs, Line
 
-LINES: list[Line] = []
+LINES = [
+    Line("amend -o lazy_refcounts=on plain.qcow2"),
+    Line("amend -o lazy_refcounts=off lazy.qcow2"),
+    Line("amend -olazy_refcounts=on plain.qcow2"),
+    Line("amend -o compat=0.10 plain.qcow2"),
+    Line("amend -o compat=1.1 old.qcow2"),
+    Line("amend -o compat=v3 old.qcow2"),
+    Line("amend -o compat=v2 plain.qcow2"),
+    Line("amend -o compat=nonsense plain.qcow2"),
+    Line("amend -o compat=0.10 lazy.qcow2"),
+    Line("amend -o compat=0.10 extended.qcow2"),
+    Line(
+        "amend -o compat=0.10 zstd.qcow2",
+        Differs(
+            "own-words", err="qemu-img: Cannot downgrade an image with the compression type zstd"
+        ),
+    ),
+    Line("amend -o compat=0.10 small.qcow2"),
+    Line("amend -o compat=0.10 snaps.qcow2"),
+    Line("amend -o compat=0.10 outside.qcow2"),
+    Line(
+        "amend -o compat=0.10 bitmaps.qcow2",
+        Differs(
+            "bitmaps-not-lost",
+            status=1,
+            err="qemu-img: Cannot downgrade an image with bitmaps; remove them first",
+            files=["bitmaps.qcow2"],
+        ),
+    ),
+    Line("amend -o compat=1.1,lazy_refcounts=on old.qcow2"),
+    Line("amend -o compat=1.1 -o lazy_refcounts=on old.qcow2"),
+    Line("amend -o lazy_refcounts=on old.qcow2"),
+    Line("amend -o refcount_bits=8 plain.qcow2"),
+    Line("amend -o refcount_bits=64 plain.qcow2"),
+    Line("amend -o refcount_bits=1 plain.qcow2"),
+    Line("amend -o refcount_bits=1 snaps.qcow2"),
+    Line("amend -o refcount_bits=3 plain.qcow2"),
+    Line("amend -o refcount_bits=128 plain.qcow2"),
+    Line("amend -o refcount_bits=8 old.qcow2"),
+    Line("amend -o refcount_bits=16 small.qcow2"),
+    Line("amend -o size=8M plain.qcow2"),
+    Line("amend -o size=4M plain.qcow2"),
+    Line("amend -o size=1M plain.qcow2"),
+    Line("amend -o size=1000 plain.qcow2"),
+    Line("amend -o size=x plain.qcow2"),
+    Line("amend -o cluster_size=4k plain.qcow2"),
+    Line("amend -o extended_l2=on plain.qcow2"),
+    Line("amend -o compression_type=zstd plain.qcow2"),
+    Line("amend -o preallocation=full plain.qcow2"),
+    Line("amend -o nonsense=1 plain.qcow2"),
+    Line("amend -o backing_file=base.raw,backing_fmt=raw plain.qcow2"),
+    Line("amend -o backing_file=base.raw,backing_fmt=raw middle.qcow2"),
+    Line("amend -o backing_fmt=qcow2 middle.qcow2"),
+    Line("amend -o data_file=other.raw outside.qcow2"),
+    Line("amend -o data_file_raw=off outside.qcow2"),
+    Line("amend -o data_file_raw=on plain.qcow2"),
+    Line(
+        "amend -o encrypt.format=luks plain.qcow2",
+        Differs(
+            "no-encryption",
+            err="qemu-img: Parameter 'encrypt.format' is not supported: encrypted images cannot be opened yet",
+        ),
+    ),
+    Line("amend -o help plain.qcow2", Differs("no-encryption", out="...")),
+    Line("amend -f qcow2 -o help", Differs("no-encryption", out="...")),
+    Line("amend -f raw -o help"),
+    Line("amend -o help"),
+    Line("amend -o lazy_refcounts=on plain.raw"),
+    Line("amend -f raw -o size=1M plain.raw"),
+    Line("amend -f qcow2 -o lazy_refcounts=on plain.raw"),
+    Line("amend -f nonsense -o lazy_refcounts=on plain.qcow2"),
+    Line("amend plain.qcow2"),
+    Line("amend"),
+    Line("amend -o lazy_refcounts=on"),
+    Line("amend -o lazy_refcounts=on plain.qcow2 old.qcow2"),
+    Line("amend -o lazy_refcounts=on missing"),
+    Line(
+        "amend -o lazy_refcounts=on orphan.qcow2",
+        Differs("backing-not-needed", status=0, err="", files=["orphan.qcow2"]),
+    ),
+    Line("amend -o"),
+    Line("amend --nonsense plain.qcow2"),
+    Line("amend -q -o lazy_refcounts=on plain.qcow2"),
+    Line(
+        "amend -p -o lazy_refcounts=on plain.qcow2",
+        Differs("progress-on-stderr", out="", err="...(100.00/100%)..."),
+    ),
+    Line("amend -t none -o lazy_refcounts=on plain.qcow2"),
+    Line("amend -t nonsense -o lazy_refcounts=on plain.qcow2"),
+    Line("amend --force -o lazy_refcounts=on plain.qcow2"),
+    Line("amend -U -o lazy_refcounts=on plain.qcow2"),
+    Line("amend -o '' plain.qcow2"),
+    Line("amend -o , plain.qcow2"),
+    Line("amend -o lazy_refcounts=maybe plain.qcow2"),
+    Line("amend --image-opts -o lazy_refcounts=on driver=qcow2,file.filename=plain.qcow2"),
+    Line("amend --image-opts -f qcow2 -o lazy_refcounts=on driver=qcow2,file.filename=plain.qcow2"),
+    Line("amend --object secret,id=a,data=x -o lazy_refcounts=on plain.qcow2"),
+    Line(
+        'amend -o lazy_refcounts=on \'json:{"driver": "qcow2", "file": {"driver": "file", "filename": "plain.qcow2"}}\''
+    ),
+]
