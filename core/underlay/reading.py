@@ -192,7 +192,7 @@ class Reader:
                     continue
                 mapping = _at_most(mapping, until - offset, driver)
                 if isinstance(mapping, Backing) and len(stack) == layers:
-                    for run in _not_walked(offset, mapping, layers - 1, driver):
+                    for run in _not_walked(offset, mapping, len(stack) - 1, driver):
                         yield run
                     offset += mapping.length
                 elif isinstance(mapping, Backing):

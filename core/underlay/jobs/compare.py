@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Generator, Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import attrs
 
 from underlay.errors import UnderlayError
-from underlay.handle import StorageHandle
 from underlay.jobs.loading import PIECE, Buffers, load
 from underlay.jobs.map import map_image
+from underlay.jobs.places import Places, padded_runs
 from underlay.jobs.progress import Progress, ProgressCallback
-from underlay.jobs.runs import Run, runs
+from underlay.jobs.runs import Run
 from underlay.jobs.workers import in_parallel, worker_count
 from underlay.sync import SyncFormatAccess
 
@@ -181,7 +181,7 @@ class _Comparer:
         self._first = first
         self._second = second
         self._outcome = outcome
-        self._identities: dict[int, Hashable | None] = {}
+        self._places = Places()
         self._buffers = Buffers()
         self._stopped = False
 
@@ -197,7 +197,7 @@ class _Comparer:
         at = begun = size = 0
         try:
             for first, second in self._pairs(total):
-                if not self._at_same_place(first, second):
+                if not self._places.same(first, second):
                     _append(pieces, first, second)
                     size += first.length
                 at = first.end
@@ -215,8 +215,8 @@ class _Comparer:
     def _pairs(self, total: int) -> Iterator[tuple[Run, Run]]:
         """The runs of both disks, cut where either has another one, and to pieces that fit."""
         with (
-            closing(_padded(self._first, total)) as ours,
-            closing(_padded(self._second, total)) as theirs,
+            closing(padded_runs(self._first, total)) as ours,
+            closing(padded_runs(self._second, total)) as theirs,
         ):
             first, second, at = Run(0, 0), Run(0, 0), 0
             while at < total:
@@ -225,30 +225,10 @@ class _Comparer:
                 if second.end == at:
                     second = next(theirs)
                 length = min(first.end, second.end, total) - at
-                if not self._at_same_place(first, second):
+                if not self._places.same(first, second):
                     length = min(length, PIECE)
                 yield first.part(at, length), second.part(at, length)
                 at += length
-
-    def _at_same_place(self, first: Run, second: Run) -> bool:
-        """Whether two runs are equal unseen: zeroes both, or the same bytes of a storage."""
-        if first.storage is None or second.storage is None:
-            return first.storage is second.storage
-        if first.offset - first.start != second.offset - second.start:
-            return False
-        if first.special is None or second.special is None:
-            if first.special is not second.special:
-                return False
-        elif first.special.offset != second.special.offset:
-            return False
-        ours = self._identity(first.storage)
-        return ours is not None and ours == self._identity(second.storage)
-
-    def _identity(self, storage: StorageHandle) -> Hashable | None:
-        key = id(storage)
-        if key not in self._identities:
-            self._identities[key] = storage.identity()
-        return self._identities[key]
 
     # -- in workers
 
@@ -270,15 +250,6 @@ class _Comparer:
                 if at is not None:
                     return task.length, (start + at & -_SECTOR, Difference.CONTENT)
         return task.length, None
-
-
-def _padded(disk: SyncFormatAccess, total: int) -> Generator[Run, None, None]:
-    """The runs of a disk, with zeroes behind it."""
-    size = disk.size
-    with closing(runs(disk, 0, min(size, total))) as found:
-        yield from found
-    if size < total:
-        yield Run(size, total - size)
 
 
 def _append(pieces: list[tuple[list[Run], list[Run]]], first: Run, second: Run) -> None:
