@@ -5,7 +5,6 @@ Only what a user types is read so. A name that an image stores is a name and not
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final, cast
@@ -136,6 +135,8 @@ def from_json(text: str) -> BlockNode:
 
 
 def _parsed(text: str) -> dict[str, object]:
+    import json
+
     try:
         found: object = json.loads(_QUOTED.sub(_with_double_quotes, text))
     except json.JSONDecodeError as error:
@@ -215,6 +216,8 @@ def _node(options: dict[str, object]) -> BlockNode:
 
 def _json_name(driver: str | None, part: dict[str, object], kind: str, target: str) -> str:
     """What QEMU calls a part of a file."""
+    import json
+
     described: dict[str, object] = {"offset": part.get("offset"), "driver": driver}
     described |= {"size": part.get("size"), "file": {"driver": kind, "filename": target}}
     given = {key: value for key, value in described.items() if value is not None}

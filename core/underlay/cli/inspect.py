@@ -24,7 +24,7 @@ _MEANING = {
 
 @options.command("inspect")
 @options.output_option
-@options.access_options
+@options.own_access_options
 @options.names()
 def command(names: tuple[str, ...], *, output: str, **access: Unpack[options.Access]) -> int:
     """Judge an image from a stranger: may it be handed to a machine?

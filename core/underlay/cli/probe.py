@@ -20,7 +20,7 @@ VERSION = 1
 
 @options.command("probe")
 @options.output_option
-@options.access_options
+@options.own_access_options
 @options.names()
 def command(names: tuple[str, ...], *, output: str, **access: Unpack[options.Access]) -> int:
     """Say what format an object has, and why; opens nothing else, and takes no lock.
