@@ -120,6 +120,23 @@ def convert_and_compare(disk: underlay.SyncFormatAccess, folder: Path) -> None:
         raise SystemExit(1)
 
 
+def write(folder: Path) -> None:
+    """An overlay of our own, which QEMU reads as well."""
+    image, base = folder / "new.qcow2", Path(OVERLAY).resolve()
+    step("Write", "underlay.create('new.qcow2', backing_file='overlay.qcow2', backing_fmt='qcow2')")
+    gate = underlay.DirectoryGate()
+    with underlay.create(image, backing_file=str(base), backing_fmt="qcow2", gate=gate) as disk:
+        disk.write(b"Written by the tour", 0)
+        disk.discard_to_zero(1 << 20, 1 << 20)
+        say(f"at 0: {disk.read_bytes(0, 19).decode()}; at 1 MiB: zeroes; the rest shows through")
+
+    step("Check", "jobs.check('new.qcow2')")
+    report = jobs.check(image)
+    say(f"{report.corruptions} errors, {report.leaks} leaks, {report.allocated_clusters} cluster")
+    if report.corruptions or report.leaks:
+        raise SystemExit(1)
+
+
 def main() -> None:
     """The tour."""
     with contextlib.chdir(IMAGES):
@@ -141,6 +158,7 @@ def tour() -> None:
         read(disk)
         draw_map(disk)
         convert_and_compare(disk, Path(folder))
+        write(Path(folder))
 
 
 if __name__ == "__main__":
