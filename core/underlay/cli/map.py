@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from itertools import islice
 from typing import Unpack
@@ -11,8 +12,9 @@ import click
 from underlay.cli import options
 from underlay.cli.output import echo
 from underlay.cli.problems import CommandError
-from underlay.errors import printable
+from underlay.errors import printable, storage_error
 from underlay.jobs.map import MapEntry, map_image
+from underlay.jobs.picture import Picture, picture
 
 __all__ = ["command"]
 
@@ -25,6 +27,12 @@ _BATCH = 256
 @options.output_option
 @click.option("-s", "--start-offset", metavar="OFFSET", help="Begin there.")
 @click.option("-l", "--max-length", metavar="LENGTH", help="Go on for no more than that.")
+@click.option(
+    "--picture",
+    "drawing",
+    metavar="FILE.svg|FILE.html|-",
+    help="Draw it instead, into a new file or, with -, in the terminal.",
+)
 @options.force_share
 @options.access_options
 @options.names()
@@ -35,25 +43,64 @@ def command(
     output: str,
     start_offset: str | None,
     max_length: str | None,
+    drawing: str | None,
     force_share: bool,
     **access: Unpack[options.Access],
 ) -> int:
     """List where the bytes of a disk are, through its whole chain.
 
-    For people only what is allocated is listed; JSON has all of the disk.
+    For people only what is allocated is listed; JSON and pictures have all of the disk.
     """
+    if drawing is not None:
+        _check_drawing(drawing, output)
     start = 0 if start_offset is None else options.given_size(start_offset, what="start offset")
     length = None if max_length is None else options.given_size(max_length, what="max length")
     name = options.one_name(names)
     with options.open_disk(
         name, format_name=format_name, force_share=force_share, access=access
     ) as disk:
+        if drawing is not None:
+            _draw(picture(disk, start=start, length=length), drawing)
+            return 0
         entries = map_image(disk, start=start, length=length)
         if output == "json":
             _print_json(entries, start)
         else:
             _print_table(entries)
     return 0
+
+
+#: Names of files that can be drawn end with one of these.
+_SVG = (".svg",)
+_HTML = (".html", ".htm")
+_TERMINAL = "-"
+
+
+def _check_drawing(name: str, output: str) -> None:
+    if output == "json":
+        raise CommandError("--picture and --output=json are mutually exclusive")
+    if name != _TERMINAL and not name.lower().endswith(_SVG + _HTML):
+        raise CommandError(
+            f"--picture: '{printable(name)}' is neither FILE.svg nor FILE.html, nor - for the "
+            "terminal"
+        )
+
+
+def _draw(found: Picture, name: str) -> None:
+    if name == _TERMINAL:
+        from underlay.cli.picture_text import picture_text
+
+        echo(picture_text(found), end="")
+        return
+    text = found.svg() if name.lower().endswith(_SVG) else found.html()
+    existed = os.path.lexists(name)
+    try:
+        with open(name, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        if not existed and os.path.lexists(name):
+            os.unlink(name)
+        raise storage_error(error, doing="write the picture", name=name) from error
 
 
 def _print_table(entries: Iterable[MapEntry]) -> None:

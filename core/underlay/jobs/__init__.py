@@ -23,6 +23,7 @@ from underlay.jobs.bitmap import (
     remove_bitmap,
 )
 from underlay.jobs.check import check, repair
+from underlay.jobs.commit import Committed, commit
 from underlay.jobs.compare import ComparisonResult, Difference, compare
 from underlay.jobs.convert import convert
 from underlay.jobs.copying import Copied
@@ -32,7 +33,9 @@ from underlay.jobs.digest import Digest, digest
 from underlay.jobs.info import image_info_json, info
 from underlay.jobs.map import MapEntry, map_image
 from underlay.jobs.measure import measure
+from underlay.jobs.picture import Picture, picture
 from underlay.jobs.progress import Progress, ProgressCallback
+from underlay.jobs.rebase import Rebased, rebase
 from underlay.jobs.resize import Resized, resize
 from underlay.jobs.salvage import SalvageCallback, Unreadable
 from underlay.jobs.snapshot import apply_snapshot, create_snapshot, delete_snapshot, snapshots
@@ -40,14 +43,17 @@ from underlay.jobs.snapshot import apply_snapshot, create_snapshot, delete_snaps
 __all__ = [
     "BenchResult",
     "ComparisonResult",
+    "Committed",
     "Copied",
     "DdResult",
     "Difference",
     "Digest",
     "DirtyRange",
     "MapEntry",
+    "Picture",
     "Progress",
     "ProgressCallback",
+    "Rebased",
     "Resized",
     "SalvageCallback",
     "Unreadable",
@@ -59,6 +65,7 @@ __all__ = [
     "bitmaps",
     "check",
     "clear_bitmap",
+    "commit",
     "compare",
     "convert",
     "create",
@@ -74,6 +81,8 @@ __all__ = [
     "map_image",
     "measure",
     "merge_bitmap",
+    "picture",
+    "rebase",
     "remove_bitmap",
     "repair",
     "resize",

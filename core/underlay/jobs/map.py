@@ -14,7 +14,7 @@ from underlay.reading import Reader
 from underlay.recognition import RAW
 from underlay.sync import SyncFormatAccess
 
-__all__ = ["MapEntry", "map_image"]
+__all__ = ["MapEntry", "StorageNames", "batched_extents", "entry_of", "map_image"]
 
 
 _BATCH = 512
@@ -61,10 +61,10 @@ def map_image(
 
     Holds one run at a time, however large the disk. An empty range has no runs.
     """
-    names = _Names(disk)
+    names = StorageNames(disk)
     pending: MapEntry | None = None
-    for extent in _extents(disk, start, length):
-        entry = _entry(extent, names)
+    for extent in batched_extents(disk, start, length):
+        entry = entry_of(extent, names)
         if pending is None:
             pending = entry
         elif entry.follows(pending):
@@ -76,7 +76,7 @@ def map_image(
         yield pending
 
 
-def _extents(disk: SyncFormatAccess, start: int, length: int | None) -> Iterator[DiskExtent]:
+def batched_extents(disk: SyncFormatAccess, start: int, length: int | None) -> Iterator[DiskExtent]:
     """As ``disk.extents()``, many at a time: entering the core for each takes most of the time."""
     if start < 0 or (length is not None and length < 0):
         raise OutOfRangeError(f"The range at {start} of length {length} is negative")
@@ -101,7 +101,8 @@ def _extents(disk: SyncFormatAccess, start: int, length: int | None) -> Iterator
         run_blocking(found.aclose())
 
 
-def _entry(extent: DiskExtent, names: _Names) -> MapEntry:
+def entry_of(extent: DiskExtent, names: StorageNames) -> MapEntry:
+    """What ``qemu-img map`` says of a run."""
     mapping, depth = extent.mapping, extent.depth
     if isinstance(mapping, Data):
         # In raw a hole is nothing. Another format has allocated it, and knows nothing of its
@@ -137,11 +138,13 @@ def _entry(extent: DiskExtent, names: _Names) -> MapEntry:
     )
 
 
-class _Names:
+class StorageNames:
     """What the storages of a chain are called, and which of its images are raw."""
 
     def __init__(self, disk: SyncFormatAccess) -> None:
         self.raw_layers: set[int] = set()
+        #: Of the images, the top first.
+        self.images: list[str] = []
         self._names: dict[int, str] = {}
         above, below = "", None  # the name of an image, and the one that it stores for the next
         for depth, layer in enumerate(disk.chain()):
@@ -149,6 +152,7 @@ class _Names:
                 self.raw_layers.add(depth)
             image = layer.info()
             name = shown_name(above, below, image.filename)
+            self.images.append(name)
             metadata, *others = layer.inner.collect_storage_dependencies()
             self._names[id(metadata.storage)] = name
             for other in others:
