@@ -122,18 +122,25 @@ class Tracking:
         self._lock = Lock()
 
     @classmethod
-    async def start(cls, writer: ImageWriter, limits: Limits) -> Tracking | None:
-        """Begin; None where the image has no bitmaps, or such as nobody can keep true."""
+    async def of(cls, writer: ImageWriter, limits: Limits) -> Tracking | None:
+        """For this image; None where it has no bitmaps, or such as make no sense."""
         disk = writer.disk
-        if not disk.header.autoclear_features & layout.BITMAPS_CONSISTENT:
-            return None
         try:
             entries = await read_bitmaps(disk.image, disk.header, limits)
-            tracking = cls(writer, limits, entries)
-            await tracking._take_enabled()
         except _UNUSABLE:
             return None
-        return tracking if entries else None
+        return cls(writer, limits, entries) if entries else None
+
+    async def start(self) -> bool:
+        """Begin to record; False where there is a bitmap that nobody can keep true.
+
+        The writer's already, since others may look at the bitmaps meanwhile.
+        """
+        try:
+            await self._take_enabled()
+        except _UNUSABLE:
+            return False
+        return True
 
     @property
     def recording(self) -> bool:
@@ -190,9 +197,14 @@ class Tracking:
         return [n for n in numbers if not self._entries[n].flags & layout.BITMAP_IN_USE]
 
     async def _take(self, taken: Sequence[_Tracked], flags: Mapping[int, int]) -> None:
-        await self._write_flags(flags)
         for one in taken:
             self._tracked[one.entry.name] = one
+        try:
+            await self._write_flags(flags)
+        except BaseException:
+            for one in taken:
+                del self._tracked[one.entry.name]
+            raise
         self._recording = tuple(one for one in self._tracked.values() if one.recording)
 
     async def _load(self, number: int) -> _Tracked:
@@ -261,7 +273,7 @@ class Tracking:
     async def store(self) -> None:
         """Bring all to the image, and let the bitmaps be what they say again.
 
-        By one who is alone with the image, whose guest data is durable.
+        By one who is alone with the image, whose guest data is durable, and who then begins anew.
         """
         tracked = list(self._tracked.values())
         if not tracked:
@@ -282,7 +294,6 @@ class Tracking:
             if changed:
                 await image.sync()
             await self._write_flags({one.number: one.entry.flags for one in tracked})
-            self._forget()
 
     async def _list_anew(self, tracked: Sequence[_Tracked]) -> None:
         """Tables of other lengths: a new directory leads to them."""
@@ -301,13 +312,8 @@ class Tracking:
                 bitmap_table_size=len(one.table),
             )
         await change.list(entries, freed)
-        self._forget()
         await writer.back.flush()
         await writer.back.sync()
-
-    def _forget(self) -> None:
-        self._tracked = {}
-        self._recording = ()
 
     async def _write_out(self, one: _Tracked) -> None:
         """Bring the new bits of a bitmap to the image."""

@@ -244,10 +244,13 @@ class ClusterTables(FormatDriverInstance):
 
     # -- for the writing side
 
-    def allow_writing(self, metadata: AbstractSet[int]) -> None:
-        """Let ``locate`` name places that may be written, none of which is in ``metadata``."""
+    def allow_writing(self, metadata: AbstractSet[int], *, in_place: bool) -> None:
+        """Let no entry lead to what is in ``metadata``.
+
+        With ``in_place`` ``locate`` names places that may be written by anybody.
+        """
         self._metadata = metadata
-        self._writable_from = layout.COPIED
+        self._writable_from = layout.COPIED if in_place else NEVER_WRITABLE
 
     def forbid_writing(self) -> None:
         """Let ``locate`` name no place that may be written."""

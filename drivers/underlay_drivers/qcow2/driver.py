@@ -31,6 +31,7 @@ from underlay.capabilities import (
 )
 from underlay.driver import FormatCreateOptions, FormatOpenOptions, OptionSpec
 from underlay.errors import (
+    ConflictError,
     CorruptImageError,
     LimitExceededError,
     OptionError,
@@ -342,10 +343,12 @@ class Qcow2(
             return []
         from underlay_drivers.qcow2.bitmaps import read_bitmaps
 
-        entries = await read_bitmaps(self.image, self.header, self._limits)
-        if self._writer is not None and self._writer.tracking is not None:
-            return [entry.public() for entry in self._writer.tracking.shown(entries)]
-        return [entry.public() for entry in entries]
+        while True:
+            tracking = None if self._writer is None else self._writer.tracking
+            entries = await read_bitmaps(self.image, self.header, self._limits)
+            if self._writer is None or self._writer.tracking is tracking:
+                shown = entries if tracking is None else tracking.shown(entries)
+                return [entry.public() for entry in shown]
 
     def can_have_bitmaps(self) -> bool:
         """See ``BitmapStore.can_have_bitmaps``."""
@@ -355,11 +358,22 @@ class Qcow2(
         """See ``BitmapStore.dirty_ranges``."""
         from underlay_drivers.qcow2.bitmap_data import read_dirty_ranges
 
-        if self._writer is not None and self._writer.tracking is not None:
-            found = await self._writer.tracking.dirty_ranges(name, offset)
-            if found is not None:
-                return found
-        return await read_dirty_ranges(self.image, self.header, self._limits, name, offset)
+        if self._writer is None:
+            return await read_dirty_ranges(self.image, self.header, self._limits, name, offset)
+        while True:
+            tracking = self._writer.tracking
+            # What another call lets go meanwhile stays until this one has read it.
+            with self._writer.back.leases.hold():
+                found = None if tracking is None else await tracking.dirty_ranges(name, offset)
+                if found is not None:
+                    return found
+                try:
+                    return await read_dirty_ranges(
+                        self.image, self.header, self._limits, name, offset
+                    )
+                except ConflictError:
+                    if self._writer.tracking is tracking:
+                        raise  # not in use by another call of ours
 
     async def merge_bitmap(self, name: str, source: str, store: BitmapStore | None = None) -> None:
         """See ``BitmapStore.merge_bitmap``."""

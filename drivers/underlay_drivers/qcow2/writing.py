@@ -41,7 +41,7 @@ _COPY: Final = 1 << 20
 class ImageWriter(Claims):
     """The writing side of one open image."""
 
-    __slots__ = ("_known", "_limits", "_preparing", "_resting")
+    __slots__ = ("_at_rest", "_known", "_limits", "_preparing", "_resting")
 
     def __init__(
         self, disk: Writable, *, limits: Limits, cache_size: int, refcount_cache_size: int
@@ -53,6 +53,8 @@ class ImageWriter(Claims):
         self._limits = limits
         self._preparing = Lock()
         self._resting = Lock()
+        #: Whether nobody may rewrite plain data in place, since somebody wants rest.
+        self._at_rest = False
         #: Whether it is known where everything lies.
         self._known = False
 
@@ -98,7 +100,9 @@ class ImageWriter(Claims):
         if self.disk.header.autoclear_features & layout.BITMAPS_CONSISTENT:
             from underlay_drivers.qcow2.bitmap_tracking import Tracking
 
-            self.tracking = await Tracking.start(self, self._limits)
+            self.tracking = await Tracking.of(self, self._limits)
+            if self.tracking is not None and not await self.tracking.start():
+                self.tracking = None
         await self._clear_autoclear_bits()
         self.ready = True
         self._allow_writing()
@@ -106,9 +110,9 @@ class ImageWriter(Claims):
     def _allow_writing(self) -> None:
         """Let plain data be rewritten by anybody, where nobody needs to know of that."""
         if self.ready and not self.back.broken:
-            self.disk.allow_writing(self.allocator.metadata)
-            if self.tracking is not None and self.tracking.recording:
-                self.disk.forbid_writing()
+            recording = self.tracking is not None and self.tracking.recording
+            in_place = not (recording or self._at_rest)
+            self.disk.allow_writing(self.allocator.metadata, in_place=in_place)
 
     async def _mend(self) -> None:
         """The image was not closed properly: its reference counts may be stale, so count anew."""
@@ -194,12 +198,14 @@ class ImageWriter(Claims):
         """
         async with self._resting:
             # From now on even rewriting takes a ticket.
+            self._at_rest = True
             self.disk.forbid_writing()
             try:
                 await self.back.leases_ended()
                 async with self.alone():
                     yield
             finally:
+                self._at_rest = False
                 self._allow_writing()
 
     @asynccontextmanager
