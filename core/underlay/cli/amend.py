@@ -11,6 +11,7 @@ import click
 from underlay.capabilities import Describable, ImageDescription
 from underlay.cli import options
 from underlay.cli.format_options import FormatOptions, show_options
+from underlay.cli.output import echo, json_text
 from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
 from underlay.driver import OptionSpec
@@ -24,6 +25,8 @@ from underlay.sync import SyncFormatAccess
 __all__ = ["command"]
 
 _SECTOR: Final = 512
+#: Of the layout of the JSON.
+_VERSION: Final = 1
 _ENCRYPTED: Final = {"encrypt.": "encrypted images cannot be opened yet"}
 
 
@@ -31,6 +34,7 @@ _ENCRYPTED: Final = {"encrypt.": "encrypted images cannot be opened yet"}
 @options.format_option("-f", "format_name", what="The image's format.")
 @click.option("-o", "changes", metavar="OPTIONS", multiple=True, help="What to change; or help.")
 @options.cache_option("-t", "cache", what="cache")
+@options.output_option
 @progress_options
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--force", is_flag=True, help="Accepted as qemu-img does; has no effect.")
@@ -41,6 +45,7 @@ def command(
     *,
     format_name: str | None,
     changes: tuple[str, ...],
+    output: str,
     bar: bool,
     progress: str | None,
     quiet: bool,
@@ -75,6 +80,10 @@ def command(
             amend(target, values, format=image.format_name, progress=report, **access)
         except OptionError as error:
             raise CommandError(str(error)) from error
+    if output == "json":
+        fields: dict[str, object] = {"version": _VERSION, "filename": names[0]}
+        fields |= {"format": image.format_name, "changed": sorted(values)}
+        echo(json_text(fields))
     return 0
 
 

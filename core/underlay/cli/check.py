@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Unpack
+from typing import TypedDict, Unpack
 
 import click
 
@@ -12,7 +12,9 @@ from underlay.checking import check, repair
 from underlay.cli import options
 from underlay.cli.output import echo, json_text, printable, say
 from underlay.cli.problems import CommandError
+from underlay.cli.progress import counting, progress_options, reporting
 from underlay.errors import UnsupportedOperationError
+from underlay.limits import Limits
 from underlay.recognition import RAW
 
 __all__ = ["command"]
@@ -49,6 +51,7 @@ _FIELDS = {
     "--findings", is_flag=True, help="List each finding: what, where, found and expected."
 )
 @options.cache_option("-T", "source_cache")
+@progress_options
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @options.force_share
 @options.access_options
@@ -61,6 +64,8 @@ def command(
     wanted: str | None,
     dry_run: bool,
     findings: bool,
+    bar: bool,
+    progress: str | None,
     quiet: bool,
     force_share: bool,
     **access: Unpack[options.Access],
@@ -77,27 +82,19 @@ def command(
             f"Could not open '{name}': force-share=on can only be used with read-only images"
         )
     target, format_name = options.named(name, format_name)
+    opening: _Opening = {
+        "format": format_name,
+        "limits": access["limits"],
+        "lock": not force_share,
+        "storage_options": access["storage_options"],
+    }
     try:
-        if wanted is None:
-            result = check(
-                target,
-                format=format_name,
-                limits=access["limits"],
-                lock=not force_share,
-                storage_options=access["storage_options"],
-                report=_show,
-            )
+        if wanted is not None:
+            only = wanted == "leaks"
+            result = repair(target, leaks_only=only, dry_run=dry_run, report=_show, **opening)
         else:
-            result = repair(
-                target,
-                format=format_name,
-                leaks_only=wanted == "leaks",
-                dry_run=dry_run,
-                limits=access["limits"],
-                lock=not force_share,
-                storage_options=access["storage_options"],
-                report=_show,
-            )
+            with reporting(bar=bar, progress=progress, quiet=quiet) as told:
+                result = check(target, progress=counting(told), report=_show, **opening)
     except UnsupportedOperationError:
         if wanted is not None:
             options.warn_of_guess(name, RAW, given=format_name)
@@ -111,6 +108,13 @@ def command(
     if result.check_errors:
         raise CommandError("Check failed")
     return _CORRUPT if result.corruptions else _LEAKS if result.leaks else 0
+
+
+class _Opening(TypedDict):
+    format: str | None
+    limits: Limits
+    lock: bool
+    storage_options: dict[str, object]
 
 
 def _see_sense(wanted: str | None, *, dry_run: bool) -> None:

@@ -15,7 +15,7 @@ import click
 from underlay.capabilities import BitmapStore, CompressedWriter, Snapshottable, offers
 from underlay.cli import options
 from underlay.cli.format_options import FormatOptions, show_options
-from underlay.cli.output import warn
+from underlay.cli.output import echo, json_text, warn
 from underlay.cli.problems import CommandError, explain, hints_of
 from underlay.cli.progress import progress_options, reporting
 from underlay.driver import OptionSpec
@@ -38,6 +38,8 @@ _SECTOR: Final = 512
 _LARGEST_SPARSE_SIZE: Final = 16 << 20
 _MOST_PARALLEL: Final = 16
 _NO_BACKING: Final = "Could not open backing image."
+#: Of the layout of the JSON.
+_VERSION: Final = 1
 #: The size is the sources', whatever is said.
 _IGNORED: Final = {"size": OptionSpec("Virtual disk size", type="size")}
 
@@ -74,6 +76,7 @@ _IGNORED: Final = {"size": OptionSpec("Virtual disk size", type="size")}
 @click.option("-C", "offload", is_flag=True, help="Let the system copy; only holes are left out.")
 @options.cache_option("-t", "cache", what="cache")
 @options.cache_option("-T", "source_cache")
+@options.output_option
 @progress_options
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @options.force_share
@@ -101,6 +104,7 @@ def command(
     parallel: str | None,
     rate: str | None,
     offload: bool,
+    output: str,
     bar: bool,
     progress: str | None,
     quiet: bool,
@@ -137,7 +141,7 @@ def command(
     ):
         if wrong:
             raise CommandError(message)
-    *source_names, target_name = names
+    *source_names, target_name = list(names)
     with ExitStack() as disks:
         sources = [
             disks.enter_context(
@@ -165,7 +169,7 @@ def command(
             _check_bitmaps(sources[0], kind, skip_broken=skip_broken_bitmaps)
         with reporting(bar=bar, progress=progress, quiet=quiet) as report:
             try:
-                convert(
+                copied = convert(
                     sources,
                     target,
                     output_format=kind,
@@ -190,6 +194,11 @@ def command(
                 )
             except UnderlayError as error:
                 raise _told(error, target, kind) from error
+    if output == "json":
+        fields: dict[str, object] = {"version": _VERSION, "sources": source_names}
+        fields |= {"target": target, "format": kind}
+        fields |= {"virtual-size": copied.size, "data-bytes": copied.data}
+        echo(json_text(fields))
     return 0
 
 

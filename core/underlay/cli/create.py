@@ -12,7 +12,7 @@ import click
 
 from underlay.cli import options
 from underlay.cli.format_options import OF_THE_FILE, FormatOptions, show_creation_options
-from underlay.cli.output import echo, printable
+from underlay.cli.output import echo, json_text, printable
 from underlay.cli.problems import CommandError, hints_of, said
 from underlay.driver import OptionSpec
 from underlay.errors import ImplicitOpenDeniedError, StorageError, UnderlayError
@@ -27,6 +27,8 @@ __all__ = ["NOT_OURS", "command"]
 
 #: Every format has it.
 _SIZE: Final[Mapping[str, OptionSpec]] = {"size": OptionSpec("Virtual disk size", type="size")}
+#: Of the layout of the JSON.
+_VERSION: Final = 1
 _NO_BACKING: Final = ("Could not open backing image.",)
 _UNENCRYPTED: Final = "images cannot be encrypted yet"
 #: What qemu-img has and we have not, and why.
@@ -42,6 +44,7 @@ NOT_OURS: Final = {
 @options.format_option("-F", "backing_format", what="The format of that image.")
 @click.option("-u", "unchecked", is_flag=True, help="Do not look at the backing image.")
 @click.option("-o", "creation", metavar="OPTIONS", multiple=True, help="How to create it; or help.")
+@options.output_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @options.object_option
 @options.own_access_options
@@ -55,6 +58,7 @@ def command(
     backing_format: str | None,
     unchecked: bool,
     creation: tuple[str, ...],
+    output: str,
     quiet: bool,
     target_storage_options: dict[str, object],
     **access: Unpack[options.Access],
@@ -90,7 +94,7 @@ def command(
                 storage_options=target_storage_options,
                 options=image.options,
                 open_backing=not unchecked,
-                announce=None if quiet else image.announce,
+                announce=image.announce if output == "human" and not quiet else None,
             )
         )
     except ImplicitOpenDeniedError:
@@ -99,7 +103,11 @@ def command(
         raise CommandError(f"{name}: {failure}", hints=failure.hints) from failure
     except UnderlayError as error:
         raise CommandError(f"{name}: {_said(error, name)}", hints=hints_of(error)) from error
-    SyncFormatAccess(disk).close()
+    with SyncFormatAccess(disk) as made:
+        fields: dict[str, object] = {"version": _VERSION, "filename": name}
+        fields |= {"format": made.format_name, "virtual-size": made.size}
+    if output == "json":
+        echo(json_text(fields))
     return 0
 
 

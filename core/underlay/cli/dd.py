@@ -10,6 +10,7 @@ import click
 from underlay.cli import options
 from underlay.cli.output import complain, echo, json_text
 from underlay.cli.problems import CommandError, explain, hints_of
+from underlay.cli.progress import progress_options, reporting
 from underlay.errors import ConflictError, UnderlayError
 from underlay.jobs.dd import DdResult, dd
 from underlay.plugins import registry
@@ -27,6 +28,7 @@ _LARGEST_BLOCK = (1 << 31) - 1
 @options.format_option("-f", "format_name", what="The format of the image to read.")
 @click.option("-O", "output_format", metavar="FMT", default="raw", help="The new image's (raw).")
 @options.output_option
+@progress_options
 @options.force_share
 @options.access_options
 @options.target_storage_option
@@ -37,6 +39,8 @@ def command(
     format_name: str | None,
     output_format: str,
     output: str,
+    bar: bool,
+    progress: str | None,
     force_share: bool,
     target_storage_options: dict[str, object],
     **access: Unpack[options.Access],
@@ -60,17 +64,19 @@ def command(
         given["if"], format_name=format_name, force_share=force_share, access=access
     ) as disk:
         try:
-            done = dd(
-                disk,
-                given["of"],
-                block_size=block_size,
-                count=count,
-                skip=skip,
-                output_format=output_format,
-                overwrite=True,
-                limits=access["limits"],
-                target_storage_options=target_storage_options,
-            )
+            with reporting(bar=bar, progress=progress, quiet=False) as report:
+                done = dd(
+                    disk,
+                    given["of"],
+                    block_size=block_size,
+                    count=count,
+                    skip=skip,
+                    output_format=output_format,
+                    overwrite=True,
+                    progress=report,
+                    limits=access["limits"],
+                    target_storage_options=target_storage_options,
+                )
         except UnderlayError as error:
             if error.step != "create" and not isinstance(error, ConflictError):
                 raise

@@ -6,14 +6,16 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from underlay.cli.problems import CommandError
-from underlay.jobs.progress import Progress, ProgressCallback
 
-__all__ = ["progress_options", "reporting"]
+if TYPE_CHECKING:
+    from underlay.jobs.progress import Progress, ProgressCallback
+
+__all__ = ["counting", "progress_options", "reporting"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -54,11 +56,22 @@ def reporting(
         with _drawn_bar() as report:
             yield report
     else:
+        from underlay.jobs.progress import Progress
+
         report = _percentages()
         report(Progress(0, 1))
         yield report
         report(Progress(1, 1))
         sys.stderr.write("\n")
+
+
+def counting(report: ProgressCallback | None) -> Callable[[int, int], None] | None:
+    """The same for what counts steps."""
+    if report is None:
+        return None
+    from underlay.jobs.progress import Progress
+
+    return lambda done, total: report(Progress(done, total))
 
 
 def _json_lines() -> ProgressCallback:

@@ -180,4 +180,14 @@ LINES = [
     Line("create -f qcow2 -o nocow=on new 1M"),
     Line("create -f raw -o nocow=on new 1M"),
     Line("create -f raw -o extent_size_hint=1M new 1M"),
+    Line(
+        "create --output=json -f qcow2 new 1M",
+        Differs(
+            "more-flags",
+            status=0,
+            out='{\n    "version": 1,\n    "filename": "new",\n    "format": "qcow2",\n    "virtual-size": 1048576\n}',
+            err="",
+            files=["new"],
+        ),
+    ),
 ]
