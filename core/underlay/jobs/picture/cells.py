@@ -19,8 +19,10 @@ _HEIGHT = 306
 _TALLEST = 18
 #: Inks in one cell, at most.
 _INKS = 4
-#: Cells that share a tooltip.
-_TOLD = 2
+#: Tooltips in all, cells that share one if that becomes too many, and inks that one tells of.
+_TIPS = 512
+_SHARED = (1, 2, 4)
+_TOLD_INKS = 3
 #: Pixels between two labels of the axis.
 _LABELS = 26
 
@@ -73,7 +75,14 @@ class Map:
     def draw(self) -> Iterator[str]:
         """The map, its upper left corner at 0, 0; labels are to the left of it."""
         yield from self._cells()
-        yield from self._tips()
+        yield '<g class="tip">'
+        tips: list[str] = []
+        for shared in _SHARED:
+            tips = [self._tip(*place) for place in self._told(shared)]
+            if len(tips) <= _TIPS:
+                break
+        yield from tips
+        yield "</g>"
         yield from self._labels()
 
     def _cells(self) -> Iterator[str]:
@@ -91,33 +100,37 @@ class Map:
             yield f'<path class="{ink_class(ink)}" d="{"".join(paths[ink])}"/>'
         yield "</g>"
 
-    def _tips(self) -> Iterator[str]:
-        """What is told of cells; where it is the same from end to end, it is told once a row."""
-        yield '<g class="tip">'
+    def _told(self, shared: int) -> Iterator[tuple[int, int, int]]:
+        """Rows, and from where to where something is told of them, ``shared`` cells at a time.
+
+        Where it is the same from end to end, it is told once a row.
+        """
         for row in range(self.rows):
             end = min((row + 1) * COLUMNS, self._count)
             first = row * COLUMNS
             while first < end:
-                last = min(first + _TOLD, end)
+                last = min(first + shared, end)
                 inks = parts(self._picture, range(first, last))
                 while len(inks) == 1 and last < end:
-                    more = min(last + _TOLD, end)
+                    more = min(last + shared, end)
                     if [ink for ink, _ in parts(self._picture, range(last, more))] != [inks[0][0]]:
                         break
                     last = more
-                yield self._tip(row, first, last)
+                yield row, first, last
                 first = last
-        yield "</g>"
 
     def _tip(self, row: int, first: int, last: int) -> str:
         picture = self._picture
         inks = parts(picture, range(first, last))
         whole = sum(amount for _, amount in inks)
+        told = sorted(inks, key=lambda part: -part[1])[:_TOLD_INKS]
         said = ", ".join(
             (f"{share_words(amount, whole)} " if len(inks) > 1 else "")
             + ink_words(ink, layers=len(picture.layers))
-            for ink, amount in inks
+            for ink, amount in told
         )
+        if len(inks) > len(told):
+            said += ", …"
         begin = picture.start + first * picture.cell_size
         end = min(picture.start + last * picture.cell_size, picture.start + picture.length)
         x, y = (first - row * COLUMNS) * _PITCH, row * self._pitch
