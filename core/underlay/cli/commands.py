@@ -18,6 +18,7 @@ COMMANDS = {
     "bench": "Measure how fast a disk answers.",
     "bitmap": "Change a dirty bitmap of an image, or look at it.",
     "check": "Say whether an image's metadata are sound, and mend them.",
+    "commit": "Write what an overlay has into an image below it.",
     "compare": "Say whether two disks hold the same bytes.",
     "convert": "Copy a disk into a new image.",
     "create": "Make a new image.",
@@ -29,6 +30,7 @@ COMMANDS = {
     "measure": "Tell how many bytes a new image will need.",
     "plugins": "List the formats and storages that are installed.",
     "probe": "Say what format an object has.",
+    "rebase": "Let an image lie upon another backing image.",
     "resize": "Change the size of a disk.",
     "snapshot": "List, take, apply or delete internal snapshots.",
 }

@@ -16,6 +16,7 @@ from underlay.jobs.opened import opened, opened_alone
 from underlay.jobs.progress import Progress, ProgressCallback
 from underlay.jobs.replacing import keep_content
 from underlay.limits import Limits
+from underlay.plugins import registry
 from underlay.sync import SyncFormatAccess
 from underlay.targets import Target, scheme_of
 
@@ -79,7 +80,7 @@ def rebase(
         print(f"{done.data} bytes were copied")
 
     An error's ``step`` is ``"backing"`` where the new backing image could not be opened, and
-    ``"reference"`` where its name could not be recorded.
+    ``"reference"`` where its name could not be recorded, ``"format"`` where nobody has its format.
 
     Raises:
         OptionError: there is no ``backing_format``, or the name is too long for the image.
@@ -92,6 +93,7 @@ def rebase(
     opening["storage_options"] = storage_options
     if unsafe:
         with opened_alone(target, **opening) as disk:
+            _check_format(backing_format)
             _check(disk, name, backing_format)
             if progress is not None:
                 progress(Progress(0, disk.size))
@@ -119,6 +121,7 @@ def _opened_below(
     disk: SyncFormatAccess, name: str | None, format: str | None, opening: Mapping[str, Any]
 ) -> Generator[SyncFormatAccess | None]:
     """The new backing image, or None."""
+    _check_format(format)
     if name is None:
         yield None
         return
@@ -135,6 +138,15 @@ def _opened_below(
     with new:
         _refuse_itself(disk, new)
         yield new
+
+
+def _check_format(name: str | None) -> None:
+    try:
+        if name is not None:
+            registry().driver(name)
+    except UnderlayError as error:
+        error.step = "format"
+        raise
 
 
 def _refuse_itself(disk: SyncFormatAccess, new: SyncFormatAccess) -> None:

@@ -2,6 +2,110 @@
 
 from __future__ import annotations
 
-from .table import Line
+from .table import Differs, Line
 
-LINES: list[Line] = []
+_LOOK = " && map --output=json top.qcow2 && info top.qcow2"
+
+LINES = [
+    # -- safely
+    Line("rebase -b base.raw -F raw top.qcow2" + _LOOK),
+    Line("rebase -b middle.qcow2 -F qcow2 top.qcow2" + _LOOK),
+    Line("rebase -b plain.qcow2 -F qcow2 top.qcow2 && info top.qcow2"),
+    Line("rebase -b plain.raw -F raw top.qcow2 && info top.qcow2"),
+    Line("rebase -b longer.qcow2 -F qcow2 top.qcow2 && info top.qcow2"),
+    Line("rebase -b small.qcow2 -F qcow2 top.qcow2 && info top.qcow2"),
+    Line("rebase -b empty.qcow2 -F qcow2 top.qcow2 && info top.qcow2"),
+    Line("rebase -b extended.qcow2 -F qcow2 top.qcow2 && info top.qcow2"),
+    Line("rebase -b compressed.qcow2 -F qcow2 top.qcow2 && info top.qcow2"),
+    Line("rebase -b plain.qcow2 -F raw top.qcow2 && info top.qcow2"),
+    Line("rebase -b '' top.qcow2" + _LOOK),
+    Line("rebase -b '' -F raw top.qcow2 && info top.qcow2"),
+    Line("rebase -b= top.qcow2"),
+    Line("rebase -bplain.qcow2 -Fqcow2 top.qcow2"),
+    Line("rebase -f qcow2 -b plain.qcow2 -F qcow2 top.qcow2"),
+    Line("rebase -b plain.qcow2 -F qcow2 empty.qcow2 && info empty.qcow2"),
+    Line("rebase -b plain.qcow2 -F qcow2 extended.qcow2 && info extended.qcow2"),
+    Line("rebase -b plain.raw -F raw old.qcow2 && info old.qcow2"),
+    Line("rebase -b plain.raw -F raw compressed.qcow2 && info compressed.qcow2"),
+    Line("rebase -b plain.raw -F raw snaps.qcow2 && snapshot -l snaps.qcow2"),
+    Line("rebase -b {here}/plain.raw -F raw top.qcow2 && info top.qcow2"),
+    Line("rebase -b ./plain.raw -F raw top.qcow2 && info top.qcow2"),
+    Line("rebase -b 'com,ma.qcow2' -F qcow2 top.qcow2 && info top.qcow2"),
+    Line("rebase -b plain.qcow2 -F qcow2 -- top.qcow2"),
+    Line("rebase top.qcow2 -b plain.qcow2 -F qcow2"),
+    # -- unsafely
+    Line("rebase -u -b plain.raw -F raw top.qcow2" + _LOOK),
+    Line("rebase -u -b gone.raw -F raw top.qcow2 && info top.qcow2"),
+    Line("rebase -u -b base.raw -F raw orphan.qcow2 && map orphan.qcow2", images="base.raw"),
+    Line("rebase -u -b '' top.qcow2" + _LOOK),
+    Line("rebase -u top.qcow2 && info top.qcow2"),
+    Line("rebase -u -F qcow2 top.qcow2 && info top.qcow2"),
+    Line("rebase -u -b '' -F raw top.qcow2 && info top.qcow2"),
+    Line("rebase -u -b plain.raw top.qcow2 && info top.qcow2"),
+    Line("rebase -u -b top.qcow2 -F qcow2 top.qcow2"),
+    Line("rebase -u -b plain.raw -F raw old.qcow2 && info old.qcow2"),
+    # -- how it is done
+    Line("rebase -q -b plain.raw -F raw top.qcow2"),
+    Line("rebase -q -p -b plain.raw -F raw top.qcow2"),
+    Line(
+        "rebase -p -b plain.raw -F raw top.qcow2",
+        Differs("progress-on-stderr", out="", err="...(100.00/100%)..."),
+    ),
+    Line(
+        "rebase -p -u -b plain.raw -F raw top.qcow2",
+        Differs("progress-on-stderr", out="", err="...(100.00/100%)..."),
+    ),
+    Line("rebase -t none -T none -b plain.raw -F raw top.qcow2"),
+    Line("rebase -t some -b plain.raw -F raw top.qcow2"),
+    Line("rebase -T some -b plain.raw -F raw top.qcow2"),
+    Line("rebase -U -b plain.raw -F raw top.qcow2"),
+    Line("rebase --force-share -b plain.raw -F raw top.qcow2"),
+    Line("rebase --object secret,id=s,data=x -b plain.raw -F raw top.qcow2"),
+    Line("rebase --image-opts -b plain.raw -F raw driver=qcow2,file.filename=top.qcow2"),
+    Line("rebase --image-opts -f qcow2 -b plain.raw -F raw driver=qcow2,file.filename=top.qcow2"),
+    # -- mistakes
+    Line("rebase"),
+    Line("rebase top.qcow2"),
+    Line("rebase -b plain.raw"),
+    Line("rebase -F qcow2 top.qcow2"),
+    Line("rebase -b plain.raw top.qcow2 empty.qcow2"),
+    Line(
+        "rebase -b plain.raw top.qcow2 && info top.qcow2",
+        Differs("refused-first", files=("top.qcow2",)),
+    ),
+    Line(
+        "rebase -b plain.qcow2 top.qcow2 && info top.qcow2",
+        Differs("refused-first", files=("top.qcow2",)),
+    ),
+    Line("rebase -b middle.qcow2 -F raw top.qcow2", Differs("rebase-format", files=("top.qcow2",))),
+    Line("rebase -b plain.raw -F nonsense top.qcow2"),
+    Line("rebase -u -b plain.raw -F nonsense top.qcow2"),
+    Line("rebase -u -F nonsense top.qcow2"),
+    Line("rebase -b plain.raw -F nonsense gone.qcow2"),
+    Line("rebase -f nonsense -b plain.raw -F raw top.qcow2"),
+    Line("rebase -f qcow2 -b plain.qcow2 -F qcow2 plain.raw"),
+    Line("rebase -b plain.raw -F qcow2 top.qcow2"),
+    Line("rebase -b gone.raw -F raw top.qcow2"),
+    Line("rebase -b gone.raw top.qcow2"),
+    Line("rebase -b . -F raw top.qcow2"),
+    Line("rebase -b orphan.qcow2 -F qcow2 top.qcow2"),
+    Line("rebase -b plain.raw -F raw gone.qcow2"),
+    Line("rebase -b plain.raw -F raw orphan.qcow2"),
+    Line("rebase -b top.qcow2 -F qcow2 top.qcow2"),
+    Line("rebase -b top.qcow2 -F qcow2 middle.qcow2"),
+    Line("rebase -b plain.qcow2 -F qcow2 plain.raw"),
+    Line("rebase -f raw -b plain.qcow2 -F qcow2 plain.raw"),
+    Line("rebase -f raw -u -b plain.qcow2 -F qcow2 plain.raw"),
+    Line("rebase -f raw -b '' plain.raw"),
+    Line(
+        "rebase -b plain.raw -F raw outside.qcow2",
+        Differs(
+            "own-words",
+            err="qemu-img: Could not change the backing file to 'plain.raw': Backing file and "
+            "data-file-raw cannot be used at the same time",
+        ),
+    ),
+    Line("rebase -Z top.qcow2"),
+    Line("rebase --nonsense top.qcow2"),
+    Line("rebase -b"),
+]
