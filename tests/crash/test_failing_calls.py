@@ -116,7 +116,7 @@ class Run:
             # What failed was done, or not, or in part; what was done before it is there.
             allowed = [new + content[len(new) :] for content in (before.content, after.content)]
             number = len(self.history.moments) - 1
-            undone = Moment(allowed[0], before.snapshots)
+            undone = attrs.evolve(before, content=allowed[0])
             self.alternatives |= dict.fromkeys(range(number, number + 3), undone)
             content = disk.read_bytes(0, disk.size)
             self.do(disk, Flush())

@@ -118,6 +118,9 @@ def test_what_cannot_be_is_refused(make: Make) -> None:
 
 
 def test_a_format_that_cannot_say_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["underlay.jobs.measure"], "offers", lambda *_: False)
+    def nothing(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(sys.modules["underlay.jobs.measure"], "offers", nothing)
     with pytest.raises(UnsupportedOperationError, match="does not support size measurement"):
         jobs.measure(1, "raw")

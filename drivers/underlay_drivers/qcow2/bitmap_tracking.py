@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import attrs
 
-from underlay.errors import CorruptImageError, LimitExceededError, UnsupportedOperationError
+from underlay.errors import (
+    CorruptImageError,
+    LimitExceededError,
+    UnderlayError,
+    UnsupportedOperationError,
+)
+from underlay.face import to_the_end
 from underlay.locks import Lock
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.bitmap_changes import BitmapChange
@@ -235,12 +241,17 @@ class Tracking:
         for entry in entries:
             places.append(places[-1] + len(entry.pack()))
         changed = [number for number in flags if flags[number] != entries[number].flags]
-        for number in changed:
-            at = extension.directory_offset + places[number] + layout.BITMAP_FLAGS_OFFSET
-            await image.write(flags[number].to_bytes(4, "big"), at)
-            entries[number] = attrs.evolve(entries[number], flags=flags[number])
-        if changed:
-            await image.sync()
+        try:
+            for number in changed:
+                at = extension.directory_offset + places[number] + layout.BITMAP_FLAGS_OFFSET
+                await image.write(flags[number].to_bytes(4, "big"), at)
+                entries[number] = attrs.evolve(entries[number], flags=flags[number])
+            if changed:
+                await image.sync()
+        except UnderlayError as error:
+            # Nobody knows what is marked, so no guest data may change any more.
+            self._writer.back.give_up("the bitmap directory could not be written", error)
+            raise
         self._entries = tuple(entries)
 
     async def survives(self) -> bool:
@@ -278,7 +289,7 @@ class Tracking:
         tracked = list(self._tracked.values())
         if not tracked:
             return
-        back, image = self._writer.back, self._writer.disk.image
+        back = self._writer.back
         async with self._lock:
             for one in tracked:
                 await self._write_out(one)
@@ -287,33 +298,49 @@ class Tracking:
                 return
             await back.flush()
             await back.sync()
-            changed = [one for one in tracked if one.changed]
+            await self._write_tables([one for one in tracked if one.changed])
+            await self._write_flags({one.number: one.entry.flags for one in tracked})
+
+    async def _write_tables(self, changed: Sequence[_Tracked]) -> None:
+        """Bring changed tables to where they were, durably."""
+        image = self._writer.disk.image
+        try:
             for one in changed:
                 await image.write(packed(one.table), one.entry.bitmap_table_offset)
-                one.changed = False
             if changed:
                 await image.sync()
-            await self._write_flags({one.number: one.entry.flags for one in tracked})
+        except UnderlayError as error:
+            self._writer.back.give_up("a bitmap table could not be written", error)
+            raise
 
     async def _list_anew(self, tracked: Sequence[_Tracked]) -> None:
         """Tables of other lengths: a new directory leads to them."""
         writer = self._writer
         change = BitmapChange(writer, self._limits, self._entries)
+        try:
+            await self._show_anew(change, tracked)
+        except BaseException:
+            if not writer.back.broken:
+                await to_the_end(change.undo())
+            raise
+        await writer.back.flush()
+        await writer.back.sync()
+
+    async def _show_anew(self, change: BitmapChange, tracked: Sequence[_Tracked]) -> None:
         entries = list(self._entries)
         freed: list[Freed] = []
         for one in tracked:
             if one.shape.length > layout.BITMAP_BYTES_MAX:
                 continue  # the disk has become too large for it: it stays as one that is lost
             old = one.entry.bitmap_table_offset
-            freed += [(old, writer.clusters(one.entry.bitmap_table_size * 8)), *one.freed]
+            clusters = self._writer.clusters(one.entry.bitmap_table_size * 8)
+            freed += [(old, clusters), *one.freed]
             entries[one.number] = attrs.evolve(
                 one.entry,
                 bitmap_table_offset=await change.write_table(one.table),
                 bitmap_table_size=len(one.table),
             )
         await change.list(entries, freed)
-        await writer.back.flush()
-        await writer.back.sync()
 
     async def _write_out(self, one: _Tracked) -> None:
         """Bring the new bits of a bitmap to the image."""

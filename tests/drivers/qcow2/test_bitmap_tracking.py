@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from underlay import SyncFormatAccess, jobs
-from underlay.capabilities import CompressedWriter, Snapshottable
+from underlay.capabilities import CompressedWriter, Repairable, Snapshottable
 
 from .bitmapping import Model, dirty, their_dirty
 from .ends import Ends, pattern
@@ -175,4 +175,16 @@ def test_what_is_remembered_goes_to_the_image_when_it_is_much(
             model.write(at, 600)
         assert dirty(disk, "fine") == model.ranges()
     assert dirty(ends.path, "fine") == model.ranges()
+    ends.qemu_img("check", "-q", ends.path)
+
+
+def test_a_repair_finds_bitmaps_at_rest(ends: Ends) -> None:
+    ends.create(SIZE)
+    jobs.add_bitmap(ends.path, "a", granularity=4096)
+    with ends.open() as disk:
+        disk.write(b"x", 5000)
+        result = disk.capability(Repairable).repair(leaks_only=False)
+        assert (result.corruptions, result.leaks) == (0, 0)
+        disk.write(b"x", 50_000)
+    assert dirty(ends.path, "a") == [(4096, 4096), (49152, 4096)]
     ends.qemu_img("check", "-q", ends.path)
