@@ -85,6 +85,6 @@ def _as_json(name: str, done: Committed) -> dict[str, object]:
         "filename": name,
         "old-size": done.size_before,
         "new-size": done.size,
-        "copied": done.data,
+        "data-bytes": done.data,
         "emptied": done.emptied,
     }

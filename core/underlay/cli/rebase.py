@@ -112,6 +112,6 @@ def _as_json(name: str, done: Rebased) -> dict[str, object]:
         "version": _VERSION,
         "filename": name,
         "virtual-size": done.size,
-        "copied": done.data,
-        "zeroed": done.zeroed,
+        "data-bytes": done.data,
+        "zero-bytes": done.zeroed,
     }
