@@ -101,7 +101,8 @@ class _Drawing:
         yield from self._legend()
         yield Text()
         yield from self._map()
-        drawn = [file for file in self._picture.files if file.plot][:_FILES]
+        fullest = [file for file in self._picture.files if file.plot][:_FILES]
+        drawn = sorted(fullest, key=lambda file: file.colour)
         if drawn and self._unicode:
             yield Text()
             for file in drawn:

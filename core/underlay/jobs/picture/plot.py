@@ -16,6 +16,8 @@ _FILES = 4
 _HEAD = 20
 #: Pixels that a file at least has, and between two.
 _LEAST = 56
+#: Characters of its name above it.
+_ROOM = 20
 _GAP = 14
 #: Pixels from which on there is room for words beside it.
 _TALL = 180
@@ -28,8 +30,8 @@ class Plots:
 
     def __init__(self, picture: Picture, *, width: int, height: int) -> None:
         self._picture = picture
-        drawn = [file for file in picture.files if file.plot]
-        self._files = drawn[:_FILES]
+        fullest = [file for file in picture.files if file.plot][:_FILES]
+        self._files = sorted(fullest, key=lambda file: file.colour)
         self.left_out = len(picture.files) - len(self._files)
         self._width = width
         count = max(len(self._files), 1)
@@ -62,7 +64,7 @@ class Plots:
         fragments = count_words(file.fragments, "fragment", "fragments")
         yield (
             f'<text y="12" font-size="12"><title>{name}</title>'
-            f"{escape(short_name(file.name, 28))}</text>"
+            f"{escape(short_name(file.name, _ROOM))}</text>"
             f'<text class="mu" x="{self._width}" y="12" font-size="11" text-anchor="end">'
             f"{fragments} · {size_words(file.stored)}</text>"
             f'<g class="host" transform="translate(0 {_HEAD})" data-size="{file.size}">'

@@ -160,13 +160,14 @@ def _kinds(picture: Picture) -> list[tuple[Ink, str, int]]:
 
 def _legend(picture: Picture) -> Iterator[str]:
     yield '<g font-size="13">'
+    more = len(picture.layers) > COLOURS
     for index, (colour, name, data, compressed) in enumerate(_images(picture)):
         y = _LEGEND + index * _LINE
-        told = [f"{size_words(data)} data"]
+        told = [f"{size_words(data)} data"] if data or not compressed else []
         if compressed:
             told.append(f"{size_words(compressed)} compressed")
         told.append(share_words(data + compressed, picture.length))
-        image = f"{index} " if len(picture.layers) > 1 else ""
+        image = f"{index} " if len(picture.layers) > 1 and index < COLOURS - more else ""
         yield _swatch(_MARGIN, y, f"d{colour}")
         yield (
             f'<text x="{_MARGIN + 22}" y="{y + 11}"><title>{escape(short_name(name))}</title>'
