@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import click
 
 from underlay.cli.help import CONTEXT, help_option
-from underlay.cli.images import IMAGE_OPTIONS
+from underlay.cli.images import IMAGE_OPTIONS, as_typed
 from underlay.cli.problems import CommandError
+from underlay.errors import UnderlayError
 
 __all__ = ["Command", "command"]
 
@@ -39,7 +40,11 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> object:
         if ctx.meta.get(IMAGE_OPTIONS) and ctx.params.get("format_name") is not None:
             raise CommandError("--image-opts and --format are mutually exclusive")
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except UnderlayError as error:
+            as_typed(ctx, error)
+            raise
 
     def _in_full(self, args: Sequence[str]) -> list[str]:
         """The arguments with long options that were shortened written out."""

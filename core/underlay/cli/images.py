@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "IMAGE_OPTIONS",
     "Access",
+    "as_typed",
     "block_node",
     "by_image_options",
     "known_format",
@@ -35,6 +36,9 @@ __all__ = [
 
 #: Where the click context keeps whether names are descriptions.
 IMAGE_OPTIONS: Final = "underlay.image-opts"
+
+#: And where the one that ``named`` was asked about: its target, and what was typed.
+_DESCRIBED: Final = "underlay.described"
 
 
 class Access(TypedDict):
@@ -165,7 +169,15 @@ def named(filename: str, format_name: str | None) -> tuple[str, str | None]:
             f"Could not open '{filename}': this command takes a driver and a file name, "
             "and no other option"
         )
+    click.get_current_context().meta[_DESCRIBED] = (node.target, filename)
     return node.target, format_name or node.format
+
+
+def as_typed(context: click.Context, error: UnderlayError) -> None:
+    """Let an error of opening an image say what the user called it."""
+    target, typed = context.meta.get(_DESCRIBED, (None, None))
+    if error.opened is not None and error.opened == target:
+        error.opened = typed
 
 
 def known_format(format_name: str | None, words: str, *, hints: Sequence[str] = ()) -> None:
