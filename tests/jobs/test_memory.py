@@ -23,6 +23,25 @@ import sys
 from underlay.jobs import convert
 convert(sys.argv[1], sys.argv[2], parallel=int(sys.argv[3]))
 """
+_COMPRESS = """
+import sys
+from underlay.jobs import convert
+convert(
+    sys.argv[1],
+    sys.argv[2],
+    output_format="qcow2",
+    options={"cluster_size": "2M"},
+    compress=True,
+    parallel=int(sys.argv[3]),
+    overwrite=True,
+)
+"""
+_DIGEST = """
+import sys, underlay
+from underlay.jobs import digest
+with underlay.open_any(sys.argv[1]) as disk:
+    digest(disk, parallel=int(sys.argv[3]))
+"""
 _COMPARE = """
 import sys, underlay
 from underlay.jobs import compare
@@ -81,3 +100,6 @@ def test_the_largest_clusters_and_the_most_threads_stay_below_the_bar(
     qemu_img("convert", "-O", "qcow2", *how, tmp_path / "a.raw", tmp_path / "a.qcow2")
     assert _peak(_CONVERT, tmp_path / "a.qcow2", tmp_path / "out.raw", 16) < _BAR
     assert _peak(_COMPARE, tmp_path / "a.qcow2", tmp_path / "a.raw", 16) < _BAR
+    assert _peak(_COMPRESS, tmp_path / "a.qcow2", tmp_path / "b.qcow2", 16) < _BAR
+    assert _peak(_COMPRESS, tmp_path / "a.raw", tmp_path / "b.qcow2", 16) < _BAR
+    assert _peak(_DIGEST, tmp_path / "a.qcow2", tmp_path / "b.qcow2", 16) < _BAR

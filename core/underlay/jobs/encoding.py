@@ -20,7 +20,7 @@ from underlay.jobs.runs import Run
 __all__ = ["encoding_copier"]
 
 #: Encoded bytes that a worker keeps before it stores them.
-_KEEP = 1 << 20
+_KEEP = 512 << 10
 
 
 @attrs.frozen(kw_only=True)
@@ -76,11 +76,12 @@ class EncodingCopier(Copier):
         unit = self.encoding.unit
         start = piece[0].start
         length = piece[-1].end - start
-        scratch.make_room(length + unit)
+        to = start + stretch.to - stretch.start
+        room = length + -(to + length) % unit
+        scratch.make_room(room)
         view = memoryview(scratch.first)
         self._load(stretch, piece, view[:length], scratch)
-        view[length : length + unit] = bytes(unit)  # what the disk's last unit has behind its end
-        to = start + stretch.to - stretch.start
+        view[length:room] = bytes(room - length)  # what the disk's last unit has behind its end
         size = self.target.size
         written = plain = at = 0
         while at < length:

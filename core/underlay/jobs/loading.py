@@ -18,7 +18,7 @@ __all__ = ["PIECE", "Buffers", "Scratch", "load"]
 
 #: How many bytes are in memory as one piece. It is read, looked at and written while it is still in
 #: the processor's cache, which makes this much faster than larger pieces.
-PIECE = 512 << 10
+PIECE = 1 << 20
 
 #: Encoded bytes of one read, unless one unit has more.
 _RAW_MOST = 2 << 20
