@@ -75,7 +75,7 @@ def command(
         at_creation=registry().driver(image.format_name).create_options,
     )
     image.refuse(values)
-    with reporting(bar=bar, progress=progress, quiet=quiet) as report:
+    with reporting(bar=bar, progress=progress, quiet=quiet, steps=True) as report:
         try:
             amend(target, values, format=image.format_name, progress=report, **access)
         except OptionError as error:

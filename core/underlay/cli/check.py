@@ -93,7 +93,7 @@ def command(
             only = wanted == "leaks"
             result = repair(target, leaks_only=only, dry_run=dry_run, report=_show, **opening)
         else:
-            with reporting(bar=bar, progress=progress, quiet=quiet) as told:
+            with reporting(bar=bar, progress=progress, quiet=quiet, steps=True) as told:
                 result = check(target, progress=counting(told), report=_show, **opening)
     except UnsupportedOperationError:
         if wanted is not None:

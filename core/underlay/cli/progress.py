@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from underlay.cli.output import human_size
 from underlay.cli.problems import CommandError
 
 if TYPE_CHECKING:
@@ -45,15 +46,15 @@ def _read_style(_context: object, _parameter: object, value: str | None) -> str 
 
 @contextmanager
 def reporting(
-    *, bar: bool, progress: str | None, quiet: bool
+    *, bar: bool, progress: str | None, quiet: bool, steps: bool = False
 ) -> Generator[ProgressCallback | None]:
-    """What to give a job as its ``progress``."""
+    """What to give a job as its ``progress``; ``steps`` where it counts other things than bytes."""
     if progress == "json":
         yield _json_lines()
     elif not bar or quiet:
         yield None
     elif sys.stderr.isatty():
-        with _drawn_bar() as report:
+        with _drawn_bar(steps=steps) as report:
             yield report
     else:
         from underlay.jobs.progress import Progress
@@ -104,24 +105,33 @@ def _percentages() -> ProgressCallback:
 
 
 @contextmanager
-def _drawn_bar() -> Generator[ProgressCallback]:
+def _drawn_bar(*, steps: bool) -> Generator[ProgressCallback]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        Task,
         TaskProgressColumn,
         TimeRemainingColumn,
-        TransferSpeedColumn,
     )
     from rich.progress import Progress as Bar
+    from rich.text import Text
 
-    columns = (
-        TaskProgressColumn(),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    class Rate(ProgressColumn):
+        """Bytes a second, in the units of everything else here."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{human_size(int(speed))}/s")
+
+    counts: tuple[ProgressColumn, ...] = (MofNCompleteColumn(),)
+    if not steps:
+        counts = (DownloadColumn(binary_units=True), Rate())
+    columns = (TaskProgressColumn(), BarColumn(), *counts, TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True)) as drawn:
         task = drawn.add_task("", total=None)
         yield lambda progress: drawn.update(task, completed=progress.done, total=progress.total)
+        if drawn.tasks[0].total is None:  # there was nothing to tell
+            drawn.update(task, completed=1, total=1)
