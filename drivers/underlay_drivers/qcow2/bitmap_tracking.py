@@ -113,7 +113,15 @@ def _full(length: int) -> bytes:
 class Tracking:
     """The bitmaps of one image whose guest data may be changed."""
 
-    __slots__ = ("_entries", "_limits", "_lock", "_recording", "_tracked", "_writer")
+    __slots__ = (
+        "_entries",
+        "_limits",
+        "_lock",
+        "_recording",
+        "_table_bytes",
+        "_tracked",
+        "_writer",
+    )
 
     def __init__(
         self, writer: ImageWriter, limits: Limits, entries: tuple[BitmapEntry, ...]
@@ -124,6 +132,8 @@ class Tracking:
         self._entries = entries
         self._tracked: dict[bytes, _Tracked] = {}
         self._recording: tuple[_Tracked, ...] = ()
+        #: What the tables in memory take.
+        self._table_bytes = 0
         #: Held by one who writes bits to the image.
         self._lock = Lock()
 
@@ -218,6 +228,9 @@ class Tracking:
         disk, allocator = self._writer.disk, self._writer.allocator
         shape = BitmapShape.of(disk.header, entry.granularity_bits)
         shape.check(disk.image, entry)
+        self._table_bytes += entry.bitmap_table_size * 8
+        what = f"'{disk.image.name()}': the size of the tables of its bitmaps"
+        self._limits.check("metadata", self._table_bytes, what=what)
         table = await load_bitmap_table(disk.image, disk.header, entry, self._limits)
         for word in table:
             host = word & layout.HOST_OFFSET
