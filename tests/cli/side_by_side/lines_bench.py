@@ -55,6 +55,7 @@ LINES = [
     Line("bench -c 10 -U plain.qcow2"),
     Line("bench -c 10 -w top.qcow2"),
     Line("bench -c 10 -w snaps.qcow2"),
+    Line("bench -c 10 -w bitmaps.qcow2 && info bitmaps.qcow2"),
     Line("bench -c 10 -t none plain.qcow2"),
     Line("bench -c 10 -t writeback plain.qcow2"),
     Line("bench -t nonsense plain.qcow2"),

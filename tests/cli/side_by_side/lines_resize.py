@@ -109,6 +109,8 @@ LINES = [
     Line("resize top.qcow2 8M"),
     Line("resize --shrink top.qcow2 1M"),
     Line("resize --shrink top.qcow2 1M && resize top.qcow2 4M"),
+    Line("resize bitmaps.qcow2 8M"),
+    Line("resize --shrink bitmaps.qcow2 1M"),
     Line("resize outside.qcow2 8M"),
     Line("resize --shrink outside.qcow2 1M"),
     Line("resize"),

@@ -33,6 +33,7 @@ LINES = [
     Line("snapshot -c new nothing.qcow2"),
     Line("snapshot -c new full.qcow2"),
     Line("snapshot -c new top.qcow2"),
+    Line("snapshot -c new bitmaps.qcow2"),
     Line("snapshot -c new outside.qcow2"),
     Line(
         "snapshot -c '' plain.qcow2",
