@@ -41,6 +41,13 @@ def test_nothing_else_can_be_drawn_into(chain: Path, run: Run) -> None:
     assert not list(Path().glob("out*"))
 
 
+def test_no_image_is_drawn_over(here: Path, run: Run) -> None:
+    Path("disk.svg").write_bytes(b"x" * 4096)
+    done = run("map", "-f", "raw", "--picture=./disk.svg", "disk.svg")
+    assert done == (1, "", "underlay: --picture: './disk.svg' is what is to be drawn\n")
+    assert Path("disk.svg").read_bytes() == b"x" * 4096
+
+
 def test_a_pipe_gets_letters_for_images_and_no_colours(chain: Path, run: Run) -> None:
     done = run("map", *_GATE, "--picture=-", "top.qcow2")
 

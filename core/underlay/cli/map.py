@@ -92,6 +92,9 @@ def _draw(found: Picture, name: str) -> None:
 
         echo(picture_text(found), end="")
         return
+    drawn = [one.name for one in found.layers] + [one.name for one in found.files]
+    if any(_is_same(name, other) for other in drawn):
+        raise CommandError(f"--picture: '{printable(name)}' is what is to be drawn")
     text = found.svg() if name.lower().endswith(_SVG) else found.html()
     existed = os.path.lexists(name)
     try:
@@ -101,6 +104,13 @@ def _draw(found: Picture, name: str) -> None:
         if not existed and os.path.lexists(name):
             os.unlink(name)
         raise storage_error(error, doing="write the picture", name=name) from error
+
+
+def _is_same(name: str, other: str) -> bool:
+    try:
+        return os.path.samefile(name, other)
+    except (OSError, ValueError):
+        return False
 
 
 def _print_table(entries: Iterable[MapEntry]) -> None:

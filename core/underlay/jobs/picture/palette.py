@@ -21,17 +21,17 @@ class Shade(NamedTuple):
     dark: str
 
 
-#: By the place of an image in its chain: blue, amber, green, rose, sky, brown, olive; and grey for
-#: all beneath.
+#: By the place of an image in its chain: blue, amber, green, rose, sky, brown, olive; and for all
+#: beneath what stands out least: near black on white, near white on black.
 LAYERS = (
     Shade("#2468b4", "#5a9bec"),
     Shade("#e8960c", "#f5b041"),
-    Shade("#0f8a68", "#2fbf93"),
-    Shade("#c2569b", "#e68ac4"),
-    Shade("#6fb7e6", "#a9dcfa"),
-    Shade("#8f4a1c", "#c9794a"),
-    Shade("#7a8a1f", "#b5c55a"),
-    Shade("#5f6673", "#9aa3b2"),
+    Shade("#12966f", "#2fbf93"),
+    Shade("#c2569b", "#e283bf"),
+    Shade("#6fb7e6", "#8fd0fa"),
+    Shade("#8f4a1c", "#b8653a"),
+    Shade("#7a8a1f", "#8a9a2a"),
+    Shade("#3a404a", "#dfe3ea"),
 )
 _GROUND = Shade("#fdfdfc", "#14171c")
 _ZERO = Shade("#bcc4ce", "#56606e")
