@@ -71,6 +71,9 @@ def rebase(
     The image is given by its name or storage, since an open disk would go on over what it has open.
     ``lock_backing`` says whether to lock the new backing image.
 
+    An error's ``step`` is ``"backing"`` where the new backing image could not be opened, and
+    ``"reference"`` where its name could not be recorded, ``"format"`` where nobody has its format.
+
     Example::
 
         underlay.create("old.qcow2", size="1M").close()
@@ -78,9 +81,6 @@ def rebase(
         gate = underlay.DirectoryGate()
         done = underlay.jobs.rebase("overlay.qcow2", "b.raw", backing_format="raw", gate=gate)
         print(f"{done.data} bytes were copied")
-
-    An error's ``step`` is ``"backing"`` where the new backing image could not be opened, and
-    ``"reference"`` where its name could not be recorded, ``"format"`` where nobody has its format.
 
     Raises:
         OptionError: there is no ``backing_format``, or the name is too long for the image.
