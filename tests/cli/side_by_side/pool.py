@@ -29,6 +29,8 @@ def _recipe(*steps: str, needs: str = "", patches: tuple[tuple[int, bytes], ...]
     return Recipe(steps, tuple(needs.split()), patches)
 
 
+_BLOCK = 4096
+
 _FILL = "io {name} -c 'write -P 7 64k 100k' -c 'write -P 8 2M 64k' -c 'write -z 3M 64k'"
 
 #: By name; a recipe stands behind those that it needs.
@@ -138,6 +140,25 @@ def make_pool(folder: Path, qemu_img: Tool, qemu_io: Tool) -> None:
             for offset, data in recipe.patches:
                 file.seek(offset)
                 file.write(data)
+    for name in POOL:
+        _settle(folder / name)
+
+
+def _settle(path: Path) -> None:
+    """Write a file anew, with holes where it has zeroes.
+
+    What a filesystem tells of space that was reserved and not written changes with the time.
+    """
+    data = path.read_bytes()
+    path.unlink()
+    with open(path, "xb") as file:
+        for at in range(0, len(data), _BLOCK):
+            block = data[at : at + _BLOCK]
+            if block.count(0) < len(block):
+                file.seek(at)
+                file.write(block)
+        file.truncate(len(data))
+        os.fsync(file.fileno())
 
 
 def copy_sparse(source: Path, target: Path) -> None:
