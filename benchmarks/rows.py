@@ -13,6 +13,7 @@ from pathlib import Path
 import attrs
 from benchmarks.images import Images, run
 from benchmarks.measuring import Bench, Result, seconds
+from benchmarks.moving import MOVING
 from benchmarks.writing import WRITING
 
 import underlay
@@ -304,6 +305,7 @@ ROWS: dict[str, Row] = {
     "open": open_small,
     "memory": memory,
     **WRITING,
+    **MOVING,
 }
 
 
