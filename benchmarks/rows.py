@@ -164,6 +164,47 @@ def _convert(name: str, *options: str, bar: float, command: bool = False) -> Row
     return row
 
 
+def _encode(
+    *options: str, bar: float, most: float | None = None, default_only: bool = False
+) -> Row:
+    """From raw to qcow2, as a command; with ``most`` its size as a part of QEMU's is held to."""
+
+    def row(setting: Setting) -> Result:
+        source = setting.images.raw()
+        target = setting.images.path("out.qcow2")
+        arguments = ("convert", "-O", "qcow2", *options)
+        ours = ("-m", "underlay", *arguments, source, target)
+        sizes: dict[str, int] = {}
+
+        def convert(who: str, *command: str | Path) -> float:
+            target.unlink(missing_ok=True)
+            taken = seconds(lambda: run(*command))
+            sizes[who] = target.stat().st_size
+            target.unlink()
+            return taken
+
+        peers = {
+            "qemu-img convert": lambda: convert("qemu", "qemu-img", *arguments, source, target),
+            "qemu-img convert -W -m 8": lambda: convert(
+                "qemu", "qemu-img", *arguments, "-W", "-m", "8", source, target
+            ),
+        }
+        if default_only:
+            del peers["qemu-img convert -W -m 8"]
+        kind = " ".join(options) or "plain"
+        result = setting.bench.compare(
+            f"raw to qcow2, {kind}, command",
+            lambda: convert("", sys.executable, *ours),
+            peers,
+            bar=bar,
+        )
+        if most is not None:
+            assert sizes[""] <= sizes["qemu"] * most, sizes
+        return result
+
+    return row
+
+
 def compare(setting: Setting) -> Result:
     """Two images of the same content."""
     first, second = setting.images.raw(), setting.images.qcow2("plain")
@@ -260,6 +301,34 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
+_ENCODE_PEAK = _PEAK.replace(
+    "sys.argv[2])", "sys.argv[2], output_format='qcow2', compress=True, overwrite=True)"
+)
+
+
+def memory_encoding(setting: Setting) -> Result:
+    """The peak resident memory of a process that compresses."""
+    target = setting.images.path("out.qcow2")
+
+    def peak() -> float:
+        done = subprocess.run(
+            [sys.executable, "-c", _ENCODE_PEAK, setting.images.raw(), target],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        target.unlink()
+        return int(done.stdout) / 1024
+
+    return setting.bench.compare(
+        "peak memory of convert -c",
+        peak,
+        {"(the promise)": lambda: 160.0},
+        bar=1.0,
+        unit="MiB",
+    )
+
+
 def memory(setting: Setting) -> Result:
     """The peak resident memory of a process that converts."""
     source = setting.images.qcow2("zlib", "-c")
@@ -298,12 +367,17 @@ ROWS: dict[str, Row] = {
     "command-plain": _convert("plain", bar=1.0, command=True),
     "command-zlib": _convert("zlib", "-c", bar=0.5, command=True),
     "command-zstd": _convert("zstd", *_ZSTD, bar=0.6, command=True),
+    "encode-plain": _encode(bar=1.0),
+    "encode-zlib": _encode("-c", bar=0.15, most=1.0),
+    "encode-zlib-default": _encode("-c", bar=0.10, most=1.0, default_only=True),
+    "encode-zstd": _encode(*_ZSTD, bar=0.45, most=1.01),
     "compare": compare,
     "map": map_tables,
     "measure": measure_tables,
     "info": info,
     "open": open_small,
     "memory": memory,
+    "memory-encoding": memory_encoding,
     **WRITING,
     **MOVING,
 }
