@@ -173,7 +173,7 @@ def _encode(
         source = setting.images.raw()
         target = setting.images.path("out.qcow2")
         arguments = ("convert", "-O", "qcow2", *options)
-        ours = ("-m", "underlay", *arguments, source, target)
+        ours: tuple[str | Path, ...] = ("-m", "underlay", *arguments, source, target)
         sizes: dict[str, int] = {}
 
         def convert(who: str, *command: str | Path) -> float:
