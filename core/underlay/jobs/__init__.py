@@ -42,8 +42,8 @@ from underlay.jobs.snapshot import apply_snapshot, create_snapshot, delete_snaps
 
 __all__ = [
     "BenchResult",
-    "ComparisonResult",
     "Committed",
+    "ComparisonResult",
     "Copied",
     "DdResult",
     "Difference",

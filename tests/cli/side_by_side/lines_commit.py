@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .table import Line
+from .table import Differs, Line
 
 _LOOK = " && map --output=json top.qcow2 && info top.qcow2"
 
