@@ -55,11 +55,32 @@ _WITHOUT_EFFECT: Final = (
     "cache-clean-interval",
     "cache-size",
     "l2-cache-entry-size",
+    "l2-cache-size",
     "node-name",
     "overlap-check",
     "overlap-check.template",
     "pr-manager",
 )
+_ALLOWED: Final = "Allowed are any of the following: none, constant, cached, all"
+#: Options whose values are words: what each means here, and what is said of others.
+_CHOICES: Final[Mapping[str, tuple[Mapping[str, str], str]]] = {
+    "discard": (
+        {"unmap": "unmap", "on": "unmap", "ignore": "ignore", "off": "ignore"},
+        "Invalid discard option",
+    ),
+    "detect-zeroes": (
+        {"off": "off", "on": "on", "unmap": "unmap"},
+        "invalid parameter value: {}",
+    ),
+    "aio": (
+        {"threads": "threads", "native": "native", "io_uring": "io_uring"},
+        "invalid parameter value: {}",
+    ),
+    "overlap-check": (
+        {"none": "none", "constant": "constant", "cached": "cached", "all": "all"},
+        f"Unsupported value '{{}}' for qcow2 option 'overlap-check'. {_ALLOWED}",
+    ),
+}
 #: Options that say which part of a file the image is.
 _PART: Final = ("offset", "size")
 _SIZE_HINT: Final = (
@@ -259,7 +280,7 @@ def _storage(kind: str, options: dict[str, object]) -> BlockNode:
     lock = _locked(options, storage_options, lock=True)
     locking = options.pop("locking", "auto")
     if locking not in (*_ON, *_OFF, "auto"):
-        raise BlockOptionError(f"Parameter 'locking' does not accept value '{locking}'")
+        raise BlockOptionError(f"invalid parameter value: {locking}")
     _drop(options)
     for option, value in options.items():
         if kind == _FILE:
@@ -284,6 +305,7 @@ def _format_options(driver: str | None, options: dict[str, object]) -> dict[str,
     if driver is not None:
         known = registry().driver(driver).open_options
     given: dict[str, object] = {}
+    _choose(options)
     for option in [*options]:
         name = option.replace("-", "_")
         if name not in known:
@@ -305,6 +327,7 @@ def _format_options(driver: str | None, options: dict[str, object]) -> dict[str,
 
 def _drop(options: dict[str, object]) -> None:
     """Take out what has no effect, and see that it makes sense."""
+    _choose(options)
     for option in [*options]:
         if option in _WITHOUT_EFFECT:
             value = options.pop(option)
@@ -312,6 +335,17 @@ def _drop(options: dict[str, object]) -> None:
                 _switch(option, value)
     options.pop("discard", None)
     options.pop("detect-zeroes", None)
+
+
+def _choose(options: dict[str, object]) -> None:
+    """See that what is one of several words is one, and say it in ours."""
+    for option, (words, complaint) in _CHOICES.items():
+        value = options.get(option)
+        if value is None:
+            continue
+        if not isinstance(value, str) or value not in words:
+            raise BlockOptionError(complaint.format(value))
+        options[option] = words[value]
 
 
 def _switch(name: str, value: object) -> bool:

@@ -108,4 +108,42 @@ LINES = [
     ),
     Line("map --object secret,id=a,data=x plain.qcow2"),
     Line("map --object nonsense plain.qcow2"),
+    Line("map --image-opts driver=qcow2,discard=unmap,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,discard=on,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,discard=off,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,discard=ignore,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,discard=nonsense,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,detect-zeroes=on,file.filename=plain.qcow2"),
+    Line(
+        "map --image-opts driver=qcow2,detect-zeroes=unmap,discard=unmap,file.filename=plain.qcow2"
+    ),
+    Line("map --image-opts driver=qcow2,detect-zeroes=off,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,detect-zeroes=nonsense,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,l2-cache-size=1M,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,cache-size=1M,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,cache-size=x,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,read-only=on,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,read-only=maybe,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,file.locking=off,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,file.locking=nonsense,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,file.discard=unmap,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,force-share=on,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,node-name=n0,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,overlap-check=all,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,overlap-check=nonsense,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,file.aio=threads,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,file.aio=nonsense,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,pass-discard-request=off,file.filename=plain.qcow2"),
+    Line("map --image-opts driver=qcow2,refcount-cache-size=1M,file.filename=plain.qcow2"),
+    Line(
+        "map --image-opts driver=qcow2,file.driver=host_device,file.filename=plain.qcow2",
+        Differs("host-devices", status=0, out="Offset ...", err=""),
+    ),
+    Line("map --image-opts driver=qcow2,file.driver=nonsense,file.filename=plain.qcow2"),
+    Line(
+        "map --image-opts driver=qcow2,data-file.filename=plain.raw,file.filename=plain.qcow2",
+        Differs(
+            "own-words", err="... 'plain.qcow2' keeps its data in itself and takes no data file"
+        ),
+    ),
 ]
