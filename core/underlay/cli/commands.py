@@ -98,7 +98,7 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
 )
 @click.pass_context
 def underlay(context: click.Context) -> None:
-    """Virtual-disk images: look at them, judge them, compare and convert them."""
+    """Virtual-disk images: create, convert, check, mend, compare and look at them."""
     if context.invoked_subcommand is None:
         raise click.UsageError("Not enough arguments")
 

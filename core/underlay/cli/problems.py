@@ -12,6 +12,7 @@ import click
 
 from underlay.chain import quotable
 from underlay.cli.output import complain, flush, printable, say
+from underlay.cli.signals import Ended, ended_cleanly
 from underlay.errors import (
     AmbiguousFormatError,
     ImageInUseError,
@@ -52,11 +53,14 @@ class CommandError(Exception):
 def exit_status(argv: Sequence[str]) -> int:
     """Run a command line, and say on stderr what went wrong."""
     try:
-        status = _run(argv)
-        flush()
+        with ended_cleanly():
+            status = _run(argv)
+            flush()
     except BrokenPipeError:
         _forget_stdout()
         status = _SIGPIPE
+    except Ended as told:
+        status = _SIGNAL + told.number
     except KeyboardInterrupt:
         status = _SIGINT
     except CommandError as failure:

@@ -50,7 +50,8 @@ def reporting(
 ) -> Generator[ProgressCallback | None]:
     """What to give a job as its ``progress``; ``steps`` where it counts other things than bytes."""
     if progress == "json":
-        yield _json_lines()
+        with _json_lines() as report:
+            yield report
     elif not bar or quiet:
         yield None
     elif sys.stderr.isatty():
@@ -75,18 +76,29 @@ def counting(report: ProgressCallback | None) -> Callable[[int, int], None] | No
     return lambda done, total: report(Progress(done, total))
 
 
-def _json_lines() -> ProgressCallback:
+@contextmanager
+def _json_lines() -> Generator[ProgressCallback]:
     last = 0.0
+    told: tuple[int, int] | None = None
+    total = 1  # where a job has nothing to tell
 
-    def report(progress: Progress) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _PAUSE or progress.done >= progress.total:
-            last = now
-            sys.stderr.write(f'{{"done": {progress.done}, "total": {progress.total}}}\n')
+    def tell(done: int) -> None:
+        nonlocal told
+        if told != (done, total):
+            told = (done, total)
+            sys.stderr.write(f'{{"done": {done}, "total": {total}}}\n')
             sys.stderr.flush()
 
-    return report
+    def report(progress: Progress) -> None:
+        nonlocal last, total
+        now = time.monotonic()
+        total = progress.total
+        if now - last >= _PAUSE or progress.done >= total:
+            last = now
+            tell(progress.done)
+
+    yield report
+    tell(total)
 
 
 def _percentages() -> ProgressCallback:
