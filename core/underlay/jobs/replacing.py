@@ -112,20 +112,22 @@ class _Job:
         task = _Task([], [], 0)
         begun = size = 0
         with closing(self._differences()) as found:
-            for found_here in found:
-                old, new, _, _ = found_here
+            for difference in found:
+                old, new, _, _ = difference
                 if self._can_mark(old):
                     self._zeroes_left = True
-                    task.zeroes.extend(self._odd_ends(found_here))
+                    task.zeroes.extend(self._odd_ends(difference))
+                    if len(task.zeroes) >= _TASK_PIECES:
+                        yield task._replace(length=old.end - begun)
+                        task, size, begun = _Task([], [], 0), 0, old.end
                     continue
                 for at in range(old.start, old.end, PIECE):
                     length = min(PIECE, old.end - at)
                     _append(task.pieces, old.part(at, length), new.part(at, length))
                     size += length
                     if size >= _TASK or len(task.pieces) >= _TASK_PIECES:
-                        end = at + length
-                        yield task._replace(length=end - begun)
-                        task, size, begun = _Task([], [], 0), 0, end
+                        yield task._replace(length=at + length - begun)
+                        task, size, begun = _Task([], [], 0), 0, at + length
         yield task._replace(length=self.disk.size - begun)
 
     def _differences(self) -> Generator[_Difference, None, None]:
