@@ -59,10 +59,8 @@ def exit_status(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         _forget_stdout()
         status = _SIGPIPE
-    except Ended as told:
-        status = _SIGNAL + told.number
-    except KeyboardInterrupt:
-        status = _SIGINT
+    except KeyboardInterrupt as told:
+        status = _SIGNAL + told.number if isinstance(told, Ended) else _SIGINT
     except CommandError as failure:
         complain(*failure.lines)
         for hint in failure.hints:

@@ -29,8 +29,11 @@ def _end(number: int, _frame: FrameType | None) -> NoReturn:
 
 @contextmanager
 def ended_cleanly() -> Generator[None]:
-    """Raise :class:`Ended` in place of dying; a signal that the process handles or ignores stays
-    as it is, and so does everything where this is not the main thread."""
+    """Raise :class:`Ended` in place of dying.
+
+    A signal that the process handles or ignores stays as it is, and so does everything where this
+    is not the main thread.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
