@@ -213,6 +213,9 @@ class Tracking:
         return [n for n in numbers if not self._entries[n].flags & layout.BITMAP_IN_USE]
 
     async def _take(self, taken: Sequence[_Tracked], flags: Mapping[int, int]) -> None:
+        await to_the_end(self._mark_and_take(taken, flags))
+
+    async def _mark_and_take(self, taken: Sequence[_Tracked], flags: Mapping[int, int]) -> None:
         for one in taken:
             self._tracked[one.entry.name] = one
         try:
@@ -261,7 +264,7 @@ class Tracking:
                 entries[number] = attrs.evolve(entries[number], flags=flags[number])
             if changed:
                 await image.sync()
-        except UnderlayError as error:
+        except BaseException as error:
             # Nobody knows what is marked, so no guest data may change any more.
             self._writer.back.give_up("the bitmap directory could not be written", error)
             raise
@@ -281,7 +284,9 @@ class Tracking:
 
     async def spill(self) -> None:
         """Bring to the image what takes memory. The bitmaps stay in use."""
-        async with self._lock:
+        async with self._writer.nobody_alone(), self._lock:
+            if self._writer.tracking is not self:
+                return  # all of it has been stored meanwhile
             for one in self._recording:
                 await self._write_out(one)
 
@@ -290,29 +295,33 @@ class Tracking:
         one = self._tracked.get(name.encode("utf-8", "surrogateescape"))
         if one is None:
             return None
-        async with self._lock:
+        async with self._writer.nobody_alone(), self._lock:
+            if self._writer.tracking is not self:
+                return None
             await self._write_out(one)
             return await ranges_from(self._writer.disk.image, one.table, one.shape, offset)
 
-    async def store(self) -> None:
+    async def store(self) -> bool:
         """Bring all to the image, and let the bitmaps be what they say again.
 
-        By one who is alone with the image, whose guest data is durable, and who then begins anew.
+        By one who is alone with the image, and then begins anew with another ``Tracking``. Whether
+        something was let go, which a flush and a sync free.
         """
         tracked = list(self._tracked.values())
         if not tracked:
-            return
+            return False
         back = self._writer.back
         async with self._lock:
             for one in tracked:
                 await self._write_out(one)
             if any(len(one.table) != one.entry.bitmap_table_size for one in tracked):
                 await self._list_anew(tracked)
-                return
+                return True
             await back.flush()
             await back.sync()
             await self._write_tables([one for one in tracked if one.changed])
             await self._write_flags({one.number: one.entry.flags for one in tracked})
+        return False
 
     async def _write_tables(self, changed: Sequence[_Tracked]) -> None:
         """Bring changed tables to where they were, durably."""
@@ -336,8 +345,6 @@ class Tracking:
             if not writer.back.broken:
                 await to_the_end(change.undo())
             raise
-        await writer.back.flush()
-        await writer.back.sync()
 
     async def _show_anew(self, change: BitmapChange, tracked: Sequence[_Tracked]) -> None:
         entries = list(self._entries)

@@ -97,6 +97,10 @@ class ImageWriter(Claims):
         if self.ready:
             return  # somebody else was quicker
         await self._survey()
+        # In one: a bitmap that is marked as in use, and that nobody keeps true, is lost.
+        await to_the_end(self._become_ready())
+
+    async def _become_ready(self) -> None:
         if self.disk.header.autoclear_features & layout.BITMAPS_CONSISTENT:
             from underlay_drivers.qcow2.bitmap_tracking import Tracking
 
@@ -190,6 +194,12 @@ class ImageWriter(Claims):
             yield
 
     @asynccontextmanager
+    async def nobody_alone(self) -> AsyncGenerator[None]:
+        """While this is held nobody is ``alone``: for those who allocate and have no ticket."""
+        async with self.tickets.hold(_FAR - 1, _FAR, exclusive=False):
+            yield
+
+    @asynccontextmanager
     async def at_rest(self) -> AsyncGenerator[None]:
         """As ``alone``; and nobody writes through a mapping that he got before.
 
@@ -222,10 +232,16 @@ class ImageWriter(Claims):
 
     async def store_bitmaps(self) -> None:
         """Save the bitmaps; the next change of guest data marks them as in use again."""
-        if self.tracking is not None:
-            await self.tracking.store()
+        # In one: while some have lost their marks nothing may change that they would not tell of.
+        await to_the_end(self._store_bitmaps())
+
+    async def _store_bitmaps(self) -> None:
+        has_freed = self.tracking is not None and await self.tracking.store()
         self.disk.forbid_writing()
         self.ready, self.tracking = False, None
+        if has_freed:
+            await self.back.flush()
+            await self.back.sync()
 
     async def snapshot_table_bytes(self) -> int:
         """How long the snapshot table is."""

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import shutil
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from underlay import SyncFormatAccess, jobs
-from underlay.capabilities import CompressedWriter, Repairable, Snapshottable
+from underlay import SyncFormatAccess, aio, jobs
+from underlay.capabilities import (
+    Amendable,
+    BitmapStore,
+    CompressedWriter,
+    Repairable,
+    Snapshottable,
+)
+from underlay.errors import ConflictError
+from underlay_drivers.qcow2.bitmap_tracking import Tracking
+from underlay_drivers.qcow2.rebuild import Rebuild
+from underlay_drivers.qcow2.writing import ImageWriter
 
 from .bitmapping import Model, dirty, their_dirty
 from .ends import Ends, pattern
@@ -188,3 +200,94 @@ def test_a_repair_finds_bitmaps_at_rest(ends: Ends) -> None:
         disk.write(b"x", 50_000)
     assert dirty(ends.path, "a") == [(4096, 4096), (49152, 4096)]
     ends.qemu_img("check", "-q", ends.path)
+
+
+class _Held:
+    """A step of the library that is stopped, once, when its work is done."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+        step = getattr(owner, name)
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+
+        async def held(*args: Any) -> Any:
+            result = await step(*args)
+            if not self.reached.is_set():
+                self.reached.set()
+                await self.go_on.wait()
+            return result
+
+        patch.setattr(owner, name, held)
+
+    async def cancel_there(self, task: asyncio.Task[Any]) -> None:
+        """Cancel a task that has come to the step, which then goes on."""
+        await self.reached.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        self.go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+def test_bits_find_no_room_where_counts_are_made_anew(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with await aio.open_image(ends.path, format="qcow2", writable=True) as disk:
+            await disk.write(pattern(65536, 1), 0)
+            # What is new lies where the allocator sees free clusters.
+            held = _Held(monkeypatch, Rebuild, "write_structures")
+            amendable: Any = disk.capability(Amendable)
+            bitmaps: Any = disk.capability(BitmapStore)
+            amending = asyncio.create_task(amendable.amend({"refcount_bits": 64}))
+            await held.reached.wait()
+            asking = asyncio.create_task(bitmaps.dirty_ranges("all"))
+            await asyncio.wait([asking], timeout=0.1)
+            held.go_on.set()
+            await amending
+            assert (await asking).ranges == ((0, 65536),)
+            await disk.write(pattern(1 << 20, 2), 1 << 20)
+
+    ends.create(SIZE, theirs=True)
+    jobs.add_bitmap(ends.path, "all")
+    asyncio.run(main())
+    assert dirty(ends.path, "all") == [(0, 65536), (1 << 20, 1 << 20)]
+    ends.qemu_img("check", "-q", ends.path)
+
+
+def test_a_cancelled_first_write_costs_no_bitmap(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with await aio.open_image(ends.path, format="qcow2", writable=True) as disk:
+            held = _Held(monkeypatch, ImageWriter, "_clear_autoclear_bits")
+            await held.cancel_there(asyncio.create_task(disk.write(pattern(512, 1), 0)))
+            await disk.write(pattern(512, 2), 65536)
+
+    ends.create(SIZE, theirs=True)
+    jobs.add_bitmap(ends.path, "all", granularity=65536)
+    asyncio.run(main())
+    assert (65536, 65536) in dirty(ends.path, "all")
+
+
+def test_after_a_cancelled_change_of_bitmaps_writes_are_marked_first(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashed = ends.path.with_name("crashed.qcow2")
+
+    async def main() -> None:
+        async with await aio.open_image(ends.path, format="qcow2", writable=True) as disk:
+            await disk.write(pattern(512, 1), 0)
+            held = _Held(monkeypatch, Tracking, "_write_flags")
+            bitmaps: Any = disk.capability(BitmapStore)
+            await held.cancel_there(asyncio.create_task(bitmaps.add_bitmap("another")))
+            await disk.write(pattern(512, 2), 65536)
+            await disk.flush()
+            await disk.sync()
+            shutil.copyfile(ends.path, crashed)
+
+    ends.create(SIZE, theirs=True)
+    jobs.add_bitmap(ends.path, "all", granularity=65536)
+    asyncio.run(main())
+    assert dirty(ends.path, "all") == [(0, 131072)]
+    with pytest.raises(ConflictError):
+        dirty(crashed, "all")
