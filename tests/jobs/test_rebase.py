@@ -88,6 +88,19 @@ def test_zeroes_over_data_take_no_room(
     assert top.stat().st_size <= size + (128 << 10)
 
 
+@pytest.mark.parametrize("end", [512, 70 << 10, 127 << 10])
+def test_zeroes_over_a_new_image_that_ends_within_a_cluster(
+    end: int, make: Make, chains: Callable[[int], Chains]
+) -> None:
+    new = make("new.raw", "raw", "1M")
+    with new.open("r+b") as file:
+        file.truncate(end)
+        file.write(b"\7" * end)
+    top = make("top.qcow2", "qcow2", "1M", backing=make("base.qcow2", "qcow2", "1M"))
+    rebase(top, "new.raw", backing_format="raw", gate=GATE)
+    assert chains(0).content(top) == bytes(1 << 20)
+
+
 def test_version_2_stores_the_zeroes_that_it_cannot_mark(
     make: Make, chains: Callable[[int], Chains]
 ) -> None:

@@ -76,6 +76,14 @@ class _Difference(NamedTuple):
     end: int
 
 
+class _Stretch(NamedTuple):
+    """As many guest bytes in a row as are the disk's own, or are not."""
+
+    start: int
+    end: int
+    owned: bool
+
+
 class _Task(NamedTuple):
     #: What the two images have in the same ranges, each pair of lists to be compared at once.
     pieces: list[tuple[list[Run], list[Run]]]
@@ -132,10 +140,11 @@ class _Job:
 
     def _differences(self) -> Generator[_Difference, None, None]:
         total = self.disk.size
-        own = old = new = Run(0, 0)
+        own = _Stretch(0, 0, owned=False)
+        old = new = Run(0, 0)
         at = 0
         with (
-            closing(runs(self.disk, 0, total, layers=1)) as owns,
+            closing(_owned(self.disk)) as owns,
             closing(padded_runs(self._old, total)) as olds,
             closing(padded_runs(self.new, total)) as news,
         ):
@@ -147,7 +156,7 @@ class _Job:
                 if new.end == at:
                     new = next(news)
                 end = min(own.end, old.end, new.end)
-                if (own.below or own.nowhere) and not self._places.same(old, new):
+                if not own.owned and not self._places.same(old, new):
                     yield _Difference(
                         old.part(at, end - at),
                         new.part(at, end - at),
@@ -165,13 +174,18 @@ class _Job:
         marked = done = 0
         with self._laid_upon_new(), closing(self._differences()) as found:
             for difference in found:
-                if self._can_mark(difference.old):
-                    start, end = self._whole_units(difference)
-                    start = max(start, done)
-                    if start < end:
-                        self.disk.write_zeroes(start, end - start)
-                        marked += end - start
-                        done = end
+                if not self._can_mark(difference.old):
+                    continue
+                start, end = self._whole_units(difference)
+                # Such that begin in the middle of what was marked as the one before touched it.
+                start = max(start, done)
+                if start < end:
+                    self.disk.write_zeroes(start, end - start)
+                    marked += end - start
+                    done = end
+                for at, length in self._odd_ends(difference):
+                    # None is left, unless a format allocates otherwise than it zeroes.
+                    self.disk.write(bytes(length), at)
         return marked
 
     @contextmanager
@@ -241,6 +255,22 @@ class _Job:
             self.disk.write(view[first:end], start + first)
             written += end - first
         return written
+
+
+def _owned(disk: SyncFormatAccess) -> Generator[_Stretch, None, None]:
+    """What the disk says itself, and what it does not, in turns."""
+    stretch = _Stretch(0, 0, owned=False)
+    with closing(runs(disk, 0, disk.size, layers=1)) as found:
+        for run in found:
+            owned = not (run.below or run.nowhere)
+            if owned == stretch.owned:
+                stretch = stretch._replace(end=run.end)
+            else:
+                if stretch.end > stretch.start:
+                    yield stretch
+                stretch = _Stretch(run.start, run.end, owned)
+    if stretch.end > stretch.start:
+        yield stretch
 
 
 def _append(pieces: list[tuple[list[Run], list[Run]]], old: Run, new: Run) -> None:
