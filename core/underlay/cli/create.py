@@ -11,7 +11,7 @@ import attrs
 import click
 
 from underlay.cli import options
-from underlay.cli.format_options import OF_THE_FILE, FormatOptions, show_creation_options
+from underlay.cli.format_options import FormatOptions, show_creation_options
 from underlay.cli.output import echo, json_text, printable
 from underlay.cli.problems import CommandError, hints_of, said
 from underlay.driver import OptionSpec
@@ -31,10 +31,13 @@ _SIZE: Final[Mapping[str, OptionSpec]] = {"size": OptionSpec("Virtual disk size"
 _VERSION: Final = 1
 _NO_BACKING: Final = ("Could not open backing image.",)
 _UNENCRYPTED: Final = "images cannot be encrypted yet"
+_FOLDERS: Final = "set it for the folder, and new files in it have it"
 #: What qemu-img has and we have not, and why.
 NOT_OURS: Final = {
     "encrypt.": _UNENCRYPTED,
     "encryption": _UNENCRYPTED,
+    "extent_size_hint": _FOLDERS,
+    "nocow": _FOLDERS,
 }
 
 
@@ -121,7 +124,6 @@ class _NewImage:
     options: dict[str, object]
     #: Options whose values are words, as they were written.
     words: dict[str, str]
-    of_the_file: dict[str, object]
 
     @classmethod
     def read(
@@ -135,8 +137,7 @@ class _NewImage:
     ) -> _NewImage:
         """Raises CommandError for what makes no sense, without the image's name before it."""
         known = _known(format_name)
-        values = settings.values({**known, **_SIZE, **OF_THE_FILE}, refused=NOT_OURS)
-        of_the_file = {name: values.pop(name) for name in OF_THE_FILE if name in values}
+        values = settings.values({**known, **_SIZE}, refused=NOT_OURS)
         if "size" in values:
             if size is not None:
                 raise CommandError("The image size must be specified only once")
@@ -167,16 +168,11 @@ class _NewImage:
             size=size,
             options=values,
             words=words,
-            of_the_file=of_the_file,
         )
 
     def announce(self, facts: Mapping[str, object]) -> None:
         """Say what is being made."""
         told = {option: self.words.get(option, value) for option, value in facts.items()}
-        for option, value in self.of_the_file.items():
-            told[option] = value
-            if option == "nocow" and self.format_name == RAW:
-                told["preallocation"] = told.pop("preallocation")
         line = " ".join(f"{o}={_shown(value)}" for o, value in told.items() if value is not None)
         echo(f"Formatting '{printable(self.name)}', fmt={self.format_name} {line}")
         mode = self.words.get("preallocation", PreallocateMode.OFF.value)

@@ -15,15 +15,8 @@ from underlay.errors import OptionError
 from underlay.plugins import registry
 from underlay.units import parse_size
 
-__all__ = ["OF_THE_FILE", "FormatOptions", "show_creation_options", "show_options"]
+__all__ = ["FormatOptions", "show_creation_options", "show_options"]
 
-#: What qemu-img sets for the new file besides: read, told, and without effect here.
-OF_THE_FILE: Final[Mapping[str, OptionSpec]] = {
-    "nocow": OptionSpec("Turn off copy-on-write (valid only on btrfs)", type="bool"),
-    "extent_size_hint": OptionSpec(
-        "Extent size hint for the image file, 0 to disable", type="size"
-    ),
-}
 _SIZE: Final = OptionSpec("Virtual disk size", type="size")
 #: What stands below the list where no file name says what further options there are.
 _MORE: Final = (
@@ -149,7 +142,7 @@ def show_creation_options(format_name: str, *, for_file: bool) -> int:
     """Say what ``-o`` takes for a new image; ``for_file`` when the file that it is in is known."""
     known = {**registry().driver(format_name).create_options, "size": _SIZE}
     if for_file:
-        return show_options("Supported options:", {**known, **OF_THE_FILE})
+        return show_options("Supported options:", known)
     show_options(f"Supported {format_name} options:", known)
     for line in _MORE:
         echo(line)

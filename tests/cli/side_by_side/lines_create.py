@@ -177,9 +177,36 @@ LINES = [
             err="qemu-img: new: Parameter 'encrypt.format' is not supported: images cannot be encrypted yet",
         ),
     ),
-    Line("create -f qcow2 -o nocow=on new 1M"),
-    Line("create -f raw -o nocow=on new 1M"),
-    Line("create -f raw -o extent_size_hint=1M new 1M"),
+    Line(
+        "create -f qcow2 -o nocow=on new 1M",
+        Differs(
+            "nothing-for-the-file",
+            status=1,
+            out="",
+            err="qemu-img: new: Parameter 'nocow' is not supported: set it for the folder, and new files in it have it",
+            files=["new"],
+        ),
+    ),
+    Line(
+        "create -f raw -o nocow=on new 1M",
+        Differs(
+            "nothing-for-the-file",
+            status=1,
+            out="",
+            err="qemu-img: new: Parameter 'nocow' is not supported: set it for the folder, and new files in it have it",
+            files=["new"],
+        ),
+    ),
+    Line(
+        "create -f raw -o extent_size_hint=1M new 1M",
+        Differs(
+            "nothing-for-the-file",
+            status=1,
+            out="",
+            err="qemu-img: new: Parameter 'extent_size_hint' is not supported: set it for the folder, and new files in it have it",
+            files=["new"],
+        ),
+    ),
     Line(
         "create --output=json -f qcow2 new 1M",
         Differs(
