@@ -19,7 +19,6 @@ from underlay.errors import ImplicitOpenDeniedError, StorageError, UnderlayError
 from underlay.face import run_blocking
 from underlay.opening import create_image
 from underlay.plugins import registry
-from underlay.recognition import RAW
 from underlay.storage import PreallocateMode
 from underlay.sync import SyncFormatAccess
 
