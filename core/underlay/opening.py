@@ -28,6 +28,7 @@ from underlay.targets import Target, create_storage, open_storage, scheme_of
 from underlay.units import parse_size
 
 __all__ = [
+    "beside",
     "create",
     "create_image",
     "open_any",
@@ -394,7 +395,7 @@ class _Creation:
         storage = await self._make(self.target, self.opening.storage_options)
         data_file: StorageHandle | None = None
         if isinstance(name := wanted.options.get("data_file"), str):
-            data_file = await self._make(_beside(self.target, name), {})
+            data_file = await self._make(beside(self.target, name), {})
         await driver_class.create(attrs.evolve(wanted, storage=storage, data_file=data_file))
         attached: dict[str, Any] = {}
         if backing is not None or not self.open_backing:
@@ -409,7 +410,7 @@ class _Creation:
         if not isinstance(name, str):
             return None
         try:
-            return (await probe(_beside(self.target, name))).format
+            return (await probe(beside(self.target, name))).format
         except UnderlayError as error:
             error.add_note("Could not open backing image.")
             raise
@@ -423,7 +424,7 @@ class _Creation:
         below.resources = self.opening.resources
         format_name = options.get("backing_fmt")
         try:
-            storage = await open_storage(_beside(self.target, name), lock=below.lock)
+            storage = await open_storage(beside(self.target, name), lock=below.lock)
             below.resources.handles.append(storage)
             driver, _ = await below.open_driver(storage, cast("str", format_name), {})
         except UnderlayError as error:
@@ -476,7 +477,7 @@ def _shown(target: Target) -> str:
     return os.fsdecode(cast("str | os.PathLike[str]", target))
 
 
-def _beside(target: Target, name: str) -> Target:
+def beside(target: Target, name: str) -> Target:
     """What ``name`` means in an image at ``target``: it is seen from that image's own folder."""
     if is_storage(target):
         return cast("AnyStorage", target).resolve_relative(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -189,6 +190,25 @@ class TestOverwriting:
         (tmp_path / "there.raw").write_bytes(b"old" * (4 << 20))
         convert(mixed, tmp_path / "there.raw", overwrite=True)
         assert same(tmp_path / "there.raw", mixed)
+
+    @pytest.mark.parametrize("exists", [False, True])
+    def test_a_source_is_never_the_data_file_of_its_target(
+        self, exists: bool, mixed: Path, tmp_path: Path
+    ) -> None:
+        source, target = tmp_path / "source.raw", tmp_path / "target.qcow2"
+        convert(mixed, source)
+        before = source.read_bytes()
+        asked: dict[str, Any] = {"overwrite": True, "options": {"data_file": "source.raw"}}
+        if exists:
+            make = f"qemu-img create -q -f qcow2 -o data_file=made.raw {target} {len(before)}"
+            rename = f"qemu-img amend -f qcow2 -o data_file={source} {target}"
+            for command in (make, rename):
+                subprocess.run(command.split(), check=True)
+            gate = underlay.DirectoryGate(tmp_path)
+            asked = {"target_exists": True, "gate": gate}
+        with pytest.raises(underlay.ConflictError, match="is read and would be overwritten"):
+            convert(source, target, output_format="qcow2", lock=False, **asked)
+        assert source.read_bytes() == before
 
     @pytest.mark.parametrize("asked", [{"overwrite": True}, {"target_exists": True}])
     def test_a_source_is_never_its_own_target(

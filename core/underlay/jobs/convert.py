@@ -122,7 +122,7 @@ def convert(
                 target.format_name if isinstance(target, SyncFormatAccess) else output_format
             )
             found = sound_bitmaps(disks[0], skip_broken=skip_broken_bitmaps)
-        refuse_same(disks, target, storage_options=target_storage_options)
+        refuse_same(disks, target, options=options, storage_options=target_storage_options)
         is_new = not target_exists and not isinstance(target, SyncFormatAccess)
         made: AbstractContextManager[SyncFormatAccess]
         if isinstance(target, SyncFormatAccess):
@@ -148,6 +148,8 @@ def convert(
                 storage_options=target_storage_options,
             )
         disk = opened.enter_context(made)
+        if target_exists:
+            refuse_same(disks, disk, storage_options=None)  # now its data file is known too
         if disk.size < size:
             raise OutOfRangeError(
                 f"The target has {disk.size} bytes, too few for the {size} of its sources; "

@@ -92,7 +92,7 @@ def dd(
             end = min(end, count * block_size)
         start = skip * block_size
         length = max(0, min(end, disk.size) - start)
-        refuse_same([disk], target, storage_options=target_storage_options)
+        refuse_same([disk], target, options=options, storage_options=target_storage_options)
         made = opened.enter_context(
             new_image(
                 target,

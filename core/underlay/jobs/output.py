@@ -11,6 +11,7 @@ from underlay.errors import ConflictError, StorageError, UnderlayError
 from underlay.face import run_blocking
 from underlay.gate import ImplicitOpenGate
 from underlay.limits import Limits
+from underlay.opening import beside
 from underlay.sync import SyncFormatAccess
 from underlay.targets import Target, open_storage
 
@@ -63,14 +64,19 @@ def refuse_same(
     sources: Sequence[SyncFormatAccess],
     target: SyncFormatAccess | Target,
     *,
+    options: Mapping[str, Any] | None = None,
     storage_options: Mapping[str, object] | None,
 ) -> None:
-    """Refuse to write what is being read.
+    """Refuse to write what is being read; ``options`` are those that the target is created with.
 
     Raises:
-        ConflictError: the target is an object that a source, or an image below it, is read from.
+        ConflictError: the target, or its data file, is an object that a source, or an image below
+            it, is read from.
     """
     written = _identities(target, storage_options)
+    data_file = (options or {}).get("data_file")
+    if isinstance(data_file, str) and not isinstance(target, SyncFormatAccess):
+        written |= _identities(beside(target, data_file), None)
     for disk in sources:
         for storage in disk.collect_storage_dependencies():
             if storage.identity() in written:
