@@ -50,6 +50,11 @@ def info(
     With ``backing_chain`` the images below follow, the top first. Each of them passes ``gate``.
     ``format_options`` are those of opening the image.
 
+    Example::
+
+        (image,) = underlay.jobs.info("disk.qcow2")
+        print(image.format, image.virtual_size, image.description.backing_name)
+
     Raises:
         ImplicitOpenDeniedError: with ``backing_chain``, ``gate`` does not allow a backing image.
         UnderlayError: as ``underlay.open_any`` does.
@@ -126,7 +131,13 @@ def _named(chain: list[ImageInfo]) -> list[ImageInfo]:
 
 
 def image_info_json(info: ImageInfo) -> dict[str, object]:
-    """The fields of ``qemu-img info --output=json``, in the order of version 7.2."""
+    """The fields of ``qemu-img info --output=json``, in the order of version 7.2.
+
+    Example::
+
+        (image,) = underlay.jobs.info("disk.qcow2")
+        print(underlay.jobs.image_info_json(image)["virtual-size"])
+    """
     about = info.description
     fields: dict[str, object | None] = {
         "backing-filename-format": about.backing_format,

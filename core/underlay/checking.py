@@ -70,6 +70,13 @@ def repair(
     ``dry_run`` the image is opened read-only, and they are what there is. ``leaks_only`` gives lost
     clusters back and does nothing else.
 
+    Example::
+
+        planned = underlay.jobs.repair("disk.qcow2", dry_run=True)
+        for change in planned.repairs:
+            print(change.what, change.offset)
+        underlay.jobs.repair("disk.qcow2", leaks_only=True)
+
     Raises:
         UnsupportedOperationError: images of this format cannot be repaired.
         CorruptImageError: so much is wrong that nothing can be mended.

@@ -23,6 +23,11 @@ __all__ = ["amend", "amend_options"]
 def amend_options(format: str) -> Mapping[str, OptionSpec]:
     """What can be changed in images of a format.
 
+    Example::
+
+        for name, option in underlay.jobs.amend_options("qcow2").items():
+            print(name, option.help)
+
     Raises:
         UnsupportedOperationError: nothing.
     """
@@ -50,6 +55,10 @@ def amend(
     Names of other images are only recorded, and nothing that the image names is opened, unless its
     ``size`` is to change: then all is opened that ``gate`` allows, since data elsewhere counts.
     ``progress`` counts tables instead of bytes.
+
+    Example::
+
+        underlay.jobs.amend("disk.qcow2", {"lazy_refcounts": "on", "refcount_bits": 64})
 
     Raises:
         UnsupportedOperationError: images of this format cannot be amended.

@@ -28,7 +28,23 @@ def check(
     progress: ProgressCallback | None = None,
     report: Callable[[Finding], None] | None = None,
 ) -> CheckResult:
-    """See ``underlay.checking.check``; ``progress`` counts tables instead of bytes."""
+    """Check the metadata of an image, which stays as it is, and open nothing that it names.
+
+    ``progress`` counts tables instead of bytes. ``report`` is called with each finding at once; the
+    result holds the first thousand, and how many there were.
+
+    Example::
+
+        result = underlay.jobs.check("disk.qcow2")
+        for finding in result.findings:
+            print(finding.kind, finding.what, finding.offset)
+        assert not result.corruptions
+
+    Raises:
+        UnsupportedOperationError: images of this format cannot be checked.
+        CorruptImageError: so much is wrong that nothing can be checked.
+        LimitExceededError: the image has more clusters than ``limits.metadata`` bytes can count.
+    """
     counted: Callable[[int, int], None] | None = None
     if progress is not None:
         counted = _counting(progress)

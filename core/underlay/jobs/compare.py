@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import attrs
 
 from underlay.errors import UnderlayError
+from underlay.gate import ImplicitOpenGate
 from underlay.jobs.loading import PIECE, Buffers, load
 from underlay.jobs.map import map_image
+from underlay.jobs.opened import Source, opened
 from underlay.jobs.places import Places, padded_runs
 from underlay.jobs.progress import Progress, ProgressCallback
 from underlay.jobs.runs import Run
 from underlay.jobs.workers import in_parallel, worker_count
+from underlay.limits import Limits
 from underlay.sync import SyncFormatAccess
 
 if TYPE_CHECKING:
@@ -69,19 +72,22 @@ class ComparisonResult:
 
 
 def compare(
-    first: SyncFormatAccess,
-    second: SyncFormatAccess,
+    first: Source,
+    second: Source,
     *,
     strict: bool = False,
     parallel: int | None = None,
     executor: Executor | None = None,
+    gate: ImplicitOpenGate | None = None,
+    limits: Limits | None = None,
     progress: ProgressCallback | None = None,
 ) -> ComparisonResult:
     """Compare what two disks hold, as ``qemu-img compare`` does.
 
     What both disks know to be zeroes, and what both take from the same place of one storage (as an
     overlay and its backing image do), is equal without being read. Sizes count in whole sectors of
-    512 bytes. With ``strict`` the sizes must be equal too, and so must what is allocated.
+    512 bytes. With ``strict`` the sizes must be equal too, and so must what is allocated. ``gate``
+    and ``limits`` are for disks that are given by their names.
 
     An error's ``step`` says whether it came from looking up where data lies (``"map"``) or from
     fetching it (``"read"``). An error behind the first difference is not raised.
@@ -94,9 +100,25 @@ def compare(
                 print(f"they differ at byte {result.offset}")
 
     Raises:
-        UnderlayError: a disk cannot be read.
+        UnderlayError: a disk cannot be opened or read.
     """
     workers = worker_count(parallel)
+    with (
+        opened(first, gate=gate, limits=limits) as one,
+        opened(second, gate=gate, limits=limits) as other,
+    ):
+        return _compare(one, other, workers, executor, progress or _quiet, strict=strict)
+
+
+def _compare(
+    first: SyncFormatAccess,
+    second: SyncFormatAccess,
+    workers: int,
+    executor: Executor | None,
+    report: ProgressCallback,
+    *,
+    strict: bool,
+) -> ComparisonResult:
     sizes = _whole_sectors(first.size), _whole_sectors(second.size)
     common, total = min(sizes), max(sizes)
     if strict and common != total:
@@ -113,7 +135,6 @@ def compare(
     with ExitStack() as holds:
         holds.enter_context(first.lease())
         holds.enter_context(second.lease())
-        report = progress or _quiet
         report(Progress(0, wanted))
         results = in_parallel(
             comparer.compare,

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import attrs
 
 from underlay.errors import OptionError
+from underlay.gate import ImplicitOpenGate
 from underlay.jobs.loading import Buffers, load
+from underlay.jobs.opened import Source, opened
 from underlay.jobs.pieces import in_whole_units
 from underlay.jobs.progress import Progress, ProgressCallback
 from underlay.jobs.runs import Run, runs
 from underlay.jobs.workers import in_parallel, worker_count
+from underlay.limits import Limits
 from underlay.sync import SyncFormatAccess
 
 if TYPE_CHECKING:
@@ -58,33 +61,48 @@ class Digest:
 
 
 def digest(
-    disk: SyncFormatAccess,
+    disk: Source,
     *,
     algorithm: str = "sha256",
     parallel: int | None = None,
     executor: Executor | None = None,
+    gate: ImplicitOpenGate | None = None,
+    limits: Limits | None = None,
     progress: ProgressCallback | None = None,
 ) -> Digest:
     """Hash the guest's bytes of ``disk``; what is known to be zeroes is not read.
 
     ``algorithm`` is one of ``hashlib``'s. The work is done by ``parallel`` threads (1 to 16), or by
-    those of ``executor``.
+    those of ``executor``. ``gate`` and ``limits`` are for a disk that is given by its name.
 
     Example::
 
+        print(underlay.jobs.digest("disk.qcow2"))
         with underlay.open_any("disk.qcow2") as disk:
-            print(underlay.jobs.digest(disk))
+            print(underlay.jobs.digest(disk, algorithm="sha1"))
 
     Raises:
         OptionError: there is no such algorithm, or ``parallel`` is out of its range.
         CorruptImageError, StorageError: the disk cannot be read; says at which guest offset.
     """
-    tree = _Tree(_function(algorithm), disk.size)
+    function = _function(algorithm)
     workers = worker_count(parallel)
+    with opened(disk, gate=gate, limits=limits) as image:
+        tree = _Tree(function, image.size)
+        _fill(tree, image, workers, executor, progress or _quiet)
+        return Digest(algorithm=algorithm, hex=tree.root(), size=image.size)
+
+
+def _fill(
+    tree: _Tree,
+    disk: SyncFormatAccess,
+    workers: int,
+    executor: Executor | None,
+    report: ProgressCallback,
+) -> None:
     hasher = _Hasher(disk, tree.leaf)
     waiting: dict[int, bytes | int] = {}
     done = begun = 0
-    report = progress or _quiet
     with ExitStack() as holds:
         holds.enter_context(disk.lease())
         report(Progress(0, disk.size))
@@ -105,7 +123,6 @@ def digest(
                 begun += tree.add(waiting.pop(begun))
             done += length
             report(Progress(done, disk.size))
-    return Digest(algorithm=algorithm, hex=tree.root(), size=disk.size)
 
 
 def _quiet(progress: Progress) -> None:

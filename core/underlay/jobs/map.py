@@ -8,6 +8,9 @@ import attrs
 
 from underlay.errors import OutOfRangeError
 from underlay.face import run_blocking
+from underlay.gate import ImplicitOpenGate
+from underlay.jobs.opened import Source, opened
+from underlay.limits import Limits
 from underlay.mapping import Data, DiskExtent, Special, Zero
 from underlay.naming import shown_name
 from underlay.reading import Reader
@@ -55,12 +58,33 @@ class MapEntry:
 
 
 def map_image(
-    disk: SyncFormatAccess, *, start: int = 0, length: int | None = None
+    disk: Source,
+    *,
+    start: int = 0,
+    length: int | None = None,
+    gate: ImplicitOpenGate | None = None,
+    limits: Limits | None = None,
 ) -> Iterator[MapEntry]:
     """The runs of a disk from guest offset ``start`` on, in order and without gaps.
 
-    Holds one run at a time, however large the disk. An empty range has no runs.
+    Holds one run at a time, however large the disk. An empty range has no runs. ``gate`` and
+    ``limits`` are for a disk that is given by its name.
+
+    Example::
+
+        for run in underlay.jobs.map_image("disk.qcow2"):
+            if run.data:
+                print(f"{run.length} bytes at {run.start}, stored at {run.offset}")
+
+    Raises:
+        OutOfRangeError: the range is negative.
+        UnderlayError: the disk cannot be opened, or its tables make no sense.
     """
+    with opened(disk, gate=gate, limits=limits) as image:
+        yield from _runs(image, start, length)
+
+
+def _runs(disk: SyncFormatAccess, start: int, length: int | None) -> Iterator[MapEntry]:
     names = StorageNames(disk)
     pending: MapEntry | None = None
     for extent in batched_extents(disk, start, length):

@@ -6,7 +6,9 @@ from typing import TypeAlias
 
 import attrs
 
+from underlay.gate import ImplicitOpenGate
 from underlay.jobs.map import MapEntry, StorageNames, batched_extents, entry_of
+from underlay.jobs.opened import Source, opened
 from underlay.jobs.picture.model import (
     COLOURS,
     PLOT_COLUMNS,
@@ -17,6 +19,7 @@ from underlay.jobs.picture.model import (
     Picture,
     PictureLayer,
 )
+from underlay.limits import Limits
 from underlay.mapping import Data, DiskExtent, Special
 from underlay.storage import AnyStorage
 from underlay.sync import SyncFormatAccess
@@ -32,15 +35,22 @@ _SECTOR = 512
 _Stored: TypeAlias = "Data[AnyStorage] | Special[AnyStorage]"
 
 
-def picture(disk: SyncFormatAccess, *, start: int = 0, length: int | None = None) -> Picture:
+def picture(
+    disk: Source,
+    *,
+    start: int = 0,
+    length: int | None = None,
+    gate: ImplicitOpenGate | None = None,
+    limits: Limits | None = None,
+) -> Picture:
     """Gather where the data of a disk lies, from guest offset ``start`` on.
 
-    Takes the time of one walk over the mapping, and as much memory for any disk.
+    Takes the time of one walk over the mapping, and as much memory for any disk. ``gate`` and
+    ``limits`` are for a disk that is given by its name.
 
     Example::
 
-        with underlay.open_any("disk.qcow2") as disk:
-            picture = underlay.jobs.picture(disk)
+        picture = underlay.jobs.picture("disk.qcow2")
         assert picture.data == 1 << 20
         with open("disk.svg", "w", encoding="utf-8") as file:
             file.write(picture.svg())
@@ -49,6 +59,11 @@ def picture(disk: SyncFormatAccess, *, start: int = 0, length: int | None = None
         OutOfRangeError: the range is negative.
         CorruptImageError: the tables make no sense.
     """
+    with opened(disk, gate=gate, limits=limits) as image:
+        return _gathered(image, start, length)
+
+
+def _gathered(disk: SyncFormatAccess, start: int, length: int | None) -> Picture:
     end = disk.size if length is None else min(start + length, disk.size)
     gathered = _Gathered(disk, start, max(end - start, 0))
     for extent in batched_extents(disk, start, length):
