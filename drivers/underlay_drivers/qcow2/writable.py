@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from underlay.driver import DetectZeroes, FormatOpenOptions, WriteTicket
 from underlay.errors import OptionError, ReadOnlyError, UnsupportedOperationError
+from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.dependencies import Dependencies
 from underlay_drivers.qcow2.header import Header
 
@@ -67,8 +68,16 @@ class Writable(Dependencies):
         return self._writer is not None
 
     def leases(self) -> Leases | None:
-        """See ``FormatDriverInstance.leases``. In an external data file nothing ever moves."""
-        if self._writer is None or self.geometry.external:
+        """See ``FormatDriverInstance.leases``.
+
+        In an external data file nothing ever moves; but where there are bitmaps, a change of them
+        waits for those who write there.
+        """
+        if self._writer is None:
+            return None
+        if self.geometry.external and not (
+            self.header.autoclear_features & layout.BITMAPS_CONSISTENT
+        ):
             return None
         return self._writer.back.leases
 

@@ -19,6 +19,7 @@ from underlay.capabilities import (
     Snapshottable,
 )
 from underlay.errors import ConflictError
+from underlay_drivers.qcow2 import writeback
 from underlay_drivers.qcow2.bitmap_tracking import Tracking
 from underlay_drivers.qcow2.rebuild import Rebuild
 from underlay_drivers.qcow2.writing import ImageWriter
@@ -86,6 +87,23 @@ def test_every_way_to_change_data_is_seen(ends: Ends, change: str) -> None:
         assert dirty(disk, "all") == [(65536, 65536)]
     assert dirty(ends.path, "all") == [(65536, 65536)]
     ends.qemu_img("check", "-q", ends.path)
+
+
+@pytest.mark.parametrize("options", [{}, {"data_file": "data.raw"}])
+def test_bitmaps_do_not_change_while_somebody_writes_through_a_mapping(
+    ends: Ends, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writeback, "_LONGEST_LEASE", 0.01)
+    ends.create(SIZE, theirs=True, **options)
+    jobs.add_bitmap(ends.path, "all", granularity=65536)
+    with ends.open() as disk:
+        with disk.lease():
+            disk.ensure_data_mapping(65536, 65536)
+            with pytest.raises(ConflictError, match="holds a lease"):
+                jobs.clear_bitmap(disk, "all")
+        assert dirty(disk, "all") == [(65536, 65536)]
+        jobs.clear_bitmap(disk, "all")
+    assert dirty(ends.path, "all") == []
 
 
 def test_going_back_to_a_snapshot_may_change_everything(ends: Ends) -> None:
