@@ -200,7 +200,7 @@ class TestOverwriting:
         before = source.read_bytes()
         asked: dict[str, Any] = {"overwrite": True, "options": {"data_file": "source.raw"}}
         if exists:
-            make = f"qemu-img create -q -f qcow2 -o data_file=made.raw {target} {len(before)}"
+            make = f"qemu-img create -q -f qcow2 -o data_file={target}.data {target} {len(before)}"
             rename = f"qemu-img amend -f qcow2 -o data_file={source} {target}"
             for command in (make, rename):
                 subprocess.run(command.split(), check=True)
