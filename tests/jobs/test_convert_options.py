@@ -200,6 +200,36 @@ class TestSalvage:
         with underlay.open_any(tmp_path / "o.qcow2") as disk:
             assert disk.read_bytes(0, disk.size) == expected
 
+    def test_what_shows_through_within_a_unit_may_be_lost_too(
+        self, make: Make, tmp_path: Path
+    ) -> None:
+        (tmp_path / "base.raw").write_bytes(b"\1" * (1 << 20))
+        top = make(
+            "top.qcow2",
+            "qcow2",
+            "1M",
+            *(f"write -P 2 {bad & -65536} 512" for bad in _Broken.bad),
+            options="cluster_size=512",
+            backing=tmp_path / "base.raw",
+        )
+        lost: list[Unreadable] = []
+        with (
+            underlay.open_image(_Broken(), format="raw") as below,
+            underlay.open_image(top, format="qcow2", backing=below) as disk,
+        ):
+            convert(
+                disk,
+                tmp_path / "out.qcow2",
+                output_format="qcow2",
+                options={"backing_file": "base.raw", "backing_fmt": "raw"},
+                compress=True,
+                salvage=lost.append,
+            )
+        assert {each.start for each in lost} == set(_Broken.bad)
+        with underlay.open_any(tmp_path / "out.qcow2", gate=PERMISSIVE) as disk:
+            for bad in _Broken.bad:
+                assert disk.read_bytes(bad, 512) == bytes(512)
+
     def test_of_damaged_tables_what_they_led_to_is_lost(self, make: Make, tmp_path: Path) -> None:
         path = make("s.qcow2", "qcow2", "1M", "write -P 1 0 1M", options="cluster_size=4k")
         with path.open("r+b") as file:

@@ -13,7 +13,7 @@ from underlay.errors import UnsupportedOperationError
 from underlay.jobs.loading import PIECE, Buffers, Scratch, load
 from underlay.jobs.rate import RateLimit
 from underlay.jobs.runs import Run
-from underlay.jobs.salvage import SalvageCallback, load_what_can_be
+from underlay.jobs.salvage import SalvageCallback, load_what_can_be, runs_that_can_be
 from underlay.jobs.sparse import data_ranges
 from underlay.sync import SyncFormatAccess
 
@@ -115,8 +115,12 @@ class Copier:
         self, stretch: Stretch, piece: Sequence[Run], into: memoryview, scratch: Scratch
     ) -> None:
         if any(run.below for run in piece):
-            stretch.disk.read(into, piece[0].start)
-        elif self.salvage is None:
+            start = piece[0].start
+            if self.salvage is None:
+                stretch.disk.read(into, start)
+                return
+            piece = list(runs_that_can_be(stretch.disk, start, len(into), self.salvage))
+        if self.salvage is None:
             load(piece, into, scratch)
         else:
             load_what_can_be(piece, into, scratch, self.salvage)

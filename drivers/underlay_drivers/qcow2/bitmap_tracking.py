@@ -406,9 +406,18 @@ class Tracking:
         writer = self._writer
         async with writer.back.lock:
             host, _ = await writer.allocator.allocate(1)
-        await writer.disk.image.write(data, host)
+        try:
+            await writer.disk.image.write(data, host)
+        except BaseException:
+            if not writer.back.broken:
+                await to_the_end(self._give_back(host))
+            raise
         one.table[page] = host
         one.changed = True
+
+    async def _give_back(self, host: int) -> None:
+        async with self._writer.back.lock:
+            await self._writer.allocator.lower(host, 1)
 
     async def _fit(self, one: _Tracked, size: int) -> None:
         """Let the table be one for a disk of ``size`` bytes."""

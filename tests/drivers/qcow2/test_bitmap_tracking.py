@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from underlay import SyncFormatAccess, aio, jobs
+from underlay.buffers import AnyBuffer
 from underlay.capabilities import (
     Amendable,
     BitmapStore,
@@ -18,7 +20,8 @@ from underlay.capabilities import (
     Repairable,
     Snapshottable,
 )
-from underlay.errors import ConflictError
+from underlay.errors import ConflictError, StorageError
+from underlay.handle import StorageHandle
 from underlay_drivers.qcow2 import writeback
 from underlay_drivers.qcow2.bitmap_tracking import Tracking
 from underlay_drivers.qcow2.rebuild import Rebuild
@@ -217,6 +220,26 @@ def test_a_repair_finds_bitmaps_at_rest(ends: Ends) -> None:
         assert (result.corruptions, result.leaks) == (0, 0)
         disk.write(b"x", 50_000)
     assert dirty(ends.path, "a") == [(4096, 4096), (49152, 4096)]
+    ends.qemu_img("check", "-q", ends.path)
+
+
+def test_bits_that_find_no_space_leak_none(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends.create(SIZE, theirs=True)
+    jobs.add_bitmap(ends.path, "all", granularity=65536)
+    write = StorageHandle.write
+
+    async def full(self: StorageHandle, data: AnyBuffer, offset: int) -> None:
+        raise StorageError("Could not write", errno=errno.ENOSPC)
+
+    with ends.open() as disk:
+        disk.write(pattern(512, 1), 65536)
+        disk.flush()
+        monkeypatch.setattr(StorageHandle, "write", full)
+        with pytest.raises(StorageError):
+            dirty(disk, "all")
+        monkeypatch.setattr(StorageHandle, "write", write)
+        disk.write(pattern(512, 1), 0)
+    assert dirty(ends.path, "all") == [(0, 131072)]
     ends.qemu_img("check", "-q", ends.path)
 
 
