@@ -130,3 +130,15 @@ def test_every_command_says_something_in_json(
         done = run(words[0], "--output=json", *words[1:])
         assert done.err == ""
         assert json.loads(done.out)["version"] == 1, words
+
+
+def test_an_image_of_a_format_that_nobody_knows_is_raw_with_a_warning(
+    here: Path, qemu_img: Tool, run: Run
+) -> None:
+    qemu_img("create", "-q", "-f", "vdi", "strange.img", "1M")
+    status, _, err = run("convert", "strange.img", "copy.raw")
+    assert status == 0
+    assert err.startswith("underlay: warning: 'strange.img' bears the signature of vdi, ")
+    assert err.count("\n") == 1
+    assert Path("copy.raw").read_bytes() == Path("strange.img").read_bytes()
+    assert run("convert", "-f", "raw", "strange.img", "copy.raw") == (0, "", "")

@@ -9,13 +9,15 @@ import click
 
 from underlay.blocking import open_any, open_image
 from underlay.chain import FROM_IMAGE
-from underlay.cli.output import say
+from underlay.cli.output import say, warn
 from underlay.cli.problems import CommandError
 from underlay.errors import UnderlayError, printable
 from underlay.gate import ImplicitOpenGate
 from underlay.limits import Limits
 from underlay.plugins import registry
+from underlay.probing import ProbeView
 from underlay.recognition import RAW
+from underlay.signatures import foreign_formats
 from underlay.sync import SyncFormatAccess
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ IMAGE_OPTIONS: Final = "underlay.image-opts"
 
 #: And where the one that ``named`` was asked about: its target, and what was typed.
 _DESCRIBED: Final = "underlay.described"
+
+#: How many bytes of each end of a disk signatures are looked for in.
+_ENDS: Final = 512
 
 
 class Access(TypedDict):
@@ -80,9 +85,27 @@ def open_disk(
         if error.opened is not None:
             error.opened = filename
         raise
+    if format_name is None and disk.format_name == RAW:
+        _warn_of_signature(filename, disk)
     if writable:
         warn_of_guess(filename, disk.format_name, given=format_name)
     return disk
+
+
+def _warn_of_signature(filename: str, disk: SyncFormatAccess) -> None:
+    """Say that what is taken for a raw disk may be an image, of a format that nobody here knows."""
+    size = disk.size
+    window = min(size, _ENDS)
+    try:
+        head = bytes(disk.read_bytes(0, window))
+        tail = bytes(disk.read_bytes(size - window, window))
+    except UnderlayError:
+        return  # whoever needs these bytes will say so
+    for name in foreign_formats(ProbeView(head, tail, size)):
+        warn(
+            f"'{printable(filename)}' bears the signature of {name}, which no plug-in here knows; "
+            f"it is taken for a raw disk, as -f raw says without this warning"
+        )
 
 
 def warn_of_guess(filename: str, format_name: str, *, given: str | None) -> None:

@@ -31,7 +31,7 @@ _BATCH = 256
     "--picture",
     "drawing",
     metavar="FILE.svg|FILE.html|-",
-    help="Draw it instead, into a new file or, with -, in the terminal.",
+    help="Draw it instead, into a file or, with -, in the terminal.",
 )
 @options.force_share
 @options.access_options
