@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from underlay.errors import OptionError
 
@@ -49,31 +50,83 @@ def in_parallel(
 
     However this ends (an error, an interrupt, or because it was closed), it then tells the tasks to
     ``stop`` and waits for those that run.
+
+    Results come through a queue, and no future is waited for: an exception that a signal raises
+    while a future's lock is being taken would leave it locked, and its worker waiting for ever.
     """
-    from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+    from concurrent.futures import ThreadPoolExecutor
 
     own = None
     if executor is None:
         executor = own = ThreadPoolExecutor(parallel, thread_name_prefix="underlay-job")
-    pending: set[Future[R]] = set()
+    running = _Running(work)
     try:
         for task in tasks:
-            pending.add(executor.submit(work, task))
+            running.begin(executor, task, lent=own is None)
             # One waits for each that runs, so that no worker does.
-            if len(pending) >= 2 * parallel:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
+            while running.count >= 2 * parallel:
+                yield running.result()
+        while running.count:
+            yield running.result()
     except BaseException:
         stop()
         raise
     finally:
-        for future in pending:
-            future.cancel()
-        wait(pending)
+        running.stopped = True
         if own is not None:
             own.shutdown(cancel_futures=True)
+        else:
+            running.drain()
+
+
+class _Running(Generic[T, R]):
+    """The tasks that have begun; what each came to arrives in a queue."""
+
+    def __init__(self, work: Callable[[T], R]) -> None:
+        from queue import SimpleQueue
+
+        self._work = work
+        self._ended: SimpleQueue[Callable[[], R]] = SimpleQueue()
+        self.count = 0
+        #: Tasks that have not begun to work need not.
+        self.stopped = False
+
+    def begin(self, executor: Executor, task: T, *, lent: bool) -> None:
+        future = executor.submit(self._run, task)
+        self.count += 1
+        if lent:  # whoever lent it may shut it down
+            future.add_done_callback(self._see_dropped)
+
+    def result(self) -> R:
+        ended = self._ended.get()
+        self.count -= 1
+        return ended()
+
+    def drain(self) -> None:
+        while self.count:
+            self._ended.get()
+            self.count -= 1
+
+    def _run(self, task: T) -> None:
+        if self.stopped:
+            self._drop()
+            return
+        try:
+            result = self._work(task)
+        except BaseException as error:  # noqa: BLE001 - it is raised again by result()
+            self._ended.put(partial(_fail, error))
+        else:
+            self._ended.put(lambda: result)
+
+    def _see_dropped(self, future: Future[None]) -> None:
+        if future.cancelled():
+            self._drop()
+
+    def _drop(self) -> None:
+        from concurrent.futures import CancelledError
+
+        self._ended.put(partial(_fail, CancelledError()))
+
+
+def _fail(error: BaseException) -> NoReturn:
+    raise error
