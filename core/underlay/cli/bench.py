@@ -16,7 +16,6 @@ from underlay.jobs.bench import bench
 __all__ = ["command"]
 
 _LARGEST: Final = (1 << 31) - 1
-_DIRECT: Final = ("none", "off", "directsync")
 _AIO: Final = ("threads", "native", "io_uring")
 #: Of the layout of the JSON.
 _VERSION: Final = 1
@@ -133,9 +132,8 @@ def command(
         raise CommandError("--flush-interval is only available in write tests")
     if flush_interval and flush_interval < depth:
         raise CommandError("Flush interval can't be smaller than depth")
-    if cache in _DIRECT:
-        access["storage_options"] = {**access["storage_options"], "direct": "on"}
-    elif native or aio == "native":
+    access["storage_options"] = options.in_cache_mode(cache, access["storage_options"])
+    if "direct" not in access["storage_options"] and (native or aio == "native"):
         raise CommandError(
             f"Could not open '{name}': aio=native was specified, but it requires cache.direct=on, "
             "which was not specified."

@@ -55,7 +55,7 @@ def _nothing_opened() -> Generator[None]:
 @options.format_option("-f", "format_name", what="The first image's format.")
 @options.format_option("-F", "other_format", what="The second image's format.")
 @click.option("-s", "strict", is_flag=True, help="Sizes and what is allocated must be equal too.")
-@options.cache_option("-T", "source_cache")
+@options.cache_option("-T", "source_cache", honoured=True)
 @options.output_option
 @progress_options
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -68,6 +68,7 @@ def command(
     format_name: str | None,
     other_format: str | None,
     strict: bool,
+    source_cache: str | None,
     output: str,
     bar: bool,
     progress: str | None,
@@ -84,6 +85,7 @@ def command(
         raise click.UsageError("Expecting two image file names")
     if other_format is not None and options.by_image_options():
         raise CommandError("--image-opts and --format are mutually exclusive")
+    access["storage_options"] = options.in_cache_mode(source_cache, access["storage_options"])
     with ExitStack() as disks:
 
         def opened(name: str, as_format: str | None) -> SyncFormatAccess:

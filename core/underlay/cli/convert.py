@@ -74,8 +74,8 @@ _IGNORED: Final = {"size": OptionSpec("Virtual disk size", type="size")}
     "-W", is_flag=True, expose_value=False, help="Accepted: we write in any order anyway."
 )
 @click.option("-C", "offload", is_flag=True, help="Let the system copy; only holes are left out.")
-@options.cache_option("-t", "cache", what="cache")
-@options.cache_option("-T", "source_cache")
+@options.cache_option("-t", "cache", what="cache", honoured=True)
+@options.cache_option("-T", "source_cache", honoured=True)
 @options.output_option
 @progress_options
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -104,6 +104,8 @@ def command(
     parallel: str | None,
     rate: str | None,
     offload: bool,
+    cache: str | None,
+    source_cache: str | None,
     output: str,
     bar: bool,
     progress: str | None,
@@ -142,6 +144,7 @@ def command(
         if wrong:
             raise CommandError(message)
     *source_names, target_name = list(names)
+    access["storage_options"] = options.in_cache_mode(source_cache, access["storage_options"])
     with ExitStack() as disks:
         sources = [
             disks.enter_context(
@@ -190,7 +193,7 @@ def command(
                     progress=report,
                     gate=access["gate"],
                     limits=access["limits"],
-                    target_storage_options=target_storage_options,
+                    target_storage_options=options.in_cache_mode(cache, target_storage_options),
                 )
             except UnderlayError as error:
                 raise _told(error, target, kind) from error

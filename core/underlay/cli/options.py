@@ -46,6 +46,7 @@ __all__ = [
     "format_option",
     "given_size",
     "image_opts",
+    "in_cache_mode",
     "known_format",
     "named",
     "names",
@@ -205,23 +206,42 @@ def format_option(*flags: str, what: str) -> Callable[[F], F]:
 CACHE_MODES = ("directsync", "none", "off", "unsafe", "writeback", "writethrough")
 
 
-def cache_option(
-    flag: str, name: str, *, what: str = "source cache", status: int = 1
-) -> Callable[[F], F]:
-    """A cache mode: checked, for the sake of scripts, and without effect."""
+#: Those that go past the page cache.
+_DIRECT_MODES = ("directsync", "none", "off")
 
-    def read(_context: object, _parameter: object, value: str | None) -> None:
+
+def cache_option(
+    flag: str,
+    name: str,
+    *,
+    what: str = "source cache",
+    status: int = 1,
+    honoured: bool = False,
+) -> Callable[[F], F]:
+    """A cache mode: checked, for the sake of scripts.
+
+    Without effect, unless it is ``honoured``: then the command takes it, for ``in_cache_mode``.
+    """
+
+    def read(_context: object, _parameter: object, value: str | None) -> str | None:
         if value is not None and value not in CACHE_MODES:
             raise CommandError(f"Invalid {what} option: {value}", status=status)
+        return value
 
+    direct = "none and directsync go past the page cache, others have no effect."
     return click.option(
         flag,
         name,
         metavar="CACHE",
         callback=read,
-        expose_value=False,
-        help="Accepted as qemu-img does; has no effect.",
+        expose_value=honoured,
+        help=direct if honoured else "Accepted as qemu-img does; has no effect.",
     )
+
+
+def in_cache_mode(mode: str | None, storage_options: dict[str, object]) -> dict[str, object]:
+    """Options of a storage, with what a cache mode asks for besides."""
+    return {"direct": "on", **storage_options} if mode in _DIRECT_MODES else storage_options
 
 
 # -- names, sizes, output

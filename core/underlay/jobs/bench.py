@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -16,7 +18,7 @@ from underlay.limits import Limits
 from underlay.sync import SyncFormatAccess
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from concurrent.futures import Executor
 
 __all__ = ["BenchResult", "bench"]
 
@@ -146,7 +148,6 @@ class _Requests:
         """At most ``depth`` of them; returns how many flushes there were."""
         from concurrent.futures import ThreadPoolExecutor
 
-        flying: set[Future[None]] = set()
         flushes = 0
         with ThreadPoolExecutor(min(depth, _MOST_THREADS)) as executor:
             senders: list[Callable[[int], None]] = []
@@ -159,21 +160,21 @@ class _Requests:
                 finally:
                     senders.append(sender)
 
+            flying = _Flying(executor)
             try:
                 for number, offset in enumerate(self.offsets, 1):
-                    if len(flying) >= depth:
-                        flying = _some_done(flying)
-                    flying.add(executor.submit(send, offset))
+                    flying.land(depth - 1)
+                    flying.start(partial(send, offset))
                     if flush_interval is not None and number % flush_interval == 0:
                         if drain:
-                            flying = _all_done(flying)
-                        flying.add(executor.submit(self._flush))
+                            flying.land(0)
+                        flying.start(self._flush)
                         flushes += 1
                         if drain:
-                            flying = _all_done(flying)
+                            flying.land(0)
                     if number % _STEP == 0:
                         self._tell(number)
-                _all_done(flying)
+                flying.land(0)
             except BaseException:
                 executor.shutdown(wait=True, cancel_futures=True)
                 raise
@@ -197,16 +198,34 @@ class _Requests:
             self.progress(Progress(done * self.size, self.total * self.size))
 
 
-def _some_done(flying: set[Future[None]]) -> set[Future[None]]:
-    from concurrent.futures import FIRST_COMPLETED, wait
+class _Flying:
+    """The requests that are under way.
 
-    done, others = wait(flying, return_when=FIRST_COMPLETED)
-    for future in done:
-        future.result()
-    return others
+    What ended is told by a queue, and no future is waited for: an interrupt while a future is being
+    locked would leave it so.
+    """
 
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._count = 0
 
-def _all_done(flying: set[Future[None]]) -> set[Future[None]]:
-    for future in flying:
-        future.result()
-    return set()
+    def start(self, request: Callable[[], None]) -> None:
+        self._executor.submit(self._run, request)
+        self._count += 1
+
+    def land(self, most: int) -> None:
+        """Wait until no more than ``most`` are under way; raises what one of them raised."""
+        while self._count > most:
+            error = self._ended.get()
+            self._count -= 1
+            if error is not None:
+                raise error
+
+    def _run(self, request: Callable[[], None]) -> None:
+        try:
+            request()
+        except BaseException as error:  # noqa: BLE001 - it is raised again by land()
+            self._ended.put(error)
+        else:
+            self._ended.put(None)
