@@ -25,6 +25,12 @@ for _ in range(300):
                 pass
     except KeyboardInterrupt:
         hit += 1
+    except RuntimeError as error:
+        # The interrupt came inside a lock of the standard library's executor, which then says that
+        # it does not hold it. What this test is for is that nothing hangs.
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        hit += 1
 print(hit)
 """
 
