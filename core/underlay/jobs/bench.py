@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import attrs
 
@@ -14,11 +13,9 @@ from underlay.errors import OptionError, OutOfRangeError
 from underlay.gate import ImplicitOpenGate
 from underlay.jobs.opened import Source, opened
 from underlay.jobs.progress import Progress, ProgressCallback
+from underlay.jobs.workers import Running
 from underlay.limits import Limits
 from underlay.sync import SyncFormatAccess
-
-if TYPE_CHECKING:
-    from concurrent.futures import Executor
 
 __all__ = ["BenchResult", "bench"]
 
@@ -160,21 +157,21 @@ class _Requests:
                 finally:
                     senders.append(sender)
 
-            flying = _Flying(executor)
+            flying = Running(_do)
             try:
                 for number, offset in enumerate(self.offsets, 1):
-                    flying.land(depth - 1)
-                    flying.start(partial(send, offset))
+                    _land(flying, depth - 1)
+                    flying.begin(executor, partial(send, offset), lent=False)
                     if flush_interval is not None and number % flush_interval == 0:
                         if drain:
-                            flying.land(0)
-                        flying.start(self._flush)
+                            _land(flying, 0)
+                        flying.begin(executor, self._flush, lent=False)
                         flushes += 1
                         if drain:
-                            flying.land(0)
+                            _land(flying, 0)
                     if number % _STEP == 0:
                         self._tell(number)
-                flying.land(0)
+                _land(flying, 0)
             except BaseException:
                 executor.shutdown(wait=True, cancel_futures=True)
                 raise
@@ -198,34 +195,11 @@ class _Requests:
             self.progress(Progress(done * self.size, self.total * self.size))
 
 
-class _Flying:
-    """The requests that are under way.
+def _do(request: Callable[[], None]) -> None:
+    request()
 
-    What ended is told by a queue, and no future is waited for: an interrupt while a future is being
-    locked would leave it so.
-    """
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self._ended: SimpleQueue[BaseException | None] = SimpleQueue()
-        self._count = 0
-
-    def start(self, request: Callable[[], None]) -> None:
-        self._executor.submit(self._run, request)
-        self._count += 1
-
-    def land(self, most: int) -> None:
-        """Wait until no more than ``most`` are under way; raises what one of them raised."""
-        while self._count > most:
-            error = self._ended.get()
-            self._count -= 1
-            if error is not None:
-                raise error
-
-    def _run(self, request: Callable[[], None]) -> None:
-        try:
-            request()
-        except BaseException as error:  # noqa: BLE001 - it is raised again by land()
-            self._ended.put(error)
-        else:
-            self._ended.put(None)
+def _land(flying: Running[Callable[[], None], None], most: int) -> None:
+    """Wait until no more than ``most`` are under way."""
+    while flying.count > most:
+        flying.result()

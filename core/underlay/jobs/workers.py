@@ -12,7 +12,7 @@ from underlay.errors import OptionError
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
-__all__ = ["MOST_WORKERS", "in_parallel", "worker_count"]
+__all__ = ["MOST_WORKERS", "Running", "in_parallel", "worker_count"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -50,16 +50,13 @@ def in_parallel(
 
     However this ends (an error, an interrupt, or because it was closed), it then tells the tasks to
     ``stop`` and waits for those that run.
-
-    Results come through a queue, and no future is waited for: an exception that a signal raises
-    while a future's lock is being taken would leave it locked, and its worker waiting for ever.
     """
     from concurrent.futures import ThreadPoolExecutor
 
     own = None
     if executor is None:
         executor = own = ThreadPoolExecutor(parallel, thread_name_prefix="underlay-job")
-    running = _Running(work)
+    running = Running(work)
     try:
         for task in tasks:
             running.begin(executor, task, lent=own is None)
@@ -79,8 +76,12 @@ def in_parallel(
             running.drain()
 
 
-class _Running(Generic[T, R]):
-    """The tasks that have begun; what each came to arrives in a queue."""
+class Running(Generic[T, R]):
+    """The tasks that have begun; what each came to arrives in a queue.
+
+    No future is waited for: an exception that a signal raises while a future's lock is being taken
+    would leave it locked, and its worker waiting for ever.
+    """
 
     def __init__(self, work: Callable[[T], R]) -> None:
         from queue import SimpleQueue
@@ -92,17 +93,27 @@ class _Running(Generic[T, R]):
         self.stopped = False
 
     def begin(self, executor: Executor, task: T, *, lent: bool) -> None:
-        future = executor.submit(self._run, task)
+        """Let the executor do a task; ``lent`` if somebody else may shut it down."""
+        try:
+            future = executor.submit(self._run, task)
+        except RuntimeError as error:
+            # Interrupted in a lock of its own, an executor complains of that lock.
+            interrupt = error.__context__
+            if isinstance(interrupt, KeyboardInterrupt):
+                raise interrupt from None
+            raise
         self.count += 1
-        if lent:  # whoever lent it may shut it down
+        if lent:
             future.add_done_callback(self._see_dropped)
 
     def result(self) -> R:
+        """What the next task that ends came to; raises what it raised."""
         ended = self._ended.get()
         self.count -= 1
         return ended()
 
     def drain(self) -> None:
+        """Wait for all of them, whatever they come to."""
         while self.count:
             self._ended.get()
             self.count -= 1
