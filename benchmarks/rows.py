@@ -309,35 +309,22 @@ _ENCODE_PEAK = _PEAK.replace(
 def memory_encoding(setting: Setting) -> Result:
     """The peak resident memory of a process that compresses."""
     target = setting.images.path("out.qcow2")
-
-    def peak() -> float:
-        done = subprocess.run(
-            [sys.executable, "-c", _ENCODE_PEAK, setting.images.raw(), target],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        target.unlink()
-        return int(done.stdout) / 1024
-
-    return setting.bench.compare(
-        "peak memory of convert -c",
-        peak,
-        {"(the promise)": lambda: 160.0},
-        bar=1.0,
-        unit="MiB",
-    )
+    source = setting.images.raw()
+    return _memory(setting, "peak memory of convert -c", _ENCODE_PEAK, source, target)
 
 
 def memory(setting: Setting) -> Result:
     """The peak resident memory of a process that converts."""
-    source = setting.images.qcow2("zlib", "-c")
     target = setting.images.path("out.raw")
+    source = setting.images.qcow2("zlib", "-c")
+    return _memory(setting, "peak memory of convert", _PEAK, source, target)
 
+
+def _memory(setting: Setting, title: str, program: str, source: Path, target: Path) -> Result:
     def peak() -> float:
         target.unlink(missing_ok=True)
         done = subprocess.run(
-            [sys.executable, "-c", _PEAK, source, target],
+            [sys.executable, "-c", program, source, target],
             capture_output=True,
             text=True,
             check=True,
@@ -345,13 +332,7 @@ def memory(setting: Setting) -> Result:
         target.unlink()
         return int(done.stdout) / 1024
 
-    return setting.bench.compare(
-        "peak memory of convert",
-        peak,
-        {"(the promise)": lambda: 160.0},
-        bar=1.0,
-        unit="MiB",
-    )
+    return setting.bench.compare(title, peak, {"(the promise)": lambda: 160.0}, bar=1.0, unit="MiB")
 
 
 _ZSTD = ("-c", "-o", "compression_type=zstd")
