@@ -6,23 +6,20 @@ the image names. A change is there whole or not at all, and durable when the fun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias, TypedDict, Unpack
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Unpack
 
 import attrs
 
 from underlay.capabilities import Bitmap, BitmapStore
 from underlay.errors import OptionError, UnsupportedOperationError
-from underlay.face import run_blocking
-from underlay.limits import Limits
-from underlay.opening import open_without_references
-from underlay.sync import SyncFormatAccess
-from underlay.targets import Target
+from underlay.jobs.opened import OpeningAlone, Source, opened_alone
 from underlay.units import parse_size
 
+if TYPE_CHECKING:
+    from underlay.sync import SyncFormatAccess
+
 __all__ = [
-    "BitmapOpening",
     "DirtyRange",
     "add_bitmap",
     "bitmaps",
@@ -34,17 +31,6 @@ __all__ = [
     "remove_bitmap",
 ]
 
-_Source: TypeAlias = "SyncFormatAccess | Target"
-
-
-class BitmapOpening(TypedDict, total=False):
-    """How an image that is given by name is opened."""
-
-    format: str | None
-    limits: Limits | None
-    lock: bool
-    storage_options: Mapping[str, object] | None
-
 
 @attrs.frozen
 class DirtyRange:
@@ -55,7 +41,7 @@ class DirtyRange:
     length: int
 
 
-def bitmaps(image: _Source, **opening: Unpack[BitmapOpening]) -> list[Bitmap]:
+def bitmaps(image: Source, **opening: Unpack[OpeningAlone]) -> list[Bitmap]:
     """The bitmaps of an image, in its order; none where its format has none.
 
     Example::
@@ -63,14 +49,12 @@ def bitmaps(image: _Source, **opening: Unpack[BitmapOpening]) -> list[Bitmap]:
         for bitmap in underlay.jobs.bitmaps("disk.qcow2"):
             print(bitmap.name, bitmap.granularity)
     """
-    with _open(image, opening, writable=False) as disk:
+    with opened_alone(image, **opening) as disk:
         store = disk.capability(BitmapStore)
         return [] if store is None else list(store.bitmaps())
 
 
-def dirty_ranges(
-    image: _Source, name: str, **opening: Unpack[BitmapOpening]
-) -> Iterator[DirtyRange]:
+def dirty_ranges(image: Source, name: str, **opening: Unpack[OpeningAlone]) -> Iterator[DirtyRange]:
     """The dirty ranges of a bitmap, in order; those that touch are one. Needs little memory.
 
     Example::
@@ -84,7 +68,7 @@ def dirty_ranges(
         ConflictError: it was not saved properly, so nobody knows.
         CorruptImageError: it is damaged.
     """
-    with _open(image, opening, writable=False) as disk:
+    with opened_alone(image, **opening) as disk:
         store = _store(disk, name)
         pending: DirtyRange | None = None
         offset = 0
@@ -105,12 +89,12 @@ def dirty_ranges(
 
 
 def add_bitmap(
-    image: _Source,
+    image: Source,
     name: str,
     *,
     granularity: int | str | None = None,
     enabled: bool = True,
-    **opening: Unpack[BitmapOpening],
+    **opening: Unpack[OpeningAlone],
 ) -> Bitmap:
     """Add a bitmap that has nothing dirty yet.
 
@@ -127,7 +111,7 @@ def add_bitmap(
         UnsupportedOperationError: this image cannot have bitmaps.
     """
     size = None if granularity is None else parse_size(granularity, option="granularity")
-    with _open(image, opening, writable=True) as disk:
+    with opened_alone(image, writable=True, **opening) as disk:
         store = disk.capability(BitmapStore)
         if store is None:
             where = disk.collect_storage_dependencies()[0].name()
@@ -138,7 +122,7 @@ def add_bitmap(
         return added
 
 
-def remove_bitmap(image: _Source, name: str, **opening: Unpack[BitmapOpening]) -> None:
+def remove_bitmap(image: Source, name: str, **opening: Unpack[OpeningAlone]) -> None:
     """Remove a bitmap, one that was not saved properly too.
 
     Example::
@@ -149,11 +133,11 @@ def remove_bitmap(image: _Source, name: str, **opening: Unpack[BitmapOpening]) -
     Raises:
         OptionError: there is none of this name.
     """
-    with _open(image, opening, writable=True) as disk:
+    with opened_alone(image, writable=True, **opening) as disk:
         _store(disk, name).remove_bitmap(name)
 
 
-def clear_bitmap(image: _Source, name: str, **opening: Unpack[BitmapOpening]) -> None:
+def clear_bitmap(image: Source, name: str, **opening: Unpack[OpeningAlone]) -> None:
     """Let a bitmap say that nothing is dirty.
 
     Example::
@@ -165,11 +149,11 @@ def clear_bitmap(image: _Source, name: str, **opening: Unpack[BitmapOpening]) ->
         OptionError: there is none of this name.
         ConflictError: it was not saved properly.
     """
-    with _open(image, opening, writable=True) as disk:
+    with opened_alone(image, writable=True, **opening) as disk:
         _store(disk, name).clear_bitmap(name)
 
 
-def enable_bitmap(image: _Source, name: str, **opening: Unpack[BitmapOpening]) -> None:
+def enable_bitmap(image: Source, name: str, **opening: Unpack[OpeningAlone]) -> None:
     """Let a bitmap record guest writes from now on. Raises as ``clear_bitmap`` does.
 
     Example::
@@ -177,11 +161,11 @@ def enable_bitmap(image: _Source, name: str, **opening: Unpack[BitmapOpening]) -
         underlay.jobs.add_bitmap("disk.qcow2", "later", enabled=False)
         underlay.jobs.enable_bitmap("disk.qcow2", "later")
     """
-    with _open(image, opening, writable=True) as disk:
+    with opened_alone(image, writable=True, **opening) as disk:
         _store(disk, name).enable_bitmap(name)
 
 
-def disable_bitmap(image: _Source, name: str, **opening: Unpack[BitmapOpening]) -> None:
+def disable_bitmap(image: Source, name: str, **opening: Unpack[OpeningAlone]) -> None:
     """Let a bitmap record guest writes no longer. Raises as ``clear_bitmap`` does.
 
     Example::
@@ -189,18 +173,18 @@ def disable_bitmap(image: _Source, name: str, **opening: Unpack[BitmapOpening]) 
         underlay.jobs.add_bitmap("disk.qcow2", "done")
         underlay.jobs.disable_bitmap("disk.qcow2", "done")
     """
-    with _open(image, opening, writable=True) as disk:
+    with opened_alone(image, writable=True, **opening) as disk:
         _store(disk, name).disable_bitmap(name)
 
 
 def merge_bitmap(
-    image: _Source,
+    image: Source,
     name: str,
     source: str,
     *,
-    source_image: _Source | None = None,
+    source_image: Source | None = None,
     source_format: str | None = None,
-    **opening: Unpack[BitmapOpening],
+    **opening: Unpack[OpeningAlone],
 ) -> None:
     """Let a bitmap also say what ``source`` says: a bitmap of this image or of ``source_image``.
 
@@ -216,23 +200,14 @@ def merge_bitmap(
         OptionError: one of them is not there.
         ConflictError: one of them was not saved properly, or the disks differ in size.
     """
-    with _open(image, opening, writable=True) as disk:
+    with opened_alone(image, writable=True, **opening) as disk:
         store = _store(disk, name)
         if source_image is None:
             store.merge_bitmap(name, source)
             return
-        other: BitmapOpening = {**opening, "format": source_format}
-        with _open(source_image, other, writable=False) as from_disk:
+        other: OpeningAlone = {**opening, "format": source_format}
+        with opened_alone(source_image, **other) as from_disk:
             store.merge_bitmap(name, source, _store(from_disk, source))
-
-
-def _open(
-    image: _Source, opening: BitmapOpening, *, writable: bool
-) -> AbstractContextManager[SyncFormatAccess]:
-    if isinstance(image, SyncFormatAccess):
-        return nullcontext(image)
-    core = open_without_references(image, writable=writable, **opening)
-    return SyncFormatAccess(run_blocking(core))
 
 
 def _store(disk: SyncFormatAccess, name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
 from underlay.blocking import open_any, open_image
 from underlay.face import run_blocking
@@ -16,7 +16,7 @@ from underlay.sync import SyncFormatAccess
 if TYPE_CHECKING:
     from underlay.targets import Target
 
-__all__ = ["Source", "opened", "opened_alone"]
+__all__ = ["OpeningAlone", "Source", "opened", "opened_alone"]
 
 #: An open disk, which stays open, or what ``open_any`` can open.
 Source: TypeAlias = "SyncFormatAccess | Target"
@@ -46,27 +46,23 @@ def opened(
         yield disk
 
 
+class OpeningAlone(TypedDict, total=False):
+    """How an image that is given by name is opened, where nothing that it names is opened."""
+
+    format: str | None
+    limits: Limits | None
+    lock: bool
+    storage_options: Mapping[str, object] | None
+
+
 @contextmanager
 def opened_alone(
-    source: Source,
-    *,
-    format: str | None = None,
-    writable: bool = False,
-    limits: Limits | None = None,
-    lock: bool = True,
-    storage_options: Mapping[str, object] | None = None,
+    source: Source, *, writable: bool = False, **opening: Unpack[OpeningAlone]
 ) -> Generator[SyncFormatAccess]:
     """The disk, to change or tell its metadata: nothing that the image names is opened."""
     if isinstance(source, SyncFormatAccess):
         yield source
         return
-    opening = open_without_references(
-        source,
-        format=format,
-        writable=writable,
-        limits=limits,
-        lock=lock,
-        storage_options=storage_options,
-    )
-    with SyncFormatAccess(run_blocking(opening)) as disk:
+    core = open_without_references(source, writable=writable, **opening)
+    with SyncFormatAccess(run_blocking(core)) as disk:
         yield disk

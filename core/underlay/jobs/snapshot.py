@@ -5,13 +5,11 @@ Nothing that the image names is opened for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from underlay.capabilities import Snapshot, Snapshottable
 from underlay.errors import UnsupportedOperationError
-from underlay.jobs.opened import Source, opened_alone
-from underlay.limits import Limits
+from underlay.jobs.opened import OpeningAlone, Source, opened_alone
 
 if TYPE_CHECKING:
     from underlay.sync import SyncFormatAccess
@@ -19,14 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["apply_snapshot", "create_snapshot", "delete_snapshot", "snapshots"]
 
 
-def snapshots(
-    source: Source,
-    *,
-    format: str | None = None,
-    limits: Limits | None = None,
-    lock: bool = True,
-    storage_options: Mapping[str, object] | None = None,
-) -> tuple[Snapshot, ...]:
+def snapshots(source: Source, **opening: Unpack[OpeningAlone]) -> tuple[Snapshot, ...]:
     """The internal snapshots of an image, in its order; none where its format has none.
 
     Example::
@@ -34,22 +25,12 @@ def snapshots(
         for snapshot in underlay.jobs.snapshots("disk.qcow2"):
             print(snapshot.id, snapshot.name, snapshot.disk_size)
     """
-    with opened_alone(
-        source, format=format, limits=limits, lock=lock, storage_options=storage_options
-    ) as disk:
+    with opened_alone(source, **opening) as disk:
         able = disk.capability(Snapshottable)
         return () if able is None else tuple(able.snapshots())
 
 
-def create_snapshot(
-    source: Source,
-    name: str,
-    *,
-    format: str | None = None,
-    limits: Limits | None = None,
-    lock: bool = True,
-    storage_options: Mapping[str, object] | None = None,
-) -> Snapshot:
+def create_snapshot(source: Source, name: str, **opening: Unpack[OpeningAlone]) -> Snapshot:
     """Keep the disk as it is now under a name, which others may have too.
 
     Example::
@@ -61,26 +42,11 @@ def create_snapshot(
         UnsupportedOperationError: the format has no snapshots.
         OptionError: the name is empty, or too long.
     """
-    with opened_alone(
-        source,
-        format=format,
-        writable=True,
-        limits=limits,
-        lock=lock,
-        storage_options=storage_options,
-    ) as disk:
+    with opened_alone(source, writable=True, **opening) as disk:
         return cast("Snapshot", _able(disk).create_snapshot(name))
 
 
-def apply_snapshot(
-    source: Source,
-    id_or_name: str,
-    *,
-    format: str | None = None,
-    limits: Limits | None = None,
-    lock: bool = True,
-    storage_options: Mapping[str, object] | None = None,
-) -> None:
+def apply_snapshot(source: Source, id_or_name: str, **opening: Unpack[OpeningAlone]) -> None:
     """Make the disk what it was then; what it is now is lost.
 
     Example::
@@ -92,26 +58,11 @@ def apply_snapshot(
         UnsupportedOperationError: the format has no snapshots.
         OptionError: there is no such snapshot.
     """
-    with opened_alone(
-        source,
-        format=format,
-        writable=True,
-        limits=limits,
-        lock=lock,
-        storage_options=storage_options,
-    ) as disk:
+    with opened_alone(source, writable=True, **opening) as disk:
         _able(disk).apply_snapshot(id_or_name)
 
 
-def delete_snapshot(
-    source: Source,
-    id_or_name: str,
-    *,
-    format: str | None = None,
-    limits: Limits | None = None,
-    lock: bool = True,
-    storage_options: Mapping[str, object] | None = None,
-) -> None:
+def delete_snapshot(source: Source, id_or_name: str, **opening: Unpack[OpeningAlone]) -> None:
     """Forget a snapshot, and free what only it needed.
 
     Example::
@@ -123,14 +74,7 @@ def delete_snapshot(
         UnsupportedOperationError: the format has no snapshots.
         OptionError: there is no such snapshot.
     """
-    with opened_alone(
-        source,
-        format=format,
-        writable=True,
-        limits=limits,
-        lock=lock,
-        storage_options=storage_options,
-    ) as disk:
+    with opened_alone(source, writable=True, **opening) as disk:
         _able(disk).delete_snapshot(id_or_name)
 
 
