@@ -7,7 +7,8 @@
 """
 
 from underlay.access import FormatAccess
+from underlay.creating import create
 from underlay.inspection import inspect
-from underlay.opening import create, open_any, open_image, probe
+from underlay.opening import open_any, open_image, probe
 
 __all__ = ["FormatAccess", "create", "inspect", "open_any", "open_image", "probe"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from underlay import inspection, opening
+from underlay import creating, inspection, opening
 from underlay.chain import FROM_IMAGE, BackingChoice, DataFileChoice
 from underlay.face import run_blocking
 from underlay.gate import ImplicitOpenGate
@@ -95,7 +95,7 @@ def create(
     storage_options: Mapping[str, object] | None = None,
     **format_options: Any,
 ) -> SyncFormatAccess:
-    core = opening.create(
+    core = creating.create(
         target,
         format=format,
         size=size,
@@ -114,4 +114,4 @@ probe.__doc__ = opening.probe.__doc__
 inspect.__doc__ = inspection.inspect.__doc__
 open_any.__doc__ = opening.open_any.__doc__
 open_image.__doc__ = opening.open_image.__doc__
-create.__doc__ = opening.create.__doc__
+create.__doc__ = creating.create.__doc__

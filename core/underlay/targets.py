@@ -20,7 +20,7 @@ from underlay.storage import (
     is_storage,
 )
 
-__all__ = ["Target", "create_storage", "open_storage", "open_with", "scheme_of"]
+__all__ = ["Target", "beside", "create_storage", "open_storage", "open_with", "scheme_of"]
 
 #: A path, a URL whose scheme a back end registered, or an open storage, which stays the caller's.
 Target: TypeAlias = "str | os.PathLike[str] | BlockingStorage | Storage"
@@ -32,6 +32,20 @@ def scheme_of(name: str) -> str | None:
     """The registered URL scheme that a name starts with, or None."""
     match = _SCHEME.match(name)
     return match[1] if match is not None and registry().has_scheme(match[1]) else None
+
+
+def beside(target: Target, name: str) -> Target:
+    """What ``name`` means in an image at ``target``: it is seen from that image's own folder."""
+    if is_storage(target):
+        return cast("AnyStorage", target).resolve_relative(name)
+    if isinstance(target, str) and scheme_of(target) is not None and not os.path.lexists(target):
+        if scheme_of(name) is not None or name.startswith("/"):
+            return name
+        return target[: max(target.rfind("/"), target.find(":")) + 1] + name
+    path = os.fsdecode(os.fspath(cast("str | os.PathLike[str]", target)))
+    beside = os.path.join(os.path.dirname(path), name)
+    # What looks like a URL is none here.
+    return beside if scheme_of(beside) is None else os.path.join(os.curdir, beside)
 
 
 async def open_storage(

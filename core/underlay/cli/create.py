@@ -14,10 +14,10 @@ from underlay.cli import options
 from underlay.cli.format_options import FormatOptions, show_creation_options
 from underlay.cli.output import echo, json_text, printable
 from underlay.cli.problems import CommandError, hints_of, said
+from underlay.creating import create_image
 from underlay.driver import OptionSpec
 from underlay.errors import ImplicitOpenDeniedError, StorageError, UnderlayError
 from underlay.face import run_blocking
-from underlay.opening import create_image
 from underlay.plugins import registry
 from underlay.storage import PreallocateMode
 from underlay.sync import SyncFormatAccess

@@ -12,7 +12,8 @@ from underlay.face import run_blocking
 from underlay.gate import ImplicitOpenGate
 from underlay.jobs.progress import Progress, ProgressCallback
 from underlay.limits import Limits
-from underlay.opening import checked_options, open_any, open_image, open_without_references
+from underlay.opening import open_any, open_image, open_without_references
+from underlay.option_values import checked_options
 from underlay.plugins import registry
 from underlay.sync import SyncFormatAccess
 from underlay.targets import Target

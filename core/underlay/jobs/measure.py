@@ -13,7 +13,7 @@ from underlay.gate import ImplicitOpenGate
 from underlay.jobs.progress import Progress, ProgressCallback
 from underlay.jobs.runs import runs
 from underlay.limits import Limits
-from underlay.opening import checked_options
+from underlay.option_values import checked_options
 from underlay.plugins import registry
 from underlay.sync import SyncFormatAccess
 from underlay.targets import Target

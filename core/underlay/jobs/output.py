@@ -11,9 +11,8 @@ from underlay.errors import ConflictError, StorageError, UnderlayError
 from underlay.face import run_blocking
 from underlay.gate import ImplicitOpenGate
 from underlay.limits import Limits
-from underlay.opening import beside
 from underlay.sync import SyncFormatAccess
-from underlay.targets import Target, open_storage
+from underlay.targets import Target, beside, open_storage
 
 __all__ = ["new_image", "refuse_same"]
 

@@ -243,13 +243,6 @@ class ImageWriter(Claims):
             await self.back.flush()
             await self.back.sync()
 
-    async def snapshot_table_bytes(self) -> int:
-        """How long the snapshot table is."""
-        from underlay_drivers.qcow2.snapshots import read_snapshots
-
-        entries = await read_snapshots(self.disk.image, self.disk.header, self._limits)
-        return sum(len(entry.pack()) for entry in entries)
-
     async def write_zeroes(self, offset: int, end: int) -> None:
         """Write zeroes to guest bytes ``offset`` to ``end``, which may lie past the disk's end."""
         zeroes = memoryview(bytes(min(end - offset, _COPY)))

@@ -1,0 +1,231 @@
+"""Creating disks, as coroutines of either face.
+
+``underlay.create`` and ``underlay.aio.create`` are this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import attrs
+
+from underlay.access import FormatAccess
+from underlay.driver import FormatCreateOptions, FormatDriverInstance
+from underlay.errors import ConflictError, OptionError, StorageError, UnderlayError
+from underlay.face import to_the_end
+from underlay.gate import DenyImplicitOpenGate, ImplicitOpenGate
+from underlay.handle import StorageHandle
+from underlay.limits import DEFAULT_LIMITS, Limits
+from underlay.opening import Opening, probe
+from underlay.option_values import checked_options
+from underlay.plugins import registry
+from underlay.storage import PreallocateMode
+from underlay.targets import Target, beside, create_storage, open_storage
+from underlay.units import parse_size
+
+__all__ = ["create", "create_image"]
+
+
+async def create(
+    target: Target,
+    *,
+    format: str = "qcow2",
+    size: int | str | None = None,
+    overwrite: bool = False,
+    gate: ImplicitOpenGate | None = None,
+    limits: Limits | None = None,
+    lock: bool = True,
+    storage_options: Mapping[str, object] | None = None,
+    **format_options: Any,
+) -> FormatAccess:
+    """Create a disk image of ``size`` virtual bytes, and open it for writing.
+
+    Options are qemu-img's with underscores. A target that exists is an error unless ``overwrite``
+    is set; then nothing of its old content survives. If creating fails, a new object is removed
+    again. What ``backing_file`` and ``data_file`` name, seen from the new image's folder, is the
+    caller's word: it is opened, and the data file created, without asking the gate. Without a
+    ``size`` the disk is as large as its backing image.
+
+    Raises:
+        StorageExistsError: the target exists.
+        OptionError: an option is unknown (the message lists the known ones), or its value is.
+    """
+    return await create_image(
+        target,
+        format=format,
+        size=size,
+        overwrite=overwrite,
+        gate=gate,
+        limits=limits,
+        lock=lock,
+        storage_options=storage_options,
+        options=format_options,
+    )
+
+
+async def create_image(
+    target: Target,
+    *,
+    format: str,
+    size: int | str | None,
+    overwrite: bool,
+    gate: ImplicitOpenGate | None,
+    limits: Limits | None,
+    lock: bool,
+    storage_options: Mapping[str, object] | None,
+    options: Mapping[str, Any],
+    open_backing: bool = True,
+    announce: Callable[[Mapping[str, object]], None] | None = None,
+) -> FormatAccess:
+    """``create``; for programs that want to say what is being made, or to open no backing image.
+
+    ``announce`` is told the facts of the new image before anything is written. Without
+    ``open_backing`` the new disk has no backing image while it is open.
+    """
+    limits = limits or DEFAULT_LIMITS
+    driver_class = registry().driver(format)
+    options = checked_options(options, driver_class.create_options, what=f"creating {format}")
+    preallocation = options.pop("preallocation", PreallocateMode.OFF)
+    creation = _Creation(
+        target=target,
+        overwrite=overwrite,
+        opening=Opening(
+            writable=True,
+            gate=gate or DenyImplicitOpenGate(),
+            limits=limits,
+            lock=lock,
+            storage_options=storage_options or {},
+        ),
+        open_backing=open_backing,
+        preallocation=preallocation,
+        announce=announce,
+    )
+    wanted = FormatCreateOptions(
+        storage=None,
+        size=0 if size is None else parse_size(size),
+        limits=limits,
+        options=options,
+    )
+    try:
+        return await creation.run(driver_class, wanted, size_given=size is not None)
+    except BaseException:
+        await to_the_end(creation.undo())
+        raise
+
+
+@attrs.define(kw_only=True)
+class _Creation:
+    """Making an image, and what it is made upon."""
+
+    target: Target
+    overwrite: bool
+    opening: Opening
+    open_backing: bool
+    preallocation: object
+    announce: Callable[[Mapping[str, object]], None] | None
+    _made: list[StorageHandle] = attrs.field(factory=list[StorageHandle], init=False)
+
+    async def run(
+        self,
+        driver_class: type[FormatDriverInstance],
+        wanted: FormatCreateOptions,
+        *,
+        size_given: bool,
+    ) -> FormatAccess:
+        options = wanted.options
+        named = "backing_file" in options and "backing_fmt" in driver_class.create_options
+        if named and options.get("backing_fmt") is None:
+            # Before it is opened as whatever it looks like.
+            error = OptionError(
+                "Backing file specified without backing format", option="backing_fmt"
+            )
+            if self.open_backing and (found := await self._looks_like(options)) is not None:
+                error.add_note(f"Detected format of {found}.")
+            raise error
+        backing = await self._open_backing(options) if self.open_backing else None
+        if backing is not None and not size_given:
+            wanted = attrs.evolve(wanted, size=backing.size())
+        elif not size_given:
+            raise OptionError("Image creation needs a size parameter", option="size")
+        if self.announce is not None:
+            self.announce(driver_class.creation_facts(wanted))
+        wanted = attrs.evolve(wanted, preallocation=PreallocateMode.parse(self.preallocation))
+        driver_class.check_create(wanted)
+        self.opening.limits.check("virtual_size", wanted.size, what="The virtual size")
+        storage = await self._make(self.target, self.opening.storage_options)
+        data_file: StorageHandle | None = None
+        if isinstance(name := wanted.options.get("data_file"), str):
+            data_file = await self._make(beside(self.target, name), {})
+        await driver_class.create(attrs.evolve(wanted, storage=storage, data_file=data_file))
+        attached: dict[str, Any] = {}
+        if backing is not None or not self.open_backing:
+            attached["backing"] = backing
+        if data_file is not None:
+            attached["data_file"] = data_file.storage
+        return await self.opening.open_storage(storage, driver_class.format_name, attached)
+
+    async def _looks_like(self, options: Mapping[str, object]) -> str | None:
+        """What format the image below seems to have: to be told, and not to be relied upon."""
+        name = options.get("backing_file")
+        if not isinstance(name, str):
+            return None
+        try:
+            return (await probe(beside(self.target, name))).format
+        except UnderlayError as error:
+            error.add_note("Could not open backing image.")
+            raise
+
+    async def _open_backing(self, options: Mapping[str, object]) -> FormatDriverInstance | None:
+        """The image that the new one is to lie upon, if the caller names one."""
+        name = options.get("backing_file")
+        if not isinstance(name, str):
+            return None
+        below = attrs.evolve(self.opening, writable=False, storage_options={})
+        below.resources = self.opening.resources
+        format_name = options.get("backing_fmt")
+        try:
+            storage = await open_storage(beside(self.target, name), lock=below.lock)
+            below.resources.handles.append(storage)
+            driver, _ = await below.open_driver(storage, cast("str", format_name), {})
+        except UnderlayError as error:
+            error.add_note("Could not open backing image.")
+            raise
+        await self._refuse_overwriting(driver)
+        return driver
+
+    async def _refuse_overwriting(self, backing: FormatDriverInstance) -> None:
+        """The new image must not take the place of one that it is to lie upon."""
+        try:
+            present = await open_storage(self.target, lock=False)
+        except StorageError:
+            return  # it does not exist, or creating it says what is wrong
+        try:
+            identity = present.identity()
+        finally:
+            await present.close()
+        layer: FormatDriverInstance | None = backing
+        while layer is not None:
+            for handle in layer.collect_storage_dependencies():
+                if identity is not None and handle.identity() == identity:
+                    raise ConflictError(
+                        f"'{handle.name()}' cannot be created upon itself; choose another target"
+                    )
+            layer = layer.backing()
+
+    async def _make(self, target: Target, options: Mapping[str, object]) -> StorageHandle:
+        storage = await create_storage(
+            target,
+            overwrite=self.overwrite,
+            lock=self.opening.lock,
+            storage_options=options,
+        )
+        self.opening.resources.handles.append(storage)
+        self._made.append(storage)
+        return storage
+
+    async def undo(self) -> None:
+        """Remove what is new, and close everything."""
+        for storage in self._made:
+            await storage.abandon()
+        await self.opening.resources.close()
