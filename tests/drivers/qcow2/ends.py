@@ -10,15 +10,37 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 
 import underlay
 from underlay import SyncFormatAccess
 from underlay_drivers.qcow2.header import Header
 
-__all__ = ["Ends", "pattern"]
+__all__ = ["LAYOUTS", "Ends", "backable", "pattern"]
+
+#: Layouts that must all behave alike: what they are created with.
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "v3": {},
+    "v2": {"compat": "v2"},
+    "subclusters": {"extended_l2": True},
+    "512-byte clusters": {"cluster_size": 512},
+    "data file": {"data_file": "data.raw"},
+    "raw data file": {"data_file": "data.raw", "data_file_raw": True},
+    "data file with subclusters": {"data_file": "data.raw", "extended_l2": True},
+}
 
 #: What QEMU calls the values that ours are given as.
 _THEIR_NAMES = {"True": "on", "False": "off", "v2": "0.10", "v3": "1.1"}
+
+
+def backable(layouts: Mapping[str, object]) -> list[Any]:
+    """Each layout with a backing image and without; a raw data file has none."""
+    return [
+        pytest.param(layout, backed, id=f"{layout}, backed" if backed else layout)
+        for layout in layouts
+        for backed in (False, True)
+        if not (backed and "raw" in layout)
+    ]
 
 
 def pattern(length: int, seed: int = 1) -> bytes:

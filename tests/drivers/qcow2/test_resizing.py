@@ -10,18 +10,9 @@ from underlay.capabilities import Snapshottable
 from underlay.errors import LimitExceededError, UnsupportedOperationError
 from underlay_storage.file import FileStorage
 
-from .ends import Ends, pattern
+from .ends import LAYOUTS, Ends, pattern
 
 CLUSTER = 65536
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "v3": {},
-    "v2": {"compat": "v2"},
-    "subclusters": {"extended_l2": True},
-    "512-byte clusters": {"cluster_size": 512},
-    "data file": {"data_file": "data.raw"},
-    "raw data file": {"data_file": "data.raw", "data_file_raw": True},
-    "data file with subclusters": {"data_file": "data.raw", "extended_l2": True},
-}
 
 
 def resize(ends: Ends, size: int, **options: Any) -> None:

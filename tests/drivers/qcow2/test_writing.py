@@ -19,7 +19,7 @@ from underlay.storage import ReadBuffers, WriteBuffers
 from underlay_drivers.qcow2.header import Extension
 from underlay_storage.memory import MemoryStorage
 
-from .ends import Ends, pattern
+from .ends import Ends, backable, pattern
 
 CLUSTER = 65536
 
@@ -35,13 +35,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "raw data file": {"data_file": "data.raw", "data_file_raw": True},
     "data file with subclusters": {"data_file": "data.raw", "extended_l2": True},
 }
-#: With a backing image and without; a raw data file has none.
-BACKABLE = [
-    pytest.param(layout, backed, id=f"{layout}, backed" if backed else layout)
-    for layout in LAYOUTS
-    for backed in (False, True)
-    if not (backed and "raw" in layout)
-]
+BACKABLE = backable(LAYOUTS)
 
 
 class CountingStorage(MemoryStorage):

@@ -10,27 +10,12 @@ import pytest
 from underlay.errors import OptionError
 from underlay.mapping import Data, Zero
 
-from .ends import Ends, pattern
+from .ends import LAYOUTS, Ends, backable, pattern
 
 CLUSTER = 65536
 SIZE = 1 << 20
 
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "v3": {},
-    "v2": {"compat": "v2"},
-    "subclusters": {"extended_l2": True},
-    "512-byte clusters": {"cluster_size": 512},
-    "data file": {"data_file": "data.raw"},
-    "raw data file": {"data_file": "data.raw", "data_file_raw": True},
-    "data file with subclusters": {"data_file": "data.raw", "extended_l2": True},
-}
-#: With a backing image and without; a raw data file has none.
-BACKABLE = [
-    pytest.param(layout, backed, id=f"{layout}, backed" if backed else layout)
-    for layout in LAYOUTS
-    for backed in (False, True)
-    if not (backed and "raw" in layout)
-]
+BACKABLE = backable(LAYOUTS)
 
 RANGES = [
     (0, SIZE),
