@@ -165,9 +165,13 @@ def _convert(name: str, *options: str, bar: float, command: bool = False) -> Row
 
 
 def _encode(
-    *options: str, bar: float, most: float | None = None, default_only: bool = False
+    *options: str,
+    bar: float,
+    most: float | None = None,
+    default_only: bool = False,
+    command: bool = True,
 ) -> Row:
-    """From raw to qcow2, as a command; with ``most`` its size as a part of QEMU's is held to."""
+    """From raw to qcow2; with ``most`` its size as a part of QEMU's is held to."""
 
     def row(setting: Setting) -> Result:
         source = setting.images.raw()
@@ -176,25 +180,32 @@ def _encode(
         ours: tuple[str | Path, ...] = ("-m", "underlay", *arguments, source, target)
         sizes: dict[str, int] = {}
 
-        def convert(who: str, *command: str | Path) -> float:
+        def convert(who: str, work: Callable[[], object]) -> float:
             target.unlink(missing_ok=True)
-            taken = seconds(lambda: run(*command))
+            taken = seconds(work)
             sizes[who] = target.stat().st_size
             target.unlink()
             return taken
 
+        def with_qemu(*more: str) -> float:
+            return convert("qemu", lambda: run("qemu-img", *arguments, *more, source, target))
+
+        def with_ours() -> None:
+            if command:
+                run(sys.executable, *ours)
+            else:
+                jobs.convert(source, target, output_format="qcow2")
+
         peers = {
-            "qemu-img convert": lambda: convert("qemu", "qemu-img", *arguments, source, target),
-            "qemu-img convert -W -m 8": lambda: convert(
-                "qemu", "qemu-img", *arguments, "-W", "-m", "8", source, target
-            ),
+            "qemu-img convert": with_qemu,
+            "qemu-img convert -W -m 8": lambda: with_qemu("-W", "-m", "8"),
         }
         if default_only:
             del peers["qemu-img convert -W -m 8"]
         kind = " ".join(options) or "plain"
         result = setting.bench.compare(
-            f"raw to qcow2, {kind}, command",
-            lambda: convert("", sys.executable, *ours),
+            f"raw to qcow2, {kind}" + (", command" if command else ""),
+            lambda: convert("", with_ours),
             peers,
             bar=bar,
         )
@@ -348,7 +359,8 @@ ROWS: dict[str, Row] = {
     "command-plain": _convert("plain", bar=1.0, command=True),
     "command-zlib": _convert("zlib", "-c", bar=0.5, command=True),
     "command-zstd": _convert("zstd", *_ZSTD, bar=0.6, command=True),
-    "encode-plain": _encode(bar=1.0),
+    "encode-plain": _encode(bar=1.0, command=False),
+    "encode-plain-command": _encode(bar=1.0),
     "encode-zlib": _encode("-c", bar=0.15, most=1.0),
     "encode-zlib-default": _encode("-c", bar=0.10, most=1.0, default_only=True),
     "encode-zstd": _encode(*_ZSTD, bar=0.45, most=1.01),
