@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from underlay import creating, inspection, opening
+import underlay.creating
+import underlay.inspection
+import underlay.opening
 from underlay.chain import FROM_IMAGE, BackingChoice, DataFileChoice
 from underlay.face import run_blocking
 from underlay.gate import ImplicitOpenGate
@@ -19,7 +21,7 @@ __all__ = ["create", "inspect", "open_any", "open_image", "probe"]
 
 
 def probe(target: Target, *, storage_options: Mapping[str, object] | None = None) -> ProbeResult:
-    return run_blocking(opening.probe(target, storage_options=storage_options))
+    return run_blocking(underlay.opening.probe(target, storage_options=storage_options))
 
 
 def inspect(
@@ -28,7 +30,9 @@ def inspect(
     limits: Limits | None = None,
     storage_options: Mapping[str, object] | None = None,
 ) -> InspectionReport:
-    return run_blocking(inspection.inspect(target, limits=limits, storage_options=storage_options))
+    return run_blocking(
+        underlay.inspection.inspect(target, limits=limits, storage_options=storage_options)
+    )
 
 
 def open_any(
@@ -41,7 +45,7 @@ def open_any(
     storage_options: Mapping[str, object] | None = None,
     **format_options: Any,
 ) -> SyncFormatAccess:
-    core = opening.open_any(
+    core = underlay.opening.open_any(
         target,
         writable=writable,
         gate=gate,
@@ -67,7 +71,7 @@ def open_image(
     storage_options: Mapping[str, object] | None = None,
     **format_options: Any,
 ) -> SyncFormatAccess:
-    core = opening.open_image(
+    core = underlay.opening.open_image(
         target,
         format=format,
         backing=backing,
@@ -95,7 +99,7 @@ def create(
     storage_options: Mapping[str, object] | None = None,
     **format_options: Any,
 ) -> SyncFormatAccess:
-    core = creating.create(
+    core = underlay.creating.create(
         target,
         format=format,
         size=size,
@@ -110,8 +114,8 @@ def create(
 
 
 # Each says what its twin says.
-probe.__doc__ = opening.probe.__doc__
-inspect.__doc__ = inspection.inspect.__doc__
-open_any.__doc__ = opening.open_any.__doc__
-open_image.__doc__ = opening.open_image.__doc__
-create.__doc__ = creating.create.__doc__
+probe.__doc__ = underlay.opening.probe.__doc__
+inspect.__doc__ = underlay.inspection.inspect.__doc__
+open_any.__doc__ = underlay.opening.open_any.__doc__
+open_image.__doc__ = underlay.opening.open_image.__doc__
+create.__doc__ = underlay.creating.create.__doc__

@@ -7,7 +7,6 @@ from typing import Any
 
 import attrs
 
-from underlay import opening
 from underlay.blocking import open_any, open_image
 from underlay.capabilities import ImageDescription, Snapshot
 from underlay.face import run_blocking
@@ -25,6 +24,7 @@ from underlay.gate import (
 from underlay.info import ImageInfo
 from underlay.limits import Limits
 from underlay.naming import full_name, shown_name
+from underlay.opening import open_without_references
 from underlay.storage import BlockingStorage, ReadBuffers
 from underlay.sync import SyncFormatAccess
 from underlay.targets import Target
@@ -66,9 +66,7 @@ def info(
     }
     if not backing_chain:
         core = run_blocking(
-            opening.open_without_references(
-                target, format=format, format_options=format_options, **common
-            )
+            open_without_references(target, format=format, format_options=format_options, **common)
         )
         with SyncFormatAccess(core) as disk:
             return _named([disk.info()])

@@ -17,7 +17,7 @@ from typing import Any, cast
 import attrs
 import pluggy
 
-from underlay import hookspecs
+import underlay.hookspecs
 from underlay.driver import FormatDriverInstance
 from underlay.errors import PluginConflictError, PluginError
 from underlay.installed import InstalledEntry, installed_entries
@@ -224,8 +224,8 @@ def load(entries: Iterable[InstalledEntry]) -> Registry:
 
 def _ask(entry: InstalledEntry) -> tuple[list[type[Any]], list[type[Any]]]:
     """Import one plug-in, and call its hooks in a plug-in manager of its own."""
-    manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
-    manager.add_hookspecs(hookspecs)
+    manager = pluggy.PluginManager(underlay.hookspecs.PROJECT_NAME)
+    manager.add_hookspecs(underlay.hookspecs)
     manager.register(entry.load(), name=entry.name)
     manager.check_pending()
     drivers = [cls for offer in manager.hook.underlay_format_drivers() for cls in offer]

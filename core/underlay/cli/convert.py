@@ -14,7 +14,7 @@ import click
 
 from underlay.capabilities import BitmapStore, CompressedWriter, Snapshottable, offers
 from underlay.cli import options
-from underlay.cli.format_options import FormatOptions, show_options
+from underlay.cli.format_options import NOT_OURS, FormatOptions, show_options
 from underlay.cli.output import echo, json_text, warn
 from underlay.cli.problems import CommandError, explain, hints_of
 from underlay.cli.progress import progress_options, reporting
@@ -347,8 +347,6 @@ def _check_bitmaps(source: SyncFormatAccess, kind: str, *, skip_broken: bool) ->
 
 
 def _values(target: str, kind: str, given: dict[str, str]) -> dict[str, object]:
-    from underlay.cli.create import NOT_OURS
-
     known = registry().driver(kind).create_options
     settings = FormatOptions(given)
     values = settings.values({**known, **_IGNORED}, refused=NOT_OURS)

@@ -11,7 +11,7 @@ import attrs
 import click
 
 from underlay.cli import options
-from underlay.cli.format_options import FormatOptions, show_creation_options
+from underlay.cli.format_options import NOT_OURS, FormatOptions, show_creation_options
 from underlay.cli.output import echo, json_text, printable
 from underlay.cli.problems import CommandError, hints_of, said
 from underlay.creating import create_image
@@ -22,22 +22,13 @@ from underlay.plugins import registry
 from underlay.storage import PreallocateMode
 from underlay.sync import SyncFormatAccess
 
-__all__ = ["NOT_OURS", "command"]
+__all__ = ["command"]
 
 #: Every format has it.
 _SIZE: Final[Mapping[str, OptionSpec]] = {"size": OptionSpec("Virtual disk size", type="size")}
 #: Of the layout of the JSON.
 _VERSION: Final = 1
 _NO_BACKING: Final = ("Could not open backing image.",)
-_UNENCRYPTED: Final = "images cannot be encrypted yet"
-_FOLDERS: Final = "set it for the folder, and new files in it have it"
-#: What qemu-img has and we have not, and why.
-NOT_OURS: Final = {
-    "encrypt.": _UNENCRYPTED,
-    "encryption": _UNENCRYPTED,
-    "extent_size_hint": _FOLDERS,
-    "nocow": _FOLDERS,
-}
 
 
 @options.command("create")

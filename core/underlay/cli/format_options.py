@@ -15,7 +15,7 @@ from underlay.errors import OptionError
 from underlay.plugins import registry
 from underlay.units import parse_size
 
-__all__ = ["FormatOptions", "show_creation_options", "show_options"]
+__all__ = ["NOT_OURS", "FormatOptions", "show_creation_options", "show_options"]
 
 _SIZE: Final = OptionSpec("Virtual disk size", type="size")
 #: What stands below the list where no file name says what further options there are.
@@ -34,6 +34,15 @@ _SIZE_HINT = (
     "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-",
     "and exabytes, respectively.",
 )
+_UNENCRYPTED: Final = "images cannot be encrypted yet"
+_FOLDERS: Final = "set it for the folder, and new files in it have it"
+#: What qemu-img has and we have not, and why.
+NOT_OURS: Final = {
+    "encrypt.": _UNENCRYPTED,
+    "encryption": _UNENCRYPTED,
+    "extent_size_hint": _FOLDERS,
+    "nocow": _FOLDERS,
+}
 
 
 @attrs.frozen

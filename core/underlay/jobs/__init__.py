@@ -8,83 +8,23 @@ An asynchronous program calls them with ``asyncio.to_thread``. They work on open
 blocking face (or on names, where they say so) and know no format.
 """
 
-# A job's module has the job's own name: all are imported here, so that the name means the function.
-from underlay.jobs.amend import amend, amend_options
-from underlay.jobs.bench import BenchResult, bench
-from underlay.jobs.bitmap import (
-    DirtyRange,
-    add_bitmap,
-    bitmaps,
-    clear_bitmap,
-    dirty_ranges,
-    disable_bitmap,
-    enable_bitmap,
-    merge_bitmap,
-    remove_bitmap,
-)
-from underlay.jobs.check import check, repair
-from underlay.jobs.commit import Committed, commit
-from underlay.jobs.compare import ComparisonResult, Difference, compare
-from underlay.jobs.convert import convert
-from underlay.jobs.copying import Copied
-from underlay.jobs.create import create
-from underlay.jobs.dd import DdResult, dd
-from underlay.jobs.digest import Digest, digest
-from underlay.jobs.info import image_info_json, info
-from underlay.jobs.map import MapEntry, map_image
-from underlay.jobs.measure import measure
-from underlay.jobs.picture import Picture, picture
-from underlay.jobs.progress import Progress, ProgressCallback
-from underlay.jobs.rebase import Rebased, rebase
-from underlay.jobs.resize import Resized, resize
-from underlay.jobs.salvage import SalvageCallback, Unreadable
-from underlay.jobs.snapshot import apply_snapshot, create_snapshot, delete_snapshot, snapshots
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "BenchResult",
-    "Committed",
-    "ComparisonResult",
-    "Copied",
-    "DdResult",
-    "Difference",
-    "Digest",
-    "DirtyRange",
-    "MapEntry",
-    "Picture",
-    "Progress",
-    "ProgressCallback",
-    "Rebased",
-    "Resized",
-    "SalvageCallback",
-    "Unreadable",
-    "add_bitmap",
-    "amend",
-    "amend_options",
-    "apply_snapshot",
-    "bench",
-    "bitmaps",
-    "check",
-    "clear_bitmap",
-    "commit",
-    "compare",
-    "convert",
-    "create",
-    "create_snapshot",
-    "dd",
-    "delete_snapshot",
-    "digest",
-    "dirty_ranges",
-    "disable_bitmap",
-    "enable_bitmap",
-    "image_info_json",
-    "info",
-    "map_image",
-    "measure",
-    "merge_bitmap",
-    "picture",
-    "rebase",
-    "remove_bitmap",
-    "repair",
-    "resize",
-    "snapshots",
-]
+from underlay.lazy import LazyPackage
+
+if TYPE_CHECKING:
+    from underlay.jobs.public import *  # noqa: F403 - the names, for type checkers
+    from underlay.jobs.public import __all__ as __all__
+
+
+class _Jobs(LazyPackage):
+    """A job's module has the job's own name, which here means the function."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not isinstance(value, ModuleType):  # an import would bind the module
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Jobs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from underlay import checking
+import underlay.checking
 from underlay.capabilities import CheckResult, Finding
 from underlay.checking import repair
 from underlay.jobs.progress import Progress, ProgressCallback
@@ -48,7 +48,7 @@ def check(
     counted: Callable[[int, int], None] | None = None
     if progress is not None:
         counted = _counting(progress)
-    return checking.check(
+    return underlay.checking.check(
         target,
         format=format,
         limits=limits,

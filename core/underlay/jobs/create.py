@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from underlay import blocking
+import underlay.blocking
 from underlay.gate import ImplicitOpenGate
 from underlay.limits import Limits
 from underlay.targets import Target
@@ -35,7 +35,7 @@ def create(
         StorageExistsError: the target exists, and ``overwrite`` was not said.
         OptionError: an option is unknown, or its value is.
     """
-    blocking.create(
+    underlay.blocking.create(
         target,
         format=format,
         size=size,

@@ -1,0 +1,81 @@
+"""The public names of ``underlay.jobs``; the package has them from here (see ``underlay.lazy``)."""
+
+from underlay.jobs.amend import amend, amend_options
+from underlay.jobs.bench import BenchResult, bench
+from underlay.jobs.bitmap import (
+    DirtyRange,
+    add_bitmap,
+    bitmaps,
+    clear_bitmap,
+    dirty_ranges,
+    disable_bitmap,
+    enable_bitmap,
+    merge_bitmap,
+    remove_bitmap,
+)
+from underlay.jobs.check import check, repair
+from underlay.jobs.commit import Committed, commit
+from underlay.jobs.compare import ComparisonResult, Difference, compare
+from underlay.jobs.convert import convert
+from underlay.jobs.copying import Copied
+from underlay.jobs.create import create
+from underlay.jobs.dd import DdResult, dd
+from underlay.jobs.digest import Digest, digest
+from underlay.jobs.info import image_info_json, info
+from underlay.jobs.map import MapEntry, map_image
+from underlay.jobs.measure import measure
+from underlay.jobs.picture import Picture, picture
+from underlay.jobs.progress import Progress, ProgressCallback
+from underlay.jobs.rebase import Rebased, rebase
+from underlay.jobs.resize import Resized, resize
+from underlay.jobs.salvage import SalvageCallback, Unreadable
+from underlay.jobs.snapshot import apply_snapshot, create_snapshot, delete_snapshot, snapshots
+
+__all__ = [
+    "BenchResult",
+    "Committed",
+    "ComparisonResult",
+    "Copied",
+    "DdResult",
+    "Difference",
+    "Digest",
+    "DirtyRange",
+    "MapEntry",
+    "Picture",
+    "Progress",
+    "ProgressCallback",
+    "Rebased",
+    "Resized",
+    "SalvageCallback",
+    "Unreadable",
+    "add_bitmap",
+    "amend",
+    "amend_options",
+    "apply_snapshot",
+    "bench",
+    "bitmaps",
+    "check",
+    "clear_bitmap",
+    "commit",
+    "compare",
+    "convert",
+    "create",
+    "create_snapshot",
+    "dd",
+    "delete_snapshot",
+    "digest",
+    "dirty_ranges",
+    "disable_bitmap",
+    "enable_bitmap",
+    "image_info_json",
+    "info",
+    "map_image",
+    "measure",
+    "merge_bitmap",
+    "picture",
+    "rebase",
+    "remove_bitmap",
+    "repair",
+    "resize",
+    "snapshots",
+]
