@@ -129,7 +129,7 @@ def _no_barrier_before_refcount_pointers(patch: Patch) -> None:
 
 
 def _no_barrier_around_the_header(patch: Patch) -> None:
-    _no_barrier_inside(patch, Writeback, "_write_header")
+    _no_barrier_inside(patch, Writeback, "_lead")
 
 
 # -- promises

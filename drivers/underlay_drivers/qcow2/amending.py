@@ -27,6 +27,7 @@ from underlay_drivers.qcow2.create_options import AMEND_OPTIONS
 from underlay_drivers.qcow2.downgrading import check_downgrade, expand_zero_clusters
 from underlay_drivers.qcow2.header import Extension, Header
 from underlay_drivers.qcow2.snapshots import SnapshotEntry, read_snapshots
+from underlay_drivers.qcow2.writeback import HeaderSwitch
 
 if TYPE_CHECKING:
     from underlay.limits import Limits
@@ -204,12 +205,10 @@ async def amend(
             await width.check(progress)
         if amendment.target(disk.header).version > disk.header.version:
             await _complete_snapshots(writer, entries)
-        target = amendment.target(disk.header)
-        if target != disk.header:
-            await to_the_end(_rewrite(writer, target))
+        await _switch(writer, amendment.target)
         if width is not None:
             await width.change()
-        await _set_flags(writer, amendment.flags(disk.header))
+        await _switch(writer, amendment.flags)
     if size > disk.size():
         await disk.resize_grow(size, PreallocateMode.OFF)
     elif size < disk.size():
@@ -217,7 +216,7 @@ async def amend(
     if downgrades:
         async with writer.alone():
             await expand_zero_clusters(writer, limits, progress)
-            await to_the_end(_rewrite(writer, downgraded(disk.header)))
+            await _switch(writer, downgraded)
 
 
 def _new_width(writer: ImageWriter, amendment: Amendment, limits: Limits) -> RefcountWidth | None:
@@ -229,19 +228,10 @@ def _new_width(writer: ImageWriter, amendment: Amendment, limits: Limits) -> Ref
     return RefcountWidth(writer, bits, limits)
 
 
-async def _set_flags(writer: ImageWriter, header: Header) -> None:
-    """Let the feature bits be those of ``header``."""
-    if header != writer.disk.header:
-        await writer.back.update_header(
-            compatible_features=header.compatible_features,
-            autoclear_features=header.autoclear_features,
-        )
-
-
-async def _rewrite(writer: ImageWriter, header: Header) -> None:
-    await writer.back.rewrite_header(header)
-    writer.disk.judge_by(writer.disk.header)
-    writer.disk.renamed()
+async def _switch(writer: ImageWriter, change: Callable[[Header], Header]) -> None:
+    """Let the header be another, if it is."""
+    if change(writer.disk.header) != writer.disk.header:
+        await writer.back.switch_header(HeaderSwitch(change=change))
 
 
 async def _complete_snapshots(writer: ImageWriter, entries: tuple[SnapshotEntry, ...]) -> None:
@@ -263,12 +253,13 @@ async def _complete_snapshots(writer: ImageWriter, entries: tuple[SnapshotEntry,
             await to_the_end(writer.give_back_metadata(offset, clusters))
         raise
 
-    async def switch() -> None:
-        old = disk.header.snapshots_offset
-        await back.update_header(snapshots_offset=offset)
-        back.release(old, writer.clusters(sum(len(entry.pack()) for entry in entries)))
-
-    await to_the_end(switch())
+    old_bytes = sum(len(entry.pack()) for entry in entries)
+    await back.switch_header(
+        HeaderSwitch(
+            change=lambda header: attrs.evolve(header, snapshots_offset=offset),
+            freed=[(disk.header.snapshots_offset, writer.clusters(old_bytes))],
+        )
+    )
 
 
 def _check_snapshots(entries: tuple[SnapshotEntry, ...], size: int) -> None:

@@ -29,6 +29,7 @@ from underlay_drivers.qcow2.bitmap_data import BitmapShape, load_bitmap_table, s
 from underlay_drivers.qcow2.bitmaps import BitmapEntry, find_bitmap, read_bitmaps
 from underlay_drivers.qcow2.header import BitmapsExtension, Extension, Header, text
 from underlay_drivers.qcow2.tables import Table, packed
+from underlay_drivers.qcow2.writeback import HeaderSwitch
 
 if TYPE_CHECKING:
     from underlay.capabilities import BitmapStore
@@ -309,9 +310,7 @@ class BitmapChange:
     async def list(self, entries: Sequence[BitmapEntry], freed: Sequence[Freed] = ()) -> None:
         """Let the image have these bitmaps from now on; ``freed`` is what it does without."""
         writer = self.writer
-        header, old = writer.disk.header, None
-        if self.entries:
-            old = header.bitmaps
+        old = writer.disk.header.bitmaps if self.entries else None
         extension = None
         if entries:
             directory = b"".join(entry.pack() for entry in entries)
@@ -329,15 +328,16 @@ class BitmapChange:
                 directory_size=len(directory),
                 directory_offset=await self._write(directory, metadata=True),
             )
+        if old is not None:
+            freed = [*freed, (old.directory_offset, writer.clusters(old.directory_size))]
         await writer.back.flush()
+        await to_the_end(self._switch(extension, freed))
 
-        async def switch() -> None:
-            await writer.back.rewrite_header(_with_bitmaps(header, extension))
-            self._shown(freed)
-            if old is not None:
-                writer.back.release(old.directory_offset, writer.clusters(old.directory_size))
-
-        await to_the_end(switch())
+    async def _switch(self, extension: BitmapsExtension | None, freed: Sequence[Freed]) -> None:
+        await self.writer.back.switch_header(
+            HeaderSwitch(change=lambda header: _with_bitmaps(header, extension), freed=freed)
+        )
+        self._made.clear()
 
     async def overwrite(
         self, number: int, field: int, data: bytes, freed: Sequence[Freed] = ()
@@ -358,14 +358,11 @@ class BitmapChange:
             except UnderlayError as error:
                 writer.back.give_up("the bitmap directory could not be written", error)
                 raise
-            self._shown(freed)
+            self._made.clear()
+            for offset, clusters in freed:
+                writer.back.release(offset, clusters)
 
         await to_the_end(write())
-
-    def _shown(self, freed: Sequence[Freed]) -> None:
-        self._made.clear()
-        for offset, clusters in freed:
-            self.writer.back.release(offset, clusters)
 
 
 def _with_bitmaps(header: Header, bitmaps: BitmapsExtension | None) -> Header:

@@ -116,22 +116,20 @@ class ClusterTables(FormatDriverInstance):
             )
         )
 
-    def judge_by(self, header: Header) -> None:
-        """Judge entries by the rules for this header, which has another version than before."""
+    def follow(self, header: Header, l1: Table | None = None) -> None:
+        """Be what a header says that has been written: its size, and its version's rules.
+
+        With ``l1`` its L1 table is that one, in which nothing is dirty.
+        """
         self.geometry = Geometry.of(header)
         self._plain_bad = self.geometry.plain_bad
-
-    def replace_l1(self, header: Header, l1: Table) -> None:
-        """Map through another L1 table, which leads to the same as far as the old one went."""
-        self._look_at_header(header, l1, header.l1_table_offset)
-        self._l1_offset = header.l1_table_offset
-        self.l1 = l1
-
-    def show_again(self, header: Header, l1: Table, *, size: int) -> None:
-        """Map through another L1 table from now on, which leads elsewhere."""
-        self.replace_l1(header, l1)
-        self.set_size(size)
-        self._cache.clear()
+        if l1 is not None:
+            self._l1_offset = header.l1_table_offset
+            self.l1 = l1
+        self._look_at_header(header, self.l1, self._l1_offset)
+        self.set_size(header.size)
+        if l1 is not None:
+            self._cache.clear()
 
     def set_size(self, size: int) -> None:
         """Let the disk end at ``size`` bytes."""

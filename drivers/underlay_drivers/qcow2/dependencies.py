@@ -27,6 +27,7 @@ from underlay_drivers.qcow2.mappings import ClusterMap
 if TYPE_CHECKING:
     from underlay.access import FormatAccess, Resources
     from underlay.sync import SyncFormatAccess
+    from underlay_drivers.qcow2.tables import Table
 
 __all__ = ["Dependencies", "named_objects"]
 
@@ -63,10 +64,12 @@ class Dependencies(ClusterMap):
 
     # -- for the core
 
-    def follow(self, header: Header) -> None:
-        """Know where the tables are that a header leads to which has been written."""
+    def follow(self, header: Header, l1: Table | None = None) -> None:
+        """See ``ClusterTables.follow``. A backing image that is attached stays."""
         self.header = header
-        self._look_at_header(header, self.l1, self._l1_offset)
+        super().follow(header, l1)
+        if self._backing_pending is not None:
+            self._backing_pending = header.backing_file
 
     def references(self) -> Sequence[Reference]:
         """See ``FormatDriverInstance.references``."""
@@ -101,11 +104,6 @@ class Dependencies(ClusterMap):
     def backing(self) -> FormatDriverInstance | None:
         """See ``FormatDriverInstance.backing``."""
         return self._backing
-
-    def renamed(self) -> None:
-        """The header names another backing image; one that is attached stays."""
-        if self._backing_pending is not None:
-            self._backing_pending = self.header.backing_file
 
     def nothing_stays_zero(self) -> bool:
         """Whether what is not mapped reads as zeroes, whoever opens the image next.

@@ -27,9 +27,13 @@ _SECTOR: Final = layout.SECTOR
 def plan_header(old: Header, new: Header) -> tuple[list[Step], Header]:
     """The steps from one header to another, and the new one with its backing name placed.
 
+    Where the extensions and names stay as they are, that is one step, within the first sector.
+
     Raises:
         LimitExceededError: there is no room for it in the first cluster.
     """
+    if _area(new) == _area(old):
+        return [(0, new.fixed_bytes())], new
     # A gap is left over only where a rewriting was cut off.
     kept = tuple(e for e in new.extensions if e.type != layout.EXTENSION_GAP)
     new = attrs.evolve(new, extensions=kept)
@@ -52,6 +56,18 @@ def plan_header(old: Header, new: Header) -> tuple[list[Step], Header]:
     if last > leftover:
         steps.append((leftover, bytes(last - leftover)))
     return steps, placed
+
+
+def _area(header: Header) -> tuple[object, ...]:
+    """What stands behind the fixed fields, and where."""
+    return (
+        header.version,
+        header.header_length,
+        header.additional,
+        header.extensions,
+        header.backing_file_offset,
+        header.backing_name,
+    )
 
 
 def _used(header: Header) -> int:

@@ -18,10 +18,10 @@ from underlay_drivers.qcow2.findings import Report
 from underlay_drivers.qcow2.rebuild import Rebuild
 from underlay_drivers.qcow2.refcount_check import StoredRefcounts
 from underlay_drivers.qcow2.references import References
+from underlay_drivers.qcow2.writeback import HeaderSwitch
 
 if TYPE_CHECKING:
     from underlay.limits import Limits
-    from underlay_drivers.qcow2.header import Header
     from underlay_drivers.qcow2.writing import ImageWriter
 
 __all__ = ["RefcountWidth"]
@@ -55,18 +55,14 @@ class RefcountWidth:
             rebuild.plan()
             await rebuild.write_structures()
             # The old structures are not among the new counts: they are free from now on.
-            await to_the_end(self._switch(rebuild.header))
+            await to_the_end(self._switch(rebuild))
             with suppress(StorageError):
                 for offset in old:
                     await disk.image.discard(offset, disk.geometry.cluster_size)
 
-    async def _switch(self, new: Header) -> None:
+    async def _switch(self, rebuild: Rebuild) -> None:
         """Let the header lead to the new structures, and count in those."""
-        await self._writer.back.change_header(
-            refcount_table_offset=new.refcount_table_offset,
-            refcount_table_clusters=new.refcount_table_clusters,
-            refcount_order=new.refcount_order,
-        )
+        await self._writer.back.switch_header_now(HeaderSwitch(change=lambda _: rebuild.header))
         await self._writer.look_around()
 
     def _structures(self, stored: StoredRefcounts) -> list[int]:

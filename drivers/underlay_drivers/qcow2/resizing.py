@@ -9,12 +9,15 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Final
 
+import attrs
+
 from underlay.errors import LimitExceededError, UnsupportedOperationError
 from underlay.face import to_the_end
 from underlay.storage import PreallocateMode
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.preallocating import preallocate
 from underlay_drivers.qcow2.tables import UNALLOCATED, ZERO, Table, packed
+from underlay_drivers.qcow2.writeback import HeaderSwitch
 from underlay_drivers.qcow2.zeroing import Goal, change_entries
 
 if TYPE_CHECKING:
@@ -117,11 +120,7 @@ async def _publish(writer: ImageWriter, size: int) -> None:
     if writer.tracking is not None:
         await writer.tracking.take_all()
 
-    async def publish() -> None:
-        await writer.back.update_header(size=size)
-        writer.disk.set_size(size)
-
-    await to_the_end(publish())
+    await writer.back.switch_header(HeaderSwitch(change=lambda old: attrs.evolve(old, size=size)))
 
 
 async def _move_l1(writer: ImageWriter, table: Table) -> None:
@@ -143,13 +142,13 @@ async def _move_l1(writer: ImageWriter, table: Table) -> None:
         await to_the_end(writer.give_back_metadata(offset, clusters))
         raise
 
-    async def switch() -> None:
-        await back.update_header(l1_table_offset=offset, l1_size=len(table))
-        disk.replace_l1(disk.header, table)
-        if old_entries:
-            back.release(old_offset, -(-old_entries * 8 // cluster))
-
-    await to_the_end(switch())
+    await back.switch_header(
+        HeaderSwitch(
+            change=lambda old: attrs.evolve(old, l1_table_offset=offset, l1_size=len(table)),
+            l1=table,
+            freed=[(old_offset, -(-old_entries * 8 // cluster))] if old_entries else (),
+        )
+    )
 
 
 async def _clear_beyond(writer: ImageWriter, size: int) -> None:

@@ -32,10 +32,12 @@ from underlay_drivers.qcow2.snapshots import (
     snapshot_view,
 )
 from underlay_drivers.qcow2.tables import Table, empty_table, packed, swap
+from underlay_drivers.qcow2.writeback import HeaderSwitch
 
 if TYPE_CHECKING:
     from underlay.limits import Limits
     from underlay_drivers.qcow2.dirty import Freed
+    from underlay_drivers.qcow2.header import Header
     from underlay_drivers.qcow2.writing import ImageWriter
 
 __all__ = ["apply_snapshot", "create_snapshot", "delete_snapshot"]
@@ -75,8 +77,7 @@ async def create_snapshot(writer: ImageWriter, name: str, limits: Limits) -> Sna
                 l1[number] = await _write_new(writer, packed(table)) | layout.COPIED
         place = await _write_new(writer, packed(l1))
         fields, freed = await _write_entries(writer, entries, (*entries, entry))
-        shown = _Shown(l1=l1, l1_table_offset=place, size=disk.size(), freed=freed)
-        await to_the_end(_switch(writer, shown, fields))
+        await _switch(writer, l1, freed, l1_table_offset=place, **fields)
     return entry
 
 
@@ -100,8 +101,7 @@ async def apply_snapshot(writer: ImageWriter, wanted: str, limits: Limits) -> No
                 await _count_shared(writer, offset, table)
             l1.extend([0] * (-(-size >> disk.geometry.l1_shift) - len(l1)))
             place = await _write_new(writer, packed(l1))
-            shown = _Shown(l1=l1, l1_table_offset=place, size=size, freed=freed)
-            await to_the_end(_switch(writer, shown, {}))
+            await _switch(writer, l1, freed, l1_table_offset=place, size=size)
         await back.flush()
         await back.sync()
 
@@ -126,8 +126,7 @@ async def delete_snapshot(writer: ImageWriter, wanted: str, limits: Limits) -> N
                 place = await _write_new(writer, packed(l1))
             left = tuple(other for other in entries if other is not entry and other != entry)
             fields, gone = await _write_entries(writer, entries, left)
-            shown = _Shown(l1=l1, l1_table_offset=place, size=disk.size(), freed=freed + gone)
-            await to_the_end(_switch(writer, shown, fields))
+            await _switch(writer, l1, freed + gone, l1_table_offset=place, **fields)
         await back.flush()
         await back.sync()
 
@@ -141,22 +140,9 @@ async def _tell_bitmaps(writer: ImageWriter, size: int) -> None:
         writer.tracking.mark(0, max(size, writer.disk.size()))
 
 
-@attrs.frozen(kw_only=True)
-class _Shown:
-    """What the disk is from the switch on."""
-
-    l1: Table
-    #: Host offset.
-    l1_table_offset: int
-    #: Guest bytes.
-    size: int
-    #: What nothing leads to any more then.
-    freed: list[Freed]
-
-
 @asynccontextmanager
 async def _all_or_nothing(writer: ImageWriter) -> AsyncGenerator[None]:
-    """Changes to counts that go to disk with one ``switch``; a failure before that undoes them."""
+    """Changes to counts that go to disk with one switch; a failure before that undoes them."""
     async with writer.back.all_at_once():
         try:
             yield
@@ -167,18 +153,13 @@ async def _all_or_nothing(writer: ImageWriter) -> AsyncGenerator[None]:
             raise
 
 
-async def _switch(writer: ImageWriter, shown: _Shown, fields: dict[str, int]) -> None:
-    """Let the header lead to all that is new, and the disk be what it leads to.
+async def _switch(writer: ImageWriter, l1: Table, freed: Sequence[Freed], **fields: int) -> None:
+    """Let the header lead to all that is new, and the disk map through this L1 table."""
 
-    In one: were somebody cancelled in between, he would go on writing what is a snapshot's now.
-    """
-    disk, l1 = writer.disk, shown.l1
-    await writer.back.switch(
-        l1_table_offset=shown.l1_table_offset, l1_size=len(l1), size=shown.size, **fields
-    )
-    disk.show_again(disk.header, l1, size=shown.size)
-    for offset, clusters in shown.freed:
-        writer.back.release(offset, clusters)
+    def change(header: Header) -> Header:
+        return attrs.evolve(header, l1_size=len(l1), **fields)  # type: ignore[arg-type]
+
+    await writer.back.switch_all(HeaderSwitch(change=change, l1=l1, freed=freed))
 
 
 async def _write_entries(

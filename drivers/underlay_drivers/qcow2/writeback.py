@@ -18,7 +18,7 @@ ended. Only then are they punched, counted down, and used again.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -27,20 +27,37 @@ import attrs
 from underlay.errors import ConflictError
 from underlay.face import is_blocking, to_the_end
 from underlay.locks import Lock
-from underlay_drivers.qcow2.dirty import Work
+from underlay_drivers.qcow2.dirty import Freed, Work
 from underlay_drivers.qcow2.freeing import LateFreeing
+from underlay_drivers.qcow2.header_writing import plan_header
 
 if TYPE_CHECKING:
     from underlay_drivers.qcow2.allocation import Allocator
     from underlay_drivers.qcow2.dependencies import Dependencies
     from underlay_drivers.qcow2.header import Header
+    from underlay_drivers.qcow2.tables import Table
 
-__all__ = ["Writeback"]
+__all__ = ["HeaderSwitch", "Writeback"]
 
 #: Seconds to wait for leases to end.
 _LONGEST_LEASE: Final = 10.0
 #: Items that may wait for a barrier.
 _WRITTEN_MOST: Final = 1 << 16
+
+
+@attrs.frozen(kw_only=True)
+class HeaderSwitch:
+    """From one header to another; the disk is what the new one says once that is durable."""
+
+    #: The new header for the one that there is when nobody else can change it any more.
+    change: Callable[[Header], Header]
+    #: The L1 table that the new one leads to, if that is another; nothing in it is dirty.
+    l1: Table | None = None
+    #: What nothing leads to any more then, to be freed late.
+    freed: Sequence[Freed] = ()
+
+
+_NO_SWITCH: Final = HeaderSwitch(change=lambda header: header)
 
 
 class Writeback(LateFreeing):
@@ -133,11 +150,11 @@ class Writeback(LateFreeing):
         await self._cut_tail()
         await self._barrier(self._storages())
 
-    async def _write(self, work: Work, fields: dict[str, int] | None = None) -> None:
+    async def _write(self, work: Work, switch: HeaderSwitch = _NO_SWITCH) -> None:
         """Write what was taken; what cannot be written is dirty again."""
         counted = linked = False
         try:
-            await self._write_unlinked(work, fields or {})
+            await self._write_unlinked(work, switch)
             counted = True
             moved = work.refcounts is not None and work.refcounts.moved is not None
             if work.shows and not moved:  # moving the table has synced all of it
@@ -155,7 +172,7 @@ class Writeback(LateFreeing):
                 if number not in self._dirty_l2:
                     self._disk.unpin_table(number)
 
-    async def _write_unlinked(self, work: Work, fields: dict[str, int]) -> None:
+    async def _write_unlinked(self, work: Work, switch: HeaderSwitch) -> None:
         """Everything to which nothing on disk leads yet; of refcount blocks also what leads there.
 
         Afterwards the counts are durable with the next barrier.
@@ -169,8 +186,15 @@ class Writeback(LateFreeing):
         if changes.moved is not None:
             offset, table, clusters = changes.moved
             await self._disk.image.write(table, offset)
-            pointer = {"refcount_table_offset": offset, "refcount_table_clusters": clusters}
-            await self._write_header(pointer | fields)
+
+            def lead(header: Header) -> Header:
+                return attrs.evolve(
+                    switch.change(header),
+                    refcount_table_offset=offset,
+                    refcount_table_clusters=clusters,
+                )
+
+            await self._lead(attrs.evolve(switch, change=lead))
             self._written += changes.superseded
         elif changes.entry_bytes:
             await self._barrier([self._disk.image])
@@ -193,7 +217,7 @@ class Writeback(LateFreeing):
 
     @asynccontextmanager
     async def all_at_once(self) -> AsyncGenerator[None]:
-        """Changes made while this is held reach the disk with ``switch``, all of them or none.
+        """Changes made while this is held reach the disk with ``switch_all``, all or none.
 
         It begins with nothing dirty, and what others use too is counted without what was let go;
         nobody flushes meanwhile.
@@ -220,8 +244,30 @@ class Writeback(LateFreeing):
             self._ready.clear()
             yield
 
-    async def switch(self, **fields: int) -> None:
-        """Change the header, and with it all counts, in one write: inside ``all_at_once``.
+    async def switch_header(self, switch: HeaderSwitch) -> None:
+        """Let the image have another header: after all that was written, and before the rest.
+
+        A crash leaves the old one or the new one. It happens whole or not at all, even where the
+        caller is cancelled.
+
+        Raises:
+            LimitExceededError: there is no room for it; nothing was written.
+            StorageError: it could not be written; the image cannot be written any more.
+        """
+
+        async def alone() -> None:
+            async with self._flushing:
+                self.check()
+                await self._lead(switch)
+
+        await to_the_end(alone())
+
+    async def switch_header_now(self, switch: HeaderSwitch) -> None:
+        """``switch_header`` for one who is inside ``all_at_once``."""
+        await to_the_end(self._lead(switch))
+
+    async def switch_all(self, switch: HeaderSwitch) -> None:
+        """``switch_header_now``, and with it all counts, in one write.
 
         Counts that have changed go to new places, and so does the refcount table.
         """
@@ -229,54 +275,20 @@ class Writeback(LateFreeing):
             await self.allocator.relocate()
             work = self._take()
         assert work is not None
-        await to_the_end(self._write(work, fields))
+        await to_the_end(self._write(work, switch))
 
-    async def update_header(self, **fields: int) -> None:
-        """Change fields of the header at once: after all that was written, and before the rest.
-
-        Raises:
-            StorageError: it could not be written; the image cannot be written any more.
-        """
-        async with self._flushing:
-            self.check()
-            await to_the_end(self._write_header(fields))
-
-    async def _write_header(self, fields: dict[str, int]) -> None:
-        await self._barrier(self._storages())
-        header = attrs.evolve(self._disk.header, **fields)  # type: ignore[arg-type]
-        try:
-            await self._disk.image.write(header.fixed_bytes(), 0)
-            self._disk.follow(header)
-        except BaseException as error:
-            self.give_up("the header could not be written", error)
-            raise
-        await self._barrier(self._storages())
-
-    async def change_header(self, **fields: int) -> None:
-        """``update_header`` for one who is inside ``all_at_once``."""
-        await to_the_end(self._write_header(fields))
-
-    async def rewrite_header(self, header: Header) -> None:
-        """Write another header, its extensions and names included; otherwise ``update_header``.
-
-        Raises:
-            LimitExceededError: there is no room for it; nothing was written.
-        """
-        from underlay_drivers.qcow2.header_writing import plan_header
-
-        async with self._flushing:
-            self.check()
-            steps, placed = plan_header(self._disk.header, header)
-            await to_the_end(self._take_steps(steps, placed))
-
-    async def _take_steps(self, steps: list[tuple[int, bytes]], placed: Header) -> None:
+    async def _lead(self, switch: HeaderSwitch) -> None:
+        """Write another header, durably, and let the disk be what it says."""
         image = self._disk.image
+        steps, header = plan_header(self._disk.header, switch.change(self._disk.header))
         await self._barrier(self._storages())
         try:
             for offset, data in steps:
                 await image.write(data, offset)
                 await self._barrier([image])
-            self._disk.follow(placed)
+            self._disk.follow(header, switch.l1)
         except BaseException as error:
             self.give_up("the header could not be written", error)
             raise
+        for offset, clusters in switch.freed:
+            self.release(offset, clusters)

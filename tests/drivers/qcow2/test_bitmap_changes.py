@@ -243,3 +243,20 @@ def test_a_terabyte_of_granules_takes_little_memory(ends: Ends) -> None:
         assert 4096 <= len(first.ranges) < 100_000
     assert len(dirty(ends.path, "fine")) == 10_000
     ends.qemu_img("check", "-q", ends.path)
+
+
+def test_the_refcount_table_may_move_for_a_bitmap(ends: Ends) -> None:
+    """With 512-byte clusters and 64 bits a count, a table of one cluster ends at 2 MiB."""
+    ends.create(8 << 20, cluster_size=512, refcount_bits=64)
+    with ends.open(writable=True) as disk:
+        disk.write(b"x" * (1981 << 10), 0)
+    tables = set[int]()
+    for number in range(5):
+        with ends.open(writable=True) as disk:
+            disk.write(b"y" * 512, (1981 << 10) + number * 512)
+        tables.add(ends.header.refcount_table_offset)
+        jobs.add_bitmap(ends.path, "new")
+        tables.add(ends.header.refcount_table_offset)
+        ends.qemu_img("check", "-q", ends.path)
+        jobs.remove_bitmap(ends.path, "new")
+    assert len(tables) > 1
