@@ -1,0 +1,16 @@
+"""What the tests of hostile images share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from .bases import Bases
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory, qemu: Callable[[str], str]) -> Bases:
+    """The undamaged images."""
+    qemu("qemu-img"), qemu("qemu-io")  # skips, or fails, where they are not installed
+    return Bases(tmp_path_factory.mktemp("bases"))
