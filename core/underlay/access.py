@@ -25,6 +25,7 @@ from underlay.info import ImageInfo, describe_image
 from underlay.lifecycle import Lifecycle
 from underlay.mapping import Backing, Data, DiskExtent, Eof, Mapping
 from underlay.reading import Reader, bare, resolve
+from underlay.steps import StepsCallback
 from underlay.storage import AnyStorage, PreallocateMode
 from underlay.units import parse_size
 from underlay.writing import Writer
@@ -387,17 +388,26 @@ class FormatAccess:
     # -- size and buffers
 
     async def resize(
-        self, size: int | str, preallocation: PreallocateMode | str = PreallocateMode.OFF
+        self,
+        size: int | str,
+        preallocation: PreallocateMode | str = PreallocateMode.OFF,
+        progress: StepsCallback | None = None,
     ) -> None:
-        """Make the disk ``size`` bytes long; new bytes are zeroes, cut bytes never come back."""
+        """Make the disk ``size`` bytes long; new bytes are zeroes, cut bytes never come back.
+
+        ``progress`` is told how many bytes of how many are dealt with (see ``underlay.steps``).
+        """
         mode = PreallocateMode.parse(preallocation)
         if parse_size(size) < self.size:
-            await self.resize_shrink(size)
+            await self.resize_shrink(size, progress)
         else:
-            await self.resize_grow(size, mode)
+            await self.resize_grow(size, mode, progress)
 
     async def resize_grow(
-        self, size: int | str, preallocation: PreallocateMode | str = PreallocateMode.OFF
+        self,
+        size: int | str,
+        preallocation: PreallocateMode | str = PreallocateMode.OFF,
+        progress: StepsCallback | None = None,
     ) -> None:
         """Grow to ``size``; nothing happens if the disk is that large already."""
         wanted = parse_size(size)
@@ -406,16 +416,16 @@ class FormatAccess:
             self._check_change(0, 0)
             if wanted > self._driver.size():
                 async with nullcontext() if self._guard is None else self._guard.resize(wanted):
-                    await self._driver.resize_grow(wanted, mode)
+                    await self._driver.resize_grow(wanted, mode, progress)
 
-    async def resize_shrink(self, size: int | str) -> None:
+    async def resize_shrink(self, size: int | str, progress: StepsCallback | None = None) -> None:
         """Shrink to ``size``; nothing happens if the disk is that small already."""
         wanted = parse_size(size)
         with self._life.call():
             self._check_change(0, 0)
             if wanted < self._driver.size():
                 async with nullcontext() if self._guard is None else self._guard.resize(wanted):
-                    await self._driver.resize_shrink(wanted)
+                    await self._driver.resize_shrink(wanted, progress)
 
     async def flush(self) -> None:
         """Write internal buffers to the storages. Durable is what was flushed and then synced."""

@@ -2,7 +2,8 @@
 
 Optional protocols that a driver may subclass by name. A program asks a disk for one
 (``disk.capability(Describable)``) and gets an object or None; jobs ask for these and name no
-format. Methods that a driver does not override raise ``UnsupportedOperationError``.
+format. Methods that a driver does not override raise ``UnsupportedOperationError``. What may take
+long tells ``progress``; ``underlay.steps`` says how.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import attrs
 
 from underlay.errors import UnsupportedOperationError
 from underlay.limits import Limits
+from underlay.steps import StepsCallback
 
 if TYPE_CHECKING:
     from underlay.driver import OptionSpec
@@ -223,14 +225,13 @@ class Checkable(Protocol):
     @abstractmethod
     async def check(
         self,
-        progress: Callable[[int, int], None] | None = None,
+        progress: StepsCallback | None = None,
         *,
         report: Callable[[Finding], None] | None = None,
     ) -> CheckResult:
         """Read all metadata and report; changes nothing.
 
-        ``progress`` is told how many steps of how many are done, ``report`` of each finding at
-        once, however many there are.
+        ``report`` is told of each finding at once, however many there are.
 
         Raises:
             CorruptImageError: so much is wrong that nothing can be checked.
@@ -250,11 +251,13 @@ class Repairable(Checkable, Protocol):
         leaks_only: bool,
         dry_run: bool = False,
         report: Callable[[Finding | Repair], None] | None = None,
+        progress: StepsCallback | None = None,
     ) -> CheckResult:
         """Mend, or with ``dry_run`` say what would be done.
 
         ``corruptions`` and ``leaks`` are what is left, found by a second check; what cannot be
-        mended stays as it is. With ``dry_run`` they are what there is now.
+        mended stays as it is. With ``dry_run`` they are what there is now. Cancelled at any point,
+        it leaves the image no worse than it was, and perhaps mended in part.
 
         Raises:
             ReadOnlyError: the image is not open for writing, and this is no dry run.
@@ -273,15 +276,15 @@ class Snapshottable(Protocol):
         """All of them, in the image's order."""
         ...
 
-    async def create_snapshot(self, name: str) -> Snapshot:
+    async def create_snapshot(self, name: str, progress: StepsCallback | None = None) -> Snapshot:
         """Take one of the disk as it is now."""
         raise UnsupportedOperationError("this format cannot create snapshots")
 
-    async def apply_snapshot(self, id_or_name: str) -> None:
+    async def apply_snapshot(self, id_or_name: str, progress: StepsCallback | None = None) -> None:
         """Make the disk what it was then."""
         raise UnsupportedOperationError("this format cannot apply snapshots")
 
-    async def delete_snapshot(self, id_or_name: str) -> None:
+    async def delete_snapshot(self, id_or_name: str, progress: StepsCallback | None = None) -> None:
         """Remove one."""
         raise UnsupportedOperationError("this format cannot delete snapshots")
 
@@ -321,7 +324,12 @@ class BitmapStore(Protocol):
         raise UnsupportedOperationError("this format cannot tell what its bitmaps hold")
 
     async def add_bitmap(
-        self, name: str, *, granularity: int | None = None, enabled: bool = True
+        self,
+        name: str,
+        *,
+        granularity: int | None = None,
+        enabled: bool = True,
+        progress: StepsCallback | None = None,
     ) -> Bitmap:
         """Add one that has no dirty bytes, of ``granularity`` bytes (a power of two) a bit.
 
@@ -331,11 +339,11 @@ class BitmapStore(Protocol):
         """
         raise UnsupportedOperationError("this format cannot store bitmaps")
 
-    async def remove_bitmap(self, name: str) -> None:
+    async def remove_bitmap(self, name: str, progress: StepsCallback | None = None) -> None:
         """Remove one, whatever state it is in."""
         raise UnsupportedOperationError("this format cannot remove bitmaps")
 
-    async def clear_bitmap(self, name: str) -> None:
+    async def clear_bitmap(self, name: str, progress: StepsCallback | None = None) -> None:
         """Let one say that nothing is dirty."""
         raise UnsupportedOperationError("this format cannot change bitmaps")
 
@@ -347,7 +355,13 @@ class BitmapStore(Protocol):
         """Let one record guest writes no longer."""
         raise UnsupportedOperationError("this format cannot change bitmaps")
 
-    async def merge_bitmap(self, name: str, source: str, store: BitmapStore | None = None) -> None:
+    async def merge_bitmap(
+        self,
+        name: str,
+        source: str,
+        store: BitmapStore | None = None,
+        progress: StepsCallback | None = None,
+    ) -> None:
         """Let one also say what the bitmap ``source`` says, of this image or of ``store``.
 
         Their granularities may differ: whatever a dirty byte belongs to becomes dirty.
@@ -370,13 +384,13 @@ class Amendable(Protocol):
     async def amend(
         self,
         options: Mapping[str, object],
-        progress: Callable[[int, int], None] | None = None,
+        progress: StepsCallback | None = None,
     ) -> None:
         """Apply the options, each one of ``amend_options`` and of the type that it says.
 
         Names of other objects are only recorded: a disk goes on with those that it has open, and
-        uses what is recorded now when it is opened anew. ``progress`` is told how many steps of how
-        many are done; it may begin anew.
+        uses what is recorded now when it is opened anew. Cancelled, it has changed some of the
+        options, each of them wholly or not at all.
 
         Raises:
             OptionError: an option is unknown, or its value impossible for this image; nothing was

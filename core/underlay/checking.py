@@ -16,6 +16,7 @@ from underlay.errors import UnsupportedOperationError
 from underlay.face import run_blocking
 from underlay.limits import Limits
 from underlay.opening import open_without_references
+from underlay.steps import StepsCallback
 from underlay.sync import SyncFormatAccess
 from underlay.targets import Target
 
@@ -31,22 +32,19 @@ def check(
     limits: Limits | None = None,
     lock: bool = True,
     storage_options: Mapping[str, object] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    format_options: Mapping[str, object] | None = None,
+    progress: StepsCallback | None = None,
     report: Callable[[Finding], None] | None = None,
 ) -> CheckResult:
-    """Check the metadata of an image, which stays as it is.
-
-    ``progress`` is told how many of its tables are done, of how many.
-
-    ``report`` is called with each finding at once. The result holds the first thousand, and how
-    many there were.
-
-    Raises:
-        UnsupportedOperationError: images of this format cannot be checked.
-        CorruptImageError: so much is wrong that nothing can be checked.
-        LimitExceededError: the image has more clusters than ``limits.metadata`` bytes can count.
-    """
-    with _opened(target, format, limits=limits, lock=lock, storage_options=storage_options) as disk:
+    """See ``underlay.jobs.check``."""
+    with _opened(
+        target,
+        format,
+        limits=limits,
+        lock=lock,
+        storage_options=storage_options,
+        format_options=format_options,
+    ) as disk:
         ability = _ability(disk, Checkable)
         result: CheckResult = ability.check(progress, report=report)
         return attrs.evolve(result, format=disk.format_name)
@@ -61,36 +59,24 @@ def repair(
     limits: Limits | None = None,
     lock: bool = True,
     storage_options: Mapping[str, object] | None = None,
+    format_options: Mapping[str, object] | None = None,
+    progress: StepsCallback | None = None,
     report: Callable[[Finding | Repair], None] | None = None,
 ) -> CheckResult:
-    """Mend what a check finds, and check again; or with ``dry_run`` say what would be done.
-
-    A crash at any point leaves the image no worse than it was. What cannot be mended without
-    guessing is left alone: the result's ``corruptions`` and ``leaks`` are what is left. With
-    ``dry_run`` the image is opened read-only, and they are what there is. ``leaks_only`` gives lost
-    clusters back and does nothing else.
-
-    Example::
-
-        planned = underlay.jobs.repair("disk.qcow2", dry_run=True)
-        for change in planned.repairs:
-            print(change.what, change.offset)
-        underlay.jobs.repair("disk.qcow2", leaks_only=True)
-
-    Raises:
-        UnsupportedOperationError: images of this format cannot be repaired.
-        CorruptImageError: so much is wrong that nothing can be mended.
-    """
+    """See ``underlay.jobs.repair``."""
     with _opened(
         target,
         format,
         limits=limits,
         lock=lock,
         storage_options=storage_options,
+        format_options=format_options,
         writable=not dry_run,
     ) as disk:
         ability = _ability(disk, Repairable)
-        result: CheckResult = ability.repair(leaks_only=leaks_only, dry_run=dry_run, report=report)
+        result: CheckResult = ability.repair(
+            leaks_only=leaks_only, dry_run=dry_run, report=report, progress=progress
+        )
         return attrs.evolve(result, format=disk.format_name)
 
 
@@ -101,6 +87,7 @@ def _opened(
     limits: Limits | None,
     lock: bool,
     storage_options: Mapping[str, object] | None,
+    format_options: Mapping[str, object] | None,
     writable: bool = False,
 ) -> SyncFormatAccess:
     core = open_without_references(
@@ -109,6 +96,7 @@ def _opened(
         limits=limits,
         lock=lock,
         storage_options=storage_options,
+        format_options=format_options,
         to_check=True,
         writable=writable,
     )

@@ -20,6 +20,7 @@ from underlay.limits import DEFAULT_LIMITS, Limits
 from underlay.opening import Opening, probe
 from underlay.option_values import checked_options
 from underlay.plugins import registry
+from underlay.steps import StepsCallback
 from underlay.storage import PreallocateMode
 from underlay.targets import Target, beside, create_storage, open_storage
 from underlay.units import parse_size
@@ -77,11 +78,13 @@ async def create_image(
     options: Mapping[str, Any],
     open_backing: bool = True,
     announce: Callable[[Mapping[str, object]], None] | None = None,
+    progress: StepsCallback | None = None,
 ) -> FormatAccess:
     """``create``; for programs that want to say what is being made, or to open no backing image.
 
     ``announce`` is told the facts of the new image before anything is written. Without
-    ``open_backing`` the new disk has no backing image while it is open.
+    ``open_backing`` the new disk has no backing image while it is open. ``progress`` counts bytes
+    that are preallocated.
     """
     limits = limits or DEFAULT_LIMITS
     driver_class = registry().driver(format)
@@ -106,6 +109,7 @@ async def create_image(
         size=0 if size is None else parse_size(size),
         limits=limits,
         options=options,
+        progress=progress,
     )
     try:
         return await creation.run(driver_class, wanted, size_given=size is not None)

@@ -22,6 +22,7 @@ from underlay.errors import ReadOnlyError, UnsupportedOperationError
 from underlay.limits import DEFAULT_LIMITS, Limits
 from underlay.mapping import Data, Eof, ShallowMapping
 from underlay.probing import NoMatch, ProbeVerdict, ProbeView
+from underlay.steps import StepsCallback
 from underlay.storage import PreallocateMode
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class FormatCreateOptions:
     data_file: StorageHandle | None = None
     #: The caller's options, each one of ``create_options``.
     options: Mapping[str, object] = attrs.field(factory=dict[str, object])
+    #: Counts bytes that are preallocated.
+    progress: StepsCallback | None = None
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -342,12 +345,21 @@ class FormatDriverInstance(Protocol):
         """Give the space of the range back and let the backing image show through."""
         raise UnsupportedOperationError(f"{self.format_name} cannot discard")
 
-    async def resize_grow(self, size: int, preallocation: PreallocateMode) -> None:
-        """Grow the disk; new bytes read as zeroes, over a longer backing image too."""
+    async def resize_grow(
+        self, size: int, preallocation: PreallocateMode, progress: StepsCallback | None = None
+    ) -> None:
+        """Grow the disk; new bytes read as zeroes, over a longer backing image too.
+
+        ``progress`` counts bytes; until it is told of all of them the disk keeps its size.
+        """
         raise UnsupportedOperationError(f"{self.format_name} images cannot be resized")
 
-    async def resize_shrink(self, size: int) -> None:
-        """Cut the disk; what is cut never comes back."""
+    async def resize_shrink(self, size: int, progress: StepsCallback | None = None) -> None:
+        """Cut the disk; what is cut never comes back.
+
+        ``progress`` counts bytes. Cancelled, the disk has its old size or the new one; then space
+        of what was cut may stay taken.
+        """
         raise UnsupportedOperationError(f"{self.format_name} images cannot be resized")
 
     # -- buffers

@@ -26,8 +26,9 @@ from underlay.buffers import (
     total,
 )
 from underlay.errors import ClosedError, UnsupportedOperationError
-from underlay.face import home_loop, in_loop, in_worker, is_blocking, run_blocking
+from underlay.face import home_loop, in_loop, in_worker, is_blocking, run_blocking, to_the_end
 from underlay.locks import RangeLocks
+from underlay.steps import Steps
 from underlay.storage import (
     AnyStorage,
     BlockingStorage,
@@ -38,6 +39,7 @@ from underlay.storage import (
     WriteBuffers,
     is_blocking_storage,
 )
+from underlay.time_limit import check_time_to_read
 
 if TYPE_CHECKING:
     import asyncio
@@ -50,6 +52,8 @@ _MOST_BUFFERS = 1024
 INLINE_MOST = 256 << 10
 #: Memory for one piece of a misaligned request, and for one piece of written zeroes.
 _BOUNCE_MOST = 1 << 20
+#: Bytes reserved by one call, where somebody wants to know how far it has come.
+_RESERVED_AT_ONCE = 64 << 20
 #: Past the end of every object.
 _FAR = 1 << 63
 
@@ -202,6 +206,7 @@ class StorageHandle:
         if blocking is None:
             await self._call("readv", buffers, offset)
         elif is_blocking():
+            check_time_to_read()
             blocking.readv(buffers, offset)
         else:
             if length <= INLINE_MOST:
@@ -332,8 +337,31 @@ class StorageHandle:
         self.stats.syncs += 1
         await self._call("sync")
 
-    async def resize(self, size: int, preallocation: PreallocateMode = PreallocateMode.OFF) -> None:
-        """See ``Storage.resize``."""
+    async def resize(
+        self,
+        size: int,
+        preallocation: PreallocateMode = PreallocateMode.OFF,
+        steps: Steps | None = None,
+    ) -> None:
+        """See ``Storage.resize``. ``steps`` are the bytes that are reserved.
+
+        Then they are reserved piece by piece, and cancelling that sets the length back.
+        """
+        old = at = self.size()
+        try:
+            while steps is not None and at + _RESERVED_AT_ONCE < size and preallocation.reserves:
+                at += _RESERVED_AT_ONCE
+                await self._resize(at, preallocation)
+                steps.did(_RESERVED_AT_ONCE)
+            await self._resize(size, preallocation)
+            if steps is not None and preallocation.reserves:
+                steps.did(max(size - at, 0))
+        except BaseException:
+            if at > old:
+                await to_the_end(self._resize(old, PreallocateMode.OFF))
+            raise
+
+    async def _resize(self, size: int, preallocation: PreallocateMode) -> None:
         # Alone: no write is padding the object's end.
         await self._locked(0, _FAR, "resize", size, preallocation, exclusive=True)
 

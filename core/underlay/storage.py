@@ -62,6 +62,11 @@ class PreallocateMode(enum.Enum):
     #: Zeroes are written.
     FULL = "full"
 
+    @property
+    def reserves(self) -> bool:
+        """Whether the host gives the space at once."""
+        return self in {PreallocateMode.FALLOC, PreallocateMode.FULL}
+
     @classmethod
     def parse(cls, value: object) -> PreallocateMode:
         """A mode from itself or from its name.

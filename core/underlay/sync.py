@@ -22,6 +22,7 @@ from underlay.handle import StorageStats
 from underlay.info import ImageInfo
 from underlay.lease import Leases
 from underlay.mapping import Backing, Data, DiskExtent, Mapping
+from underlay.steps import StepsCallback
 from underlay.storage import AnyStorage, PreallocateMode
 
 __all__ = ["SyncFormatAccess"]
@@ -193,20 +194,26 @@ class SyncFormatAccess:
     # -- size and buffers
 
     def resize(
-        self, size: int | str, preallocation: PreallocateMode | str = PreallocateMode.OFF
+        self,
+        size: int | str,
+        preallocation: PreallocateMode | str = PreallocateMode.OFF,
+        progress: StepsCallback | None = None,
     ) -> None:
         """See ``FormatAccess.resize``."""
-        run_blocking(self._core.resize(size, preallocation))
+        run_blocking(self._core.resize(size, preallocation, progress))
 
     def resize_grow(
-        self, size: int | str, preallocation: PreallocateMode | str = PreallocateMode.OFF
+        self,
+        size: int | str,
+        preallocation: PreallocateMode | str = PreallocateMode.OFF,
+        progress: StepsCallback | None = None,
     ) -> None:
         """See ``FormatAccess.resize_grow``."""
-        run_blocking(self._core.resize_grow(size, preallocation))
+        run_blocking(self._core.resize_grow(size, preallocation, progress))
 
-    def resize_shrink(self, size: int | str) -> None:
+    def resize_shrink(self, size: int | str, progress: StepsCallback | None = None) -> None:
         """See ``FormatAccess.resize_shrink``."""
-        run_blocking(self._core.resize_shrink(size))
+        run_blocking(self._core.resize_shrink(size, progress))
 
     def flush(self) -> None:
         """See ``FormatAccess.flush``."""

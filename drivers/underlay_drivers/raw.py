@@ -22,6 +22,7 @@ from underlay.errors import (
 from underlay.handle import StorageHandle
 from underlay.hookspecs import hookimpl
 from underlay.mapping import Data, Eof, ShallowMapping
+from underlay.steps import Steps, StepsCallback
 from underlay.storage import PreallocateMode
 
 __all__ = ["Raw"]
@@ -102,7 +103,9 @@ class Raw(FormatDriverInstance, Measurable):
     async def create(cls, options: FormatCreateOptions) -> None:
         cls.check_create(options)
         assert options.storage is not None
-        await options.storage.resize(options.size, options.preallocation)
+        steps = Steps(options.progress, options.size)
+        await options.storage.resize(options.size, options.preallocation, steps)
+        steps.end()
 
     # -- facts
 
@@ -163,13 +166,17 @@ class Raw(FormatDriverInstance, Measurable):
     async def discard_to_backing(self, offset: int, length: int) -> tuple[int, int]:
         return await self.discard_to_zero(offset, length)
 
-    async def resize_grow(self, size: int, preallocation: PreallocateMode) -> None:
-        await self._resize(size, preallocation)
+    async def resize_grow(
+        self, size: int, preallocation: PreallocateMode, progress: StepsCallback | None = None
+    ) -> None:
+        await self._resize(size, preallocation, progress)
 
-    async def resize_shrink(self, size: int) -> None:
-        await self._resize(size, PreallocateMode.OFF)
+    async def resize_shrink(self, size: int, progress: StepsCallback | None = None) -> None:
+        await self._resize(size, PreallocateMode.OFF, progress)
 
-    async def _resize(self, size: int, preallocation: PreallocateMode) -> None:
+    async def _resize(
+        self, size: int, preallocation: PreallocateMode, progress: StepsCallback | None
+    ) -> None:
         self._need_writable()
         if self._fixed:
             raise UnsupportedOperationError(
@@ -179,8 +186,10 @@ class Raw(FormatDriverInstance, Measurable):
             raise UnsupportedOperationError(
                 "raw images have no metadata to preallocate; use off, falloc or full"
             )
-        await self._storage.resize(self._offset + size, preallocation)
+        steps = Steps(progress, abs(size - self._size))
+        await self._storage.resize(self._offset + size, preallocation, steps)
         self._size = size
+        steps.end()
 
     async def invalidate_cache(self) -> None:
         await self._storage.invalidate_cache()

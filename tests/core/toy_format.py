@@ -33,6 +33,7 @@ from underlay.locks import RangeLocks
 from underlay.mapping import Backing, Data, Eof, ShallowMapping, Special, Zero
 from underlay.probing import Match, NoMatch, ProbeVerdict, ProbeView
 from underlay.reading import Reader
+from underlay.steps import StepsCallback
 from underlay.storage import PreallocateMode
 
 CLUSTER = 4096
@@ -331,7 +332,9 @@ class Toy(FormatDriverInstance):
         start = first * CLUSTER
         return start, min(done * CLUSTER, offset + length) - start if done > first else 0
 
-    async def resize_grow(self, size: int, preallocation: PreallocateMode) -> None:
+    async def resize_grow(
+        self, size: int, preallocation: PreallocateMode, progress: StepsCallback | None = None
+    ) -> None:
         if size > _ENTRIES * CLUSTER:
             raise OptionError(f"a toy disk has at most {_ENTRIES * CLUSTER} bytes", option="size")
         old = self._size
@@ -344,7 +347,7 @@ class Toy(FormatDriverInstance):
             self._size = size
             self._dirty = True
 
-    async def resize_shrink(self, size: int) -> None:
+    async def resize_shrink(self, size: int, progress: StepsCallback | None = None) -> None:
         async with self._hold(0, _ENTRIES):
             number, keep = divmod(size, CLUSTER)
             if keep and self._entries[number] & _OFFSET:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Unpack
+from contextlib import AbstractContextManager, ExitStack
+from typing import Unpack
 
 import click
 
@@ -11,8 +12,8 @@ from underlay.capabilities import Bitmap
 from underlay.cli import options
 from underlay.cli.output import echo, human_size, json_text, printable
 from underlay.cli.problems import CommandError, explain
+from underlay.cli.progress import progress_options, reporting
 from underlay.errors import UnderlayError
-from underlay.face import run_blocking
 from underlay.jobs.bitmap import (
     DirtyRange,
     add_bitmap,
@@ -24,7 +25,8 @@ from underlay.jobs.bitmap import (
     merge_bitmap,
     remove_bitmap,
 )
-from underlay.opening import open_without_references
+from underlay.jobs.opened import opened_alone
+from underlay.jobs.progress import Progress, ProgressCallback
 from underlay.sync import SyncFormatAccess
 
 __all__ = ["command"]
@@ -62,6 +64,7 @@ class _InOrder(options.Command):
 @click.option("--list", "listing", is_flag=True, help="List the image's bitmaps.")
 @click.option("--dirty", is_flag=True, help="List the ranges that the bitmap calls dirty.")
 @options.output_option
+@progress_options
 @options.access_options
 @options.names("FILENAME BITMAP")
 @click.pass_context
@@ -77,6 +80,8 @@ def command(
     listing: bool,
     dirty: bool,
     output: str,
+    bar: bool,
+    progress: str | None,
     add: bool,
     remove: bool,
     clear: bool,
@@ -90,14 +95,10 @@ def command(
     the image names is opened.
     """
     del remove, clear, enable, disable
-    opening: dict[str, Any] = {
-        "limits": access["limits"],
-        "storage_options": access["storage_options"],
-    }
     if listing:
-        return _list(options.one_name(names), format_name, output, opening)
+        return _list(options.one_name(names), format_name, output, access)
     if dirty:
-        return _show_dirty(*_two_names(names), format_name, output, opening)
+        return _show_dirty(*_two_names(names), format_name, output, access)
     size = None if granularity is None else options.given_size(granularity, what="granularity")
     order: Sequence[str] = context.meta[_ORDER]
     if not order:
@@ -111,29 +112,24 @@ def command(
     if source_format is not None and source_file is None:
         raise CommandError("-F only supported with -b")
     filename, name = _two_names(names)
-    with _open(filename, format_name, opening, writable=True) as disk:
+    with ExitStack() as opened:
+        disk = opened.enter_context(_open(filename, format_name, access, writable=True))
         source = None
         if source_file is not None:
-            source = _open(source_file, source_format, opening, writable=False)
-        try:
-            sources = iter(merge)
-            for action in order:
-                _carry_out(disk, name, action, sources, source, size or None)
-        finally:
-            if source is not None:
-                source.close()
+            source = opened.enter_context(_open(source_file, source_format, access, writable=False))
+        sources = iter(merge)
+        with reporting(bar=bar, progress=progress, quiet=False) as report:
+            for number, action in enumerate(order):
+                part = _part(report, number, len(order))
+                _carry_out(disk, name, action, sources, source, size or None, part)
     return 0
 
 
 def _open(
-    filename: str, format_name: str | None, opening: dict[str, Any], *, writable: bool
-) -> SyncFormatAccess:
-    target, format_name = options.named(filename, format_name)
-    return SyncFormatAccess(
-        run_blocking(
-            open_without_references(target, format=format_name, writable=writable, **opening)
-        )
-    )
+    filename: str, format_name: str | None, access: options.Access, *, writable: bool
+) -> AbstractContextManager[SyncFormatAccess]:
+    target, opening = options.named(filename, format_name, access, writable=writable)
+    return opened_alone(target, writable=writable, **opening)
 
 
 def _two_names(names: Sequence[str]) -> tuple[str, str]:
@@ -149,16 +145,17 @@ def _carry_out(
     sources: Iterator[str],
     source: SyncFormatAccess | None,
     granularity: int | None,
+    progress: ProgressCallback | None,
 ) -> None:
     try:
         if action == "add":
-            add_bitmap(disk, name, granularity=granularity)
+            add_bitmap(disk, name, granularity=granularity, progress=progress)
         elif action == "merge":
-            merge_bitmap(disk, name, next(sources), source_image=source)
+            merge_bitmap(disk, name, next(sources), source_image=source, progress=progress)
         elif action == "remove":
-            remove_bitmap(disk, name)
+            remove_bitmap(disk, name, progress=progress)
         elif action == "clear":
-            clear_bitmap(disk, name)
+            clear_bitmap(disk, name, progress=progress)
         elif action == "enable":
             enable_bitmap(disk, name)
         else:
@@ -170,11 +167,18 @@ def _carry_out(
         ) from error
 
 
+def _part(report: ProgressCallback | None, number: int, count: int) -> ProgressCallback | None:
+    """What tells of one of several actions, each of which goes over the same bytes."""
+    if report is None:
+        return None
+    return lambda told: report(Progress(number * told.total + told.done, count * told.total))
+
+
 # -- looking
 
 
-def _list(filename: str, format_name: str | None, output: str, opening: dict[str, Any]) -> int:
-    with _open(filename, format_name, opening, writable=False) as disk:
+def _list(filename: str, format_name: str | None, output: str, access: options.Access) -> int:
+    with _open(filename, format_name, access, writable=False) as disk:
         found = bitmaps(disk)
     if output == "json":
         listed = [
@@ -199,9 +203,9 @@ def _flags(bitmap: Bitmap) -> list[str]:
 
 
 def _show_dirty(
-    filename: str, name: str, format_name: str | None, output: str, opening: dict[str, Any]
+    filename: str, name: str, format_name: str | None, output: str, access: options.Access
 ) -> int:
-    with _open(filename, format_name, opening, writable=False) as disk:
+    with _open(filename, format_name, access, writable=False) as disk:
         ranges = dirty_ranges(disk, name)
         if output == "json":
             _print_ranges({"version": _SCHEMA, "filename": filename, "bitmap": name}, ranges)

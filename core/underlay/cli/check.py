@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 import click
 
@@ -12,10 +12,9 @@ from underlay.checking import check, repair
 from underlay.cli import options
 from underlay.cli.output import echo, json_text, printable, say
 from underlay.cli.problems import CommandError
-from underlay.cli.progress import counting, progress_options, reporting
+from underlay.cli.progress import progress_options, reporting
 from underlay.errors import UnsupportedOperationError
-from underlay.limits import Limits
-from underlay.recognition import RAW
+from underlay.jobs.progress import counting
 
 __all__ = ["command"]
 
@@ -77,27 +76,24 @@ def command(
     """
     _see_sense(wanted, dry_run=dry_run)
     name = options.one_name(names)
-    if wanted is not None and not dry_run and force_share:
-        raise CommandError(
-            f"Could not open '{name}': force-share=on can only be used with read-only images"
-        )
-    target, format_name = options.named(name, format_name)
-    opening: _Opening = {
-        "format": format_name,
-        "limits": access["limits"],
-        "lock": not force_share,
-        "storage_options": access["storage_options"],
-    }
+    changes = wanted is not None and not dry_run
+    target, opening = options.named(
+        name, format_name, access, force_share=force_share, writable=changes
+    )
     try:
-        if wanted is not None:
-            only = wanted == "leaks"
-            result = repair(target, leaks_only=only, dry_run=dry_run, report=_show, **opening)
-        else:
-            with reporting(bar=bar, progress=progress, quiet=quiet, steps=True) as told:
+        with reporting(bar=bar, progress=progress, quiet=quiet, steps=True) as told:
+            if wanted is None:
                 result = check(target, progress=counting(told), report=_show, **opening)
+            else:
+                result = repair(
+                    target,
+                    leaks_only=wanted == "leaks",
+                    dry_run=dry_run,
+                    progress=counting(told),
+                    report=_show,
+                    **opening,
+                )
     except UnsupportedOperationError:
-        if wanted is not None:
-            options.warn_of_guess(name, RAW, given=format_name)
         raise CommandError("This image format does not support checks", status=_NO_CHECK) from None
     if not quiet:
         if output == "json":
@@ -108,13 +104,6 @@ def command(
     if result.check_errors:
         raise CommandError("Check failed")
     return _CORRUPT if result.corruptions else _LEAKS if result.leaks else 0
-
-
-class _Opening(TypedDict):
-    format: str | None
-    limits: Limits
-    lock: bool
-    storage_options: dict[str, object]
 
 
 def _see_sense(wanted: str | None, *, dry_run: bool) -> None:

@@ -14,10 +14,12 @@ from underlay.cli import options
 from underlay.cli.format_options import NOT_OURS, FormatOptions, show_creation_options
 from underlay.cli.output import echo, json_text, printable
 from underlay.cli.problems import CommandError, hints_of, said
+from underlay.cli.progress import progress_options, reporting
 from underlay.creating import create_image
 from underlay.driver import OptionSpec
 from underlay.errors import ImplicitOpenDeniedError, StorageError, UnderlayError
 from underlay.face import run_blocking
+from underlay.jobs.progress import counting
 from underlay.plugins import registry
 from underlay.storage import PreallocateMode
 from underlay.sync import SyncFormatAccess
@@ -38,6 +40,7 @@ _NO_BACKING: Final = ("Could not open backing image.",)
 @click.option("-u", "unchecked", is_flag=True, help="Do not look at the backing image.")
 @click.option("-o", "creation", metavar="OPTIONS", multiple=True, help="How to create it; or help.")
 @options.output_option
+@progress_options
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @options.object_option
 @options.own_access_options
@@ -52,6 +55,8 @@ def command(
     unchecked: bool,
     creation: tuple[str, ...],
     output: str,
+    bar: bool,
+    progress: str | None,
     quiet: bool,
     target_storage_options: dict[str, object],
     **access: Unpack[options.Access],
@@ -75,21 +80,23 @@ def command(
     try:
         upon = {"backing_file": backing, "backing_fmt": backing_format}
         image = _NewImage.read(name, format_name, settings, size=size, upon=upon)
-        disk = run_blocking(
-            create_image(
-                name,
-                format=format_name,
-                size=image.size,
-                overwrite=True,
-                gate=access["gate"],
-                limits=access["limits"],
-                lock=True,
-                storage_options=target_storage_options,
-                options=image.options,
-                open_backing=not unchecked,
-                announce=image.announce if output == "human" and not quiet else None,
+        with reporting(bar=bar, progress=progress, quiet=quiet) as report:
+            disk = run_blocking(
+                create_image(
+                    name,
+                    format=format_name,
+                    size=image.size,
+                    overwrite=True,
+                    gate=access["gate"],
+                    limits=access["limits"],
+                    lock=True,
+                    storage_options=target_storage_options,
+                    options=image.options,
+                    open_backing=not unchecked,
+                    announce=image.announce if output == "human" and not quiet else None,
+                    progress=counting(report),
+                )
             )
-        )
     except ImplicitOpenDeniedError:
         raise
     except CommandError as failure:

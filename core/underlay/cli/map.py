@@ -12,6 +12,7 @@ import click
 from underlay.cli import options
 from underlay.cli.output import echo
 from underlay.cli.problems import CommandError
+from underlay.cli.progress import progress_options, reporting
 from underlay.errors import printable, storage_error
 from underlay.jobs.map import MapEntry, map_image
 from underlay.jobs.picture import Picture, picture
@@ -33,6 +34,7 @@ _BATCH = 256
     metavar="FILE.svg|FILE.html|-",
     help="Draw it instead, into a file or, with -, in the terminal.",
 )
+@progress_options
 @options.force_share
 @options.access_options
 @options.names()
@@ -44,12 +46,15 @@ def command(
     start_offset: str | None,
     max_length: str | None,
     drawing: str | None,
+    bar: bool,
+    progress: str | None,
     force_share: bool,
     **access: Unpack[options.Access],
 ) -> int:
     """List where the bytes of a disk are, through its whole chain.
 
-    For people only what is allocated is listed; JSON and pictures have all of the disk.
+    For people only what is allocated is listed; JSON and pictures have all of the disk. A list
+    tells by itself how far it is, so progress is shown of a picture only.
     """
     if drawing is not None:
         _check_drawing(drawing, output)
@@ -60,7 +65,9 @@ def command(
         name, format_name=format_name, force_share=force_share, access=access
     ) as disk:
         if drawing is not None:
-            _draw(picture(disk, start=start, length=length), drawing)
+            with reporting(bar=bar, progress=progress, quiet=False) as report:
+                found = picture(disk, start=start, length=length, progress=report)
+            _draw(found, drawing)
             return 0
         entries = map_image(disk, start=start, length=length)
         if output == "json":

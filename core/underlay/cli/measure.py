@@ -13,9 +13,11 @@ from underlay.cli import options
 from underlay.cli.format_options import FormatOptions
 from underlay.cli.output import complain, echo, json_text, say
 from underlay.cli.problems import CommandError
+from underlay.cli.progress import progress_options, reporting
 from underlay.driver import OptionSpec
 from underlay.errors import OptionError, UnsupportedOperationError
 from underlay.jobs.measure import measure
+from underlay.jobs.progress import ProgressCallback
 from underlay.plugins import registry
 from underlay.sync import SyncFormatAccess
 
@@ -38,6 +40,7 @@ _WITHOUT_EFFECT: Final[Mapping[str, OptionSpec]] = {
 @click.option("--size", metavar="SIZE", help="Instead of a FILENAME: a disk of this size.")
 @options.format_option("-f", "format_name", what="The source's format.")
 @click.option("-l", "snapshot", metavar="SNAPSHOT", help="Measure an internal snapshot.")
+@progress_options
 @options.force_share
 @options.access_options
 @options.names("[FILENAME]")
@@ -50,6 +53,8 @@ def command(
     size: str | None,
     format_name: str | None,
     snapshot: str | None,
+    bar: bool,
+    progress: str | None,
     force_share: bool,
     **access: Unpack[options.Access],
 ) -> int:
@@ -85,7 +90,8 @@ def command(
                 if error.option != "snapshot":
                     raise
                 raise CommandError("Failed to load snapshot: Can't find snapshot") from error
-        measured = _measured(source, output_format or "raw", settings)
+        with reporting(bar=bar, progress=progress, quiet=False) as report:
+            measured = _measured(source, output_format or "raw", settings, report)
     if output == "json":
         echo(json_text(_as_json(measured)))
         return 0
@@ -97,7 +103,10 @@ def command(
 
 
 def _measured(
-    source: SyncFormatAccess | int, format_name: str, settings: FormatOptions
+    source: SyncFormatAccess | int,
+    format_name: str,
+    settings: FormatOptions,
+    progress: ProgressCallback | None,
 ) -> Measurement:
     known = _known(format_name)
     try:
@@ -112,7 +121,7 @@ def _measured(
         raise CommandError(invalid) from failure
     given = {name: value for name, value in values.items() if name in known}
     try:
-        return measure(source, format_name, options=given)
+        return measure(source, format_name, options=given, progress=progress)
     except (OptionError, UnsupportedOperationError) as error:
         raise CommandError(str(error)) from error
 

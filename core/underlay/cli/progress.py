@@ -16,7 +16,7 @@ from underlay.cli.problems import CommandError
 if TYPE_CHECKING:
     from underlay.jobs.progress import Progress, ProgressCallback
 
-__all__ = ["counting", "progress_options", "reporting"]
+__all__ = ["progress_options", "reporting"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -65,15 +65,6 @@ def reporting(
         yield report
         report(Progress(1, 1))
         sys.stderr.write("\n")
-
-
-def counting(report: ProgressCallback | None) -> Callable[[int, int], None] | None:
-    """The same for what counts steps."""
-    if report is None:
-        return None
-    from underlay.jobs.progress import Progress
-
-    return lambda done, total: report(Progress(done, total))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import click
 from underlay.cli import options
 from underlay.cli.output import echo, json_text
 from underlay.cli.problems import CommandError
+from underlay.cli.progress import progress_options, reporting
 from underlay.errors import OptionError
 from underlay.jobs.resize import Resized, resize
 from underlay.recognition import RAW
@@ -41,6 +42,7 @@ _SIZE: Final = "underlay.size"
 @click.option("--preallocation", metavar="MODE", help="off (default), metadata, falloc or full.")
 @click.option("--shrink", is_flag=True, help="Let bytes at the end go.")
 @options.output_option
+@progress_options
 @click.option("-q", "quiet", is_flag=True, help="Print nothing but errors.")
 @options.access_options
 @options.names("FILENAME [+|-]SIZE")
@@ -53,6 +55,8 @@ def command(
     preallocation: str | None,
     shrink: bool,
     output: str,
+    bar: bool,
+    progress: str | None,
     quiet: bool,
     **access: Unpack[options.Access],
 ) -> int:
@@ -83,7 +87,8 @@ def command(
             )
         if size % _SECTOR and disk.format_name != RAW:
             raise CommandError("The new size must be a multiple of 512")
-        done = resize(disk, size, shrink=shrink, preallocation=mode)
+        with reporting(bar=bar, progress=progress, quiet=quiet) as report:
+            done = resize(disk, size, shrink=shrink, preallocation=mode, progress=report)
     if output == "json":
         echo(json_text(_as_json(names[0], done)))
     elif not quiet:

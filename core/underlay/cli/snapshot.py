@@ -12,9 +12,11 @@ from underlay.chaininfo import snapshot_json
 from underlay.cli import options
 from underlay.cli.output import echo, json_text
 from underlay.cli.problems import CommandError, explain
+from underlay.cli.progress import progress_options, reporting
 from underlay.cli.snapshot_table import snapshot_table
 from underlay.errors import OptionError, UnderlayError, UnsupportedOperationError
 from underlay.jobs.opened import opened_alone
+from underlay.jobs.progress import ProgressCallback
 from underlay.jobs.snapshot import apply_snapshot, create_snapshot, delete_snapshot, snapshots
 from underlay.sync import SyncFormatAccess
 
@@ -30,7 +32,8 @@ _VERSION = 1
 @click.option("-a", "apply", metavar="ID|NAME", multiple=True, help="Make the disk what it was.")
 @click.option("-d", "delete", metavar="NAME", multiple=True, help="Forget one.")
 @options.output_option
-@click.option("-q", is_flag=True, expose_value=False, help="Accepted; there is nothing to hush.")
+@progress_options
+@click.option("-q", "quiet", is_flag=True, help="Print nothing but errors.")
 @options.force_share
 @options.access_options
 @options.names()
@@ -42,6 +45,9 @@ def command(
     apply: tuple[str, ...],
     delete: tuple[str, ...],
     output: str,
+    bar: bool,
+    progress: str | None,
+    quiet: bool,
     force_share: bool,
     **access: Unpack[options.Access],
 ) -> int:
@@ -53,22 +59,13 @@ def command(
         raise click.UsageError("Cannot mix '-l', '-a', '-c', '-d'")
     name = options.one_name(names)
     changes = bool(create or apply or delete)
-    if changes and force_share:
-        raise CommandError(
-            f"Could not open '{name}': force-share=on can only be used with read-only images"
-        )
-    target, format_name = options.named(name, None)
-    with opened_alone(
-        target,
-        format=format_name,
-        writable=changes,
-        limits=access["limits"],
-        lock=not force_share,
-        storage_options=access["storage_options"],
-    ) as disk:
+    target, opening = options.named(
+        name, None, access, force_share=force_share, writable=changes
+    )
+    with opened_alone(target, writable=changes, **opening) as disk:
         if changes:
-            options.warn_of_guess(name, disk.format_name, given=format_name)
-            _change(disk, create, apply, delete)
+            with reporting(bar=bar, progress=progress, quiet=quiet) as report:
+                _change(disk, create, apply, delete, report)
         elif listing:
             _list(disk, name, output)
     return 0
@@ -86,13 +83,17 @@ def _list(disk: SyncFormatAccess, name: str, output: str) -> None:
 
 
 def _change(
-    disk: SyncFormatAccess, create: Sequence[str], apply: Sequence[str], delete: Sequence[str]
+    disk: SyncFormatAccess,
+    create: Sequence[str],
+    apply: Sequence[str],
+    delete: Sequence[str],
+    report: ProgressCallback | None,
 ) -> None:
     """One of the three; what cannot be done is told in qemu-img's words."""
     able = disk.capability(Snapshottable) is not None
     for name in create:
         try:
-            create_snapshot(disk, name)
+            create_snapshot(disk, name, progress=report)
         except UnsupportedOperationError:
             raise CommandError(
                 f"Could not create snapshot '{name}': -95 (Operation not supported)"
@@ -105,7 +106,7 @@ def _change(
                 f"Could not apply snapshot '{name}': Block driver does not support snapshots"
             )
         try:
-            apply_snapshot(disk, name)
+            apply_snapshot(disk, name, progress=report)
         except OptionError:
             raise CommandError(
                 f"Could not apply snapshot '{name}': Failed to load snapshot: "
@@ -116,4 +117,4 @@ def _change(
         meant = next((one.id for one in snapshots(disk) if one.name == name), None)
         if meant is None:
             raise CommandError(f"Could not delete snapshot '{name}': snapshot not found")
-        delete_snapshot(disk, meant)
+        delete_snapshot(disk, meant, progress=report)

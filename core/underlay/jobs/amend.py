@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from underlay.capabilities import Amendable, offers
 from underlay.driver import OptionSpec
 from underlay.errors import UnsupportedOperationError
-from underlay.face import run_blocking
 from underlay.gate import ImplicitOpenGate
-from underlay.jobs.progress import Progress, ProgressCallback
+from underlay.jobs.opened import opened, opened_alone
+from underlay.jobs.progress import ProgressCallback, counting
 from underlay.limits import Limits
-from underlay.opening import open_any, open_image, open_without_references
 from underlay.option_values import checked_options
 from underlay.plugins import registry
-from underlay.sync import SyncFormatAccess
 from underlay.targets import Target
 
 __all__ = ["amend", "amend_options"]
@@ -49,6 +47,7 @@ def amend(
     limits: Limits | None = None,
     lock: bool = True,
     storage_options: Mapping[str, object] | None = None,
+    format_options: Mapping[str, object] | None = None,
     progress: ProgressCallback | None = None,
 ) -> None:
     """Change options of an image, each one of its format's ``amend_options``; guest data stays.
@@ -61,30 +60,24 @@ def amend(
 
         underlay.jobs.amend("disk.qcow2", {"lazy_refcounts": "on", "refcount_bits": 64})
 
+    Cancelled, it has made some of the changes, each of them wholly.
+
     Raises:
         UnsupportedOperationError: images of this format cannot be amended.
         OptionError: an option is unknown, or its value impossible for this image; it is unchanged.
     """
     given = {name: value for name, value in options.items() if value is not None}
     opening: dict[str, Any] = {
+        "format": format,
         "writable": True,
         "limits": limits,
         "lock": lock,
         "storage_options": storage_options,
+        "format_options": format_options,
     }
-    if "size" not in given:
-        core = open_without_references(target, format=format, **opening)
-    elif format is None:
-        core = open_any(target, gate=gate, **opening)
-    else:
-        core = open_image(target, format=format, gate=gate, **opening)
-    with SyncFormatAccess(run_blocking(core)) as disk:
+    with opened(target, gate=gate, **opening) if "size" in given else opened_alone(
+        target, **opening
+    ) as disk:
         known = amend_options(disk.format_name)
         checked = checked_options(given, known, what=f"amending {disk.format_name}")
-        disk.capability(Amendable).amend(checked, _counting(progress))
-
-
-def _counting(progress: ProgressCallback | None) -> Callable[[int, int], None] | None:
-    if progress is None:
-        return None
-    return lambda done, total: progress(Progress(done, total))
+        disk.capability(Amendable).amend(checked, counting(progress))

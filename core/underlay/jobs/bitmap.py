@@ -2,6 +2,7 @@
 
 Every function takes an open disk, which stays open, or a name; opening by name opens nothing that
 the image names. A change is there whole or not at all, and durable when the function returns.
+``progress`` counts the bytes of the disk that the bitmap is about.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import attrs
 from underlay.capabilities import Bitmap, BitmapStore
 from underlay.errors import OptionError, UnsupportedOperationError
 from underlay.jobs.opened import OpeningAlone, Source, opened_alone
+from underlay.jobs.progress import ProgressCallback, counting
 from underlay.units import parse_size
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ def add_bitmap(
     *,
     granularity: int | str | None = None,
     enabled: bool = True,
+    progress: ProgressCallback | None = None,
     **opening: Unpack[OpeningAlone],
 ) -> Bitmap:
     """Add a bitmap that has nothing dirty yet.
@@ -118,11 +121,19 @@ def add_bitmap(
             raise UnsupportedOperationError(
                 f"Can't store persistent bitmaps to {where}: Operation not supported"
             )
-        added: Bitmap = store.add_bitmap(name, granularity=size, enabled=enabled)
+        added: Bitmap = store.add_bitmap(
+            name, granularity=size, enabled=enabled, progress=counting(progress)
+        )
         return added
 
 
-def remove_bitmap(image: Source, name: str, **opening: Unpack[OpeningAlone]) -> None:
+def remove_bitmap(
+    image: Source,
+    name: str,
+    *,
+    progress: ProgressCallback | None = None,
+    **opening: Unpack[OpeningAlone],
+) -> None:
     """Remove a bitmap, one that was not saved properly too.
 
     Example::
@@ -134,10 +145,16 @@ def remove_bitmap(image: Source, name: str, **opening: Unpack[OpeningAlone]) -> 
         OptionError: there is none of this name.
     """
     with opened_alone(image, writable=True, **opening) as disk:
-        _store(disk, name).remove_bitmap(name)
+        _store(disk, name).remove_bitmap(name, counting(progress))
 
 
-def clear_bitmap(image: Source, name: str, **opening: Unpack[OpeningAlone]) -> None:
+def clear_bitmap(
+    image: Source,
+    name: str,
+    *,
+    progress: ProgressCallback | None = None,
+    **opening: Unpack[OpeningAlone],
+) -> None:
     """Let a bitmap say that nothing is dirty.
 
     Example::
@@ -150,7 +167,7 @@ def clear_bitmap(image: Source, name: str, **opening: Unpack[OpeningAlone]) -> N
         ConflictError: it was not saved properly.
     """
     with opened_alone(image, writable=True, **opening) as disk:
-        _store(disk, name).clear_bitmap(name)
+        _store(disk, name).clear_bitmap(name, counting(progress))
 
 
 def enable_bitmap(image: Source, name: str, **opening: Unpack[OpeningAlone]) -> None:
@@ -184,6 +201,7 @@ def merge_bitmap(
     *,
     source_image: Source | None = None,
     source_format: str | None = None,
+    progress: ProgressCallback | None = None,
     **opening: Unpack[OpeningAlone],
 ) -> None:
     """Let a bitmap also say what ``source`` says: a bitmap of this image or of ``source_image``.
@@ -203,11 +221,11 @@ def merge_bitmap(
     with opened_alone(image, writable=True, **opening) as disk:
         store = _store(disk, name)
         if source_image is None:
-            store.merge_bitmap(name, source)
+            store.merge_bitmap(name, source, progress=counting(progress))
             return
         other: OpeningAlone = {**opening, "format": source_format}
         with opened_alone(source_image, **other) as from_disk:
-            store.merge_bitmap(name, source, _store(from_disk, source))
+            store.merge_bitmap(name, source, _store(from_disk, source), counting(progress))
 
 
 def _store(disk: SyncFormatAccess, name: str) -> Any:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import underlay.checking
-from underlay.capabilities import CheckResult, Finding
-from underlay.checking import repair
-from underlay.jobs.progress import Progress, ProgressCallback
+from underlay.capabilities import CheckResult, Finding, Repair
+from underlay.jobs.progress import ProgressCallback, counting
 from underlay.limits import Limits
 from underlay.targets import Target
 
@@ -25,6 +24,7 @@ def check(
     limits: Limits | None = None,
     lock: bool = True,
     storage_options: Mapping[str, object] | None = None,
+    format_options: Mapping[str, object] | None = None,
     progress: ProgressCallback | None = None,
     report: Callable[[Finding], None] | None = None,
 ) -> CheckResult:
@@ -45,19 +45,59 @@ def check(
         CorruptImageError: so much is wrong that nothing can be checked.
         LimitExceededError: the image has more clusters than ``limits.metadata`` bytes can count.
     """
-    counted: Callable[[int, int], None] | None = None
-    if progress is not None:
-        counted = _counting(progress)
     return underlay.checking.check(
         target,
         format=format,
         limits=limits,
         lock=lock,
         storage_options=storage_options,
-        progress=counted,
+        format_options=format_options,
+        progress=counting(progress),
         report=report,
     )
 
 
-def _counting(progress: ProgressCallback) -> Callable[[int, int], None]:
-    return lambda done, total: progress(Progress(done, total))
+def repair(
+    target: Target,
+    *,
+    format: str | None = None,
+    leaks_only: bool = False,
+    dry_run: bool = False,
+    limits: Limits | None = None,
+    lock: bool = True,
+    storage_options: Mapping[str, object] | None = None,
+    format_options: Mapping[str, object] | None = None,
+    progress: ProgressCallback | None = None,
+    report: Callable[[Finding | Repair], None] | None = None,
+) -> CheckResult:
+    """Mend what a check finds, and check again; or with ``dry_run`` say what would be done.
+
+    A crash at any point leaves the image no worse than it was, and so does cancelling it. What
+    cannot be mended without guessing is left alone: the result's ``corruptions`` and ``leaks`` are
+    what is left. With ``dry_run`` the image is opened read-only, and they are what there is.
+    ``leaks_only`` gives lost clusters back and does nothing else. ``progress`` counts tables, once
+    for each time that all are gone over.
+
+    Example::
+
+        planned = underlay.jobs.repair("disk.qcow2", dry_run=True)
+        for change in planned.repairs:
+            print(change.what, change.offset)
+        underlay.jobs.repair("disk.qcow2", leaks_only=True)
+
+    Raises:
+        UnsupportedOperationError: images of this format cannot be repaired.
+        CorruptImageError: so much is wrong that nothing can be mended.
+    """
+    return underlay.checking.repair(
+        target,
+        format=format,
+        leaks_only=leaks_only,
+        dry_run=dry_run,
+        limits=limits,
+        lock=lock,
+        storage_options=storage_options,
+        format_options=format_options,
+        progress=counting(progress),
+        report=report,
+    )

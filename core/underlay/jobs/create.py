@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import underlay.blocking
+from underlay.creating import create_image
+from underlay.face import run_blocking
 from underlay.gate import ImplicitOpenGate
+from underlay.jobs.progress import ProgressCallback, counting
 from underlay.limits import Limits
+from underlay.sync import SyncFormatAccess
 from underlay.targets import Target
 
 __all__ = ["create"]
@@ -23,9 +26,13 @@ def create(
     limits: Limits | None = None,
     lock: bool = True,
     storage_options: Mapping[str, object] | None = None,
+    progress: ProgressCallback | None = None,
     **format_options: Any,
 ) -> None:
     """Create an image of ``size`` virtual bytes, and close it again; else as ``underlay.create``.
+
+    ``progress`` counts the bytes that are preallocated, where the format has tables of them and the
+    host reserves them as well both times. Cancelled, a new image is removed again.
 
     Example::
 
@@ -35,7 +42,7 @@ def create(
         StorageExistsError: the target exists, and ``overwrite`` was not said.
         OptionError: an option is unknown, or its value is.
     """
-    underlay.blocking.create(
+    making = create_image(
         target,
         format=format,
         size=size,
@@ -44,5 +51,7 @@ def create(
         limits=limits,
         lock=lock,
         storage_options=storage_options,
-        **format_options,
-    ).close()
+        options=format_options,
+        progress=counting(progress),
+    )
+    SyncFormatAccess(run_blocking(making)).close()

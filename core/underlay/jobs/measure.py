@@ -10,11 +10,12 @@ from underlay.blocking import open_any, open_image
 from underlay.capabilities import Bitmap, BitmapStore, Measurable, Measurement, offers
 from underlay.errors import UnsupportedOperationError
 from underlay.gate import ImplicitOpenGate
-from underlay.jobs.progress import Progress, ProgressCallback
+from underlay.jobs.progress import ProgressCallback, counting
 from underlay.jobs.runs import runs
 from underlay.limits import Limits
 from underlay.option_values import checked_options
 from underlay.plugins import registry
+from underlay.steps import Steps
 from underlay.sync import SyncFormatAccess
 from underlay.targets import Target
 from underlay.units import parse_size
@@ -24,8 +25,6 @@ __all__ = ["measure"]
 _Source: TypeAlias = "SyncFormatAccess | Target | int"
 
 _SECTOR = 512
-#: Guest bytes between two reports of progress.
-_STEP = 1 << 30
 
 
 def measure(
@@ -105,15 +104,12 @@ def _whole_sectors(size: int) -> int:
 
 def _data(disk: SyncFormatAccess, progress: ProgressCallback | None) -> Iterator[tuple[int, int]]:
     """Where the disk holds anything but what is known to be zeroes."""
-    told, size = 0, disk.size
-    for run in runs(disk, 0, size):
+    steps = Steps(counting(progress), disk.size)
+    for run in runs(disk, 0, disk.size):
         if run.storage is not None or run.special is not None:
             yield run.start, run.length
-        if progress is not None and run.end - told >= _STEP:
-            told = run.end
-            progress(Progress(told, size))
-    if progress is not None and told < size:
-        progress(Progress(size, size))
+        steps.reach(run.end)
+    steps.end()
 
 
 def _bitmaps(disk: SyncFormatAccess) -> list[Bitmap] | None:

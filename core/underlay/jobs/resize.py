@@ -9,6 +9,7 @@ import attrs
 from underlay.errors import OptionError
 from underlay.gate import ImplicitOpenGate
 from underlay.jobs.opened import Source, opened
+from underlay.jobs.progress import ProgressCallback, counting
 from underlay.limits import Limits
 from underlay.storage import PreallocateMode
 from underlay.units import parse_size
@@ -35,11 +36,17 @@ def resize(
     limits: Limits | None = None,
     lock: bool = True,
     storage_options: Mapping[str, object] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Resized:
     """Make a disk ``size`` bytes long: new bytes are zeroes, cut bytes never come back.
 
     ``shrink`` must be said to make it smaller. ``preallocation`` says what is allocated for the
     bytes that come to it.
+
+    ``progress`` counts the bytes that come or go, as often as they are gone over: in the tables,
+    and on the host where space is reserved or given back. Cancelled, a disk that was to grow is as
+    it was. One that was to shrink has its old size or the new one, and in that case may keep space
+    that nothing needs any more.
 
     Example::
 
@@ -74,7 +81,7 @@ def resize(
                 raise OptionError(
                     "Preallocation can only be used for growing images", option="preallocation"
                 )
-        disk.resize(wanted, mode)
+        disk.resize(wanted, mode, counting(progress))
         disk.flush()
         disk.sync()
         return Resized(before, disk.size)

@@ -1,6 +1,7 @@
 """Internal snapshots: what there is, and taking, applying and deleting them.
 
-Nothing that the image names is opened for it.
+Nothing that the image names is opened for it. ``progress`` counts guest bytes, as often as they are
+gone over. A change that is cancelled has happened or has not.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from underlay.capabilities import Snapshot, Snapshottable
 from underlay.errors import UnsupportedOperationError
 from underlay.jobs.opened import OpeningAlone, Source, opened_alone
+from underlay.jobs.progress import ProgressCallback, counting
 
 if TYPE_CHECKING:
     from underlay.sync import SyncFormatAccess
@@ -30,7 +32,13 @@ def snapshots(source: Source, **opening: Unpack[OpeningAlone]) -> tuple[Snapshot
         return () if able is None else tuple(able.snapshots())
 
 
-def create_snapshot(source: Source, name: str, **opening: Unpack[OpeningAlone]) -> Snapshot:
+def create_snapshot(
+    source: Source,
+    name: str,
+    *,
+    progress: ProgressCallback | None = None,
+    **opening: Unpack[OpeningAlone],
+) -> Snapshot:
     """Keep the disk as it is now under a name, which others may have too.
 
     Example::
@@ -43,10 +51,16 @@ def create_snapshot(source: Source, name: str, **opening: Unpack[OpeningAlone]) 
         OptionError: the name is empty, or too long.
     """
     with opened_alone(source, writable=True, **opening) as disk:
-        return cast("Snapshot", _able(disk).create_snapshot(name))
+        return cast("Snapshot", _able(disk).create_snapshot(name, counting(progress)))
 
 
-def apply_snapshot(source: Source, id_or_name: str, **opening: Unpack[OpeningAlone]) -> None:
+def apply_snapshot(
+    source: Source,
+    id_or_name: str,
+    *,
+    progress: ProgressCallback | None = None,
+    **opening: Unpack[OpeningAlone],
+) -> None:
     """Make the disk what it was then; what it is now is lost.
 
     Example::
@@ -59,10 +73,16 @@ def apply_snapshot(source: Source, id_or_name: str, **opening: Unpack[OpeningAlo
         OptionError: there is no such snapshot.
     """
     with opened_alone(source, writable=True, **opening) as disk:
-        _able(disk).apply_snapshot(id_or_name)
+        _able(disk).apply_snapshot(id_or_name, counting(progress))
 
 
-def delete_snapshot(source: Source, id_or_name: str, **opening: Unpack[OpeningAlone]) -> None:
+def delete_snapshot(
+    source: Source,
+    id_or_name: str,
+    *,
+    progress: ProgressCallback | None = None,
+    **opening: Unpack[OpeningAlone],
+) -> None:
     """Forget a snapshot, and free what only it needed.
 
     Example::
@@ -75,7 +95,7 @@ def delete_snapshot(source: Source, id_or_name: str, **opening: Unpack[OpeningAl
         OptionError: there is no such snapshot.
     """
     with opened_alone(source, writable=True, **opening) as disk:
-        _able(disk).delete_snapshot(id_or_name)
+        _able(disk).delete_snapshot(id_or_name, counting(progress))
 
 
 def _able(disk: SyncFormatAccess) -> Any:

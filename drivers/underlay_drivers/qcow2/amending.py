@@ -14,6 +14,7 @@ import attrs
 
 from underlay.errors import OptionError
 from underlay.face import to_the_end
+from underlay.steps import Steps, StepsCallback
 from underlay.storage import PreallocateMode
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.create import (
@@ -182,9 +183,9 @@ async def amend(
     writer: ImageWriter,
     amendment: Amendment,
     limits: Limits,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepsCallback | None = None,
 ) -> None:
-    """See ``Amendable.amend``. ``progress`` counts reference counts and tables.
+    """See ``Amendable.amend``. ``progress`` counts the disk's tables, once for each change.
 
     Raises:
         OptionError: a value is impossible for this image, as it says; nothing was changed.
@@ -196,27 +197,32 @@ async def amend(
     size = disk.size() if amendment.size is None else amendment.size
     limits.check("virtual_size", size, what=f"'{disk.image.name()}': the virtual size")
     downgrades = amendment.version == 2 and disk.header.version > 2  # noqa: PLR2004
+    share = max(disk.header.l1_size, 1)
+    steps = Steps(progress, share)
+    steps.expect(share * ((size != disk.size()) + downgrades))
     async with writer.alone():
         entries = await read_snapshots(disk.image, disk.header, limits)
         if downgrades:
             _check_snapshots(entries, size)
         width = _new_width(writer, amendment, limits)
         if width is not None:
-            await width.check(progress)
+            steps.expect(2 * share)
+            await width.check(steps.phase(share))
         if amendment.target(disk.header).version > disk.header.version:
             await _complete_snapshots(writer, entries)
         await _switch(writer, amendment.target)
         if width is not None:
-            await width.change()
+            await width.change(steps.phase(share))
         await _switch(writer, amendment.flags)
     if size > disk.size():
-        await disk.resize_grow(size, PreallocateMode.OFF)
+        await disk.resize_grow(size, PreallocateMode.OFF, steps.part(share))
     elif size < disk.size():
-        await disk.resize_shrink(size)
+        await disk.resize_shrink(size, steps.part(share))
     if downgrades:
         async with writer.alone():
-            await expand_zero_clusters(writer, limits, progress)
+            await expand_zero_clusters(writer, limits, steps.phase(share))
             await _switch(writer, downgraded)
+    steps.end()
 
 
 def _new_width(writer: ImageWriter, amendment: Amendment, limits: Limits) -> RefcountWidth | None:

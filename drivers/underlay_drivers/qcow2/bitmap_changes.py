@@ -24,6 +24,7 @@ from underlay.errors import (
     UnsupportedOperationError,
 )
 from underlay.face import to_the_end
+from underlay.steps import Steps, StepsCallback
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.bitmap_data import BitmapShape, load_bitmap_table, set_bits
 from underlay_drivers.qcow2.bitmaps import BitmapEntry, find_bitmap, read_bitmaps
@@ -110,12 +111,16 @@ def _check_room(
         )
 
 
-async def remove_bitmap(writer: ImageWriter, limits: Limits, name: str) -> None:
+async def remove_bitmap(
+    writer: ImageWriter, limits: Limits, name: str, progress: StepsCallback | None = None
+) -> None:
     """See ``BitmapStore.remove_bitmap``."""
+    steps = Steps(progress, writer.disk.size())
     async with _changing(writer, limits) as change:
         at = find_bitmap(change.entries, name)
-        _, freed = await change.load(change.entries[at])
+        _, freed = await change.load(change.entries[at], steps)
         await change.list((*change.entries[:at], *change.entries[at + 1 :]), freed)
+    steps.end()
 
 
 async def enable_bitmap(writer: ImageWriter, limits: Limits, name: str, *, enabled: bool) -> None:
@@ -128,21 +133,32 @@ async def enable_bitmap(writer: ImageWriter, limits: Limits, name: str, *, enabl
             await change.overwrite(at, layout.BITMAP_FLAGS_OFFSET, flags.to_bytes(4, "big"))
 
 
-async def clear_bitmap(writer: ImageWriter, limits: Limits, name: str) -> None:
+async def clear_bitmap(
+    writer: ImageWriter, limits: Limits, name: str, progress: StepsCallback | None = None
+) -> None:
     """See ``BitmapStore.clear_bitmap``."""
+    steps = Steps(progress, writer.disk.size())
     async with _changing(writer, limits) as change:
         at = find_bitmap(change.entries, name)
         entry = change.entries[at].usable()
-        table, freed = await change.load(entry)
+        table, freed = await change.load(entry, steps)
         if any(table):
             place = await change.write_table(array("Q", bytes(8 * len(table))))
             await change.overwrite(at, 0, place.to_bytes(8, "big"), freed)
+    steps.end()
 
 
 async def merge_bitmap(
-    writer: ImageWriter, limits: Limits, name: str, source: str, store: BitmapStore
+    writer: ImageWriter,
+    limits: Limits,
+    name: str,
+    source: str,
+    store: BitmapStore,
+    *,
+    progress: StepsCallback | None = None,
 ) -> None:
     """See ``BitmapStore.merge_bitmap``."""
+    steps = Steps(progress, writer.disk.size())
     async with _changing(writer, limits) as change:
         at = find_bitmap(change.entries, name)
         entry = change.entries[at].usable()
@@ -161,11 +177,13 @@ async def merge_bitmap(
             for start, length in found.ranges:
                 await merge.set(start, length)
             offset = found.end
+            steps.reach(offset)
         await merge.finish()
         if merge.changed:
             place = await change.write_table(table)
             old = (entry.bitmap_table_offset, writer.clusters(len(table) * 8))
             await change.overwrite(at, 0, place.to_bytes(8, "big"), [old, *merge.freed])
+    steps.end()
 
 
 @attrs.define
@@ -256,8 +274,12 @@ class BitmapChange:
     entries: tuple[BitmapEntry, ...]
     _made: list[Freed] = attrs.field(factory=list["Freed"])
 
-    async def load(self, entry: BitmapEntry) -> tuple[Table, list[Freed]]:
+    async def load(
+        self, entry: BitmapEntry, steps: Steps | None = None
+    ) -> tuple[Table, list[Freed]]:
         """A bitmap's table; and the clusters that it and the bits behind it take.
+
+        ``steps`` are the bytes of the disk.
 
         Raises:
             CorruptImageError: it makes no sense, or something it leads to counts as free.
@@ -269,7 +291,10 @@ class BitmapChange:
         hosts = [entry.bitmap_table_offset + number * size for number in range(clusters)]
         hosts += [word & layout.HOST_OFFSET for word in table if word & layout.HOST_OFFSET]
         allocator = self.writer.allocator
+        tell = None if steps is None else steps.part(disk.size())
         for number, host in enumerate(hosts):
+            if tell is not None:
+                tell(number, len(hosts))
             wrong = number >= clusters and host in allocator.metadata
             if wrong or not await allocator.refcount(host):
                 raise CorruptImageError(

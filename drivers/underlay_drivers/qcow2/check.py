@@ -8,14 +8,15 @@ a time, and a byte for each cluster of the file.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
 
 from underlay.capabilities import CheckResult
 from underlay.limits import Limits
+from underlay.steps import Steps, StepsCallback
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.bitmaps import read_bitmaps
 from underlay_drivers.qcow2.findings import Report, Verb
@@ -32,12 +33,7 @@ if TYPE_CHECKING:
     from underlay.handle import StorageHandle
     from underlay_drivers.qcow2.bulk import Words
 
-__all__ = ["Checker", "Progress", "check_image"]
-
-Progress: TypeAlias = Callable[[int, int], None]
-
-#: L2 tables between two words on progress.
-_PACE: Final = 64
+__all__ = ["Checker", "check_image"]
 
 
 async def check_image(
@@ -46,13 +42,15 @@ async def check_image(
     limits: Limits,
     report: Report,
     *,
-    progress: Progress | None = None,
+    progress: StepsCallback | None = None,
 ) -> CheckResult:
-    """See ``Checkable.check``."""
-    checker = Checker(image, header, limits, report, progress=progress)
+    """See ``Checkable.check``. ``progress`` counts tables: L2 tables, and refcount blocks."""
+    steps = Steps(progress)
+    checker = Checker(image, header, limits, report, steps=steps)
     await checker.count()
     await checker.compare()
     await checker.judge_copied()
+    steps.end()
     return checker.result()
 
 
@@ -66,10 +64,12 @@ class Checker:
         limits: Limits,
         report: Report,
         *,
+        steps: Steps,
         mend: bool = False,
-        progress: Progress | None = None,
     ) -> None:
         """With ``mend``, what a repair will mend is reported so, and counted as if it were.
+
+        What there is to do is expected of ``steps`` when it is known.
 
         Raises:
             LimitExceededError: the counts would take more memory than ``limits.metadata``.
@@ -79,7 +79,7 @@ class Checker:
         self.geometry = Geometry.of(header)
         self.report = report
         self._limits = limits
-        self._progress = progress
+        self._steps = steps
         self._mend = mend
         name = image.name()
         clusters = -(-length_in_sectors(image.size()) >> header.cluster_bits)
@@ -94,7 +94,6 @@ class Checker:
         #: The clusters that L1 entries lead to, in order, and by how many entries.
         self._table_clusters: Clusters = np.empty(0, np.int64)
         self._table_uses: Clusters = np.empty(0, np.int64)
-        self._done = 0
 
     # -- counting
 
@@ -109,6 +108,7 @@ class Checker:
         """
         snapshots = await self._load_snapshots() if without is None else without
         self.snapshots = tuple(snapshots)
+        self._steps.expect(self.tables_to_count)
         header, region = self.header, self.ledger.region
         region("the header", 0, header.cluster_size)
         self.l1 = await self._count_l1(header.l1_table_offset, header.l1_size, active=True)
@@ -128,6 +128,15 @@ class Checker:
         await self._count_bitmaps()
         if self.refcounts is not None:
             self.refcounts.check_table()
+
+    @property
+    def tables_to_count(self) -> int:
+        """As many tables as ``count`` and ``compare`` look at, if none is missing."""
+        in_block = self.header.cluster_size * 8 // self.header.refcount_bits
+        blocks = -(-self.ledger.references.size // in_block)
+        snapshots = [entry.l1_size for entry in self.snapshots]
+        plausible = [size for size in snapshots if size * 8 <= layout.L1_BYTES_MAX]
+        return self.header.l1_size + sum(plausible) + blocks
 
     async def _count_structures(self) -> None:
         """Count the refcount table, and read it."""
@@ -183,7 +192,6 @@ class Checker:
             return np.zeros(entries, np.uint64)
         table = np.frombuffer(await load_l1(self.image, offset, entries), np.uint64)
         cluster_size = self.header.cluster_size
-        used = np.flatnonzero(table)
         hosts = (table & np.uint64(layout.HOST_OFFSET)).astype(np.int64)
         odd = (hosts & (cluster_size - 1)) != 0
         odd |= hosts >= self.ledger.file_length
@@ -192,11 +200,11 @@ class Checker:
         self.ledger.references.add(hosts[~odd & (table != 0)] >> self.header.cluster_bits)
         for number in np.flatnonzero(odd).tolist():
             self._odd_l1_entry(int(table[number]), offset + number * 8)
+        begun = self._steps.done
         async for number, words in self.l2_tables(table):
             self.tables.scan(words, int(hosts[number]), active=active)
-            self._done += 1
-            if self._progress is not None and not self._done % _PACE:
-                self._progress(self._done, max(self._done, len(used)))
+            self._steps.reach(begun + number + 1)
+        self._steps.reach(begun + entries)
         return table
 
     def _note_tables(self, clusters: Clusters) -> None:
@@ -286,13 +294,17 @@ class Checker:
         """Report each refcount that is not what was counted; see ``RefcountCheck.compare``."""
         if self.refcounts is None:
             raise ValueError("the refcount structures were not counted")
-        await self.refcounts.compare(mend_leaks=mend_leaks, mend_errors=mend_errors, keep=keep)
+        await self.refcounts.compare(
+            self._steps, mend_leaks=mend_leaks, mend_errors=mend_errors, keep=keep
+        )
 
     async def judge_copied(self) -> None:
         """Report each COPIED bit of the active tables that does not fit the stored refcounts."""
         bits = self.header.cluster_bits
         if self.copied_is_right():
             return
+        begun = self._steps.done
+        self._steps.expect(len(self.l1))
         for number in np.flatnonzero(self.l1 & np.uint64(layout.HOST_OFFSET)).tolist():
             entry = int(self.l1[number])
             cluster = (entry & layout.HOST_OFFSET) >> bits
@@ -307,6 +319,7 @@ class Checker:
                     expected=entry ^ layout.COPIED,
                 )
             await self._judge_table(number)
+            self._steps.reach(begun + number + 1)
 
     def judge_by_references(self) -> None:
         """Let COPIED bits be judged by what was counted: refcounts are about to be made so."""

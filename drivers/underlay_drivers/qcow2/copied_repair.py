@@ -14,6 +14,7 @@ from underlay_drivers.qcow2.table_check import Entries
 from underlay_drivers.qcow2.validation import metadata_regions
 
 if TYPE_CHECKING:
+    from underlay.steps import Steps
     from underlay_drivers.qcow2.bulk import Words
 
 __all__ = ["CopiedRepair"]
@@ -35,10 +36,20 @@ class CopiedRepair:
         self._apply = apply
         self._doubtful = doubtful
 
-    async def mend(self, *, setting: bool) -> int:
-        """Set, or clear, the bits for which that is right; how many there were."""
+    async def mend(self, steps: Steps, *, setting: bool) -> int:
+        """Set, or clear, the bits for which that is right; how many there were.
+
+        ``steps`` are the tables.
+        """
+        mended = await self._mend(steps, setting=setting)
+        if mended and self._apply:
+            await self._checker.image.sync()
+        steps.end()
+        return mended
+
+    async def _mend(self, steps: Steps, *, setting: bool) -> int:
         checker = self._checker
-        header, image = checker.header, checker.image
+        header = checker.header
         if checker.copied_is_right():
             return 0
         if not self._may_write(header.l1_table_offset, header.l1_size * 8, "L1 table"):
@@ -47,6 +58,7 @@ class CopiedRepair:
             return 0
         mended = 0
         seen: set[int] = set()
+        steps.expect(len(checker.l1))
         for number in np.flatnonzero(checker.l1).tolist():
             table = int(checker.l1[number]) & layout.HOST_OFFSET
             if self._is_table(table):
@@ -54,8 +66,7 @@ class CopiedRepair:
                 if table not in seen:
                     seen.add(table)
                     mended += await self._mend_table(table, setting=setting)
-        if mended and self._apply:
-            await image.sync()
+            steps.reach(number + 1)
         return mended
 
     def _is_table(self, offset: int) -> bool:

@@ -14,6 +14,7 @@ import attrs
 from underlay.driver import FormatCreateOptions, FormatOpenOptions
 from underlay.errors import OptionError
 from underlay.gate import Reference, ReferenceKind
+from underlay.steps import Steps
 from underlay.storage import PreallocateMode
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.counts import Counts
@@ -306,6 +307,7 @@ async def create_image(driver: type[Qcow2], options: FormatCreateOptions) -> Non
     preallocation = image.preallocation
     if image.data_file_raw and preallocation is PreallocateMode.OFF:
         preallocation = PreallocateMode.METADATA  # a raw file has no other way to say what is where
+    steps = Steps(options.progress, options.size)
     disk = await driver.open(
         FormatOpenOptions(storage=storage, writable=True, limits=options.limits)
     )
@@ -316,11 +318,12 @@ async def create_image(driver: type[Qcow2], options: FormatCreateOptions) -> Non
             name = Reference(kind=ReferenceKind.DATA_FILE, name=image.data_file)
             disk.attach(name, options.data_file)
         if options.size:
-            await disk.resize_grow(options.size, preallocation)
+            await disk.resize_grow(options.size, preallocation, steps.part(options.size))
         await disk.flush()
         await disk.sync()
     finally:
         await disk.close()
+    steps.end()
 
 
 def _stored(name: str) -> bytes:

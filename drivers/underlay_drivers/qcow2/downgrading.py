@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from underlay.errors import CorruptImageError, OptionError
@@ -17,6 +17,7 @@ from underlay_drivers.qcow2.tables import Table, empty_table, packed, swap
 
 if TYPE_CHECKING:
     from underlay.limits import Limits
+    from underlay.steps import Steps
     from underlay_drivers.qcow2.writing import ImageWriter
 
 __all__ = ["check_downgrade", "expand_zero_clusters"]
@@ -53,27 +54,28 @@ def _refuse(what: str) -> OptionError:
     return OptionError(what, option="compat")
 
 
-async def expand_zero_clusters(
-    writer: ImageWriter, limits: Limits, progress: Callable[[int, int], None] | None = None
-) -> None:
+async def expand_zero_clusters(writer: ImageWriter, limits: Limits, steps: Steps) -> None:
     """Let no L2 table say "zero" any more, for one who is alone with all clusters.
+
+    ``steps`` are the tables that the disk and its snapshots can have.
 
     Zero clusters become data that is zero; where nothing lies below, those without room of their
     own become unallocated. The guest sees no difference at any time.
     """
     disk, back = writer.disk, writer.back
     below = disk.header.backing_file is not None or disk.backing() is not None
+    entries = await read_snapshots(disk.image, disk.header, limits)
+    steps.expect(len(disk.l1) + sum(entry.l1_size for entry in entries))
     for number in range(len(disk.l1)):
         if disk.l1[number]:
             await _expand_active(writer, number, below=below)
             await back.relieve()
-        if progress is not None:
-            progress(number + 1, len(disk.l1))
+        steps.did()
     # From here on no snapshot shares a table that has zero clusters with the disk.
     await back.flush()
     await back.sync()
     seen: set[int] = set()
-    for entry in await read_snapshots(disk.image, disk.header, limits):
+    for entry in entries:
         offset, count, _ = snapshot_view(
             entry, disk.header, file_size=disk.image.size(), image=disk.image.name()
         )
@@ -82,8 +84,10 @@ async def expand_zero_clusters(
             if table and table not in seen:
                 seen.add(table)
                 await _expand_inactive(writer, table, below=below)
+            steps.did()
     await back.flush()
     await back.sync()
+    steps.end()
 
 
 def _is_zero(entry: int) -> bool:

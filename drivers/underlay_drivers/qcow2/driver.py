@@ -37,11 +37,13 @@ from underlay.errors import (
     OptionError,
     ReadOnlyError,
     StorageChangedError,
+    UnderlayError,
 )
-from underlay.face import run_blocking
+from underlay.face import run_blocking, to_the_end
 from underlay.handle import StorageHandle
 from underlay.limits import Limits
 from underlay.probing import Match, NoMatch, ProbeVerdict, ProbeView
+from underlay.steps import Steps, StepsCallback
 from underlay.storage import AnyStorage
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.compressed import decompress
@@ -55,6 +57,7 @@ from underlay_drivers.qcow2.writable import Writable
 if TYPE_CHECKING:
     from underlay_drivers.qcow2.builder import Qcow2OpenBuilder
     from underlay_drivers.qcow2.create_builder import Qcow2CreateBuilder
+    from underlay_drivers.qcow2.writing import ImageWriter
 
 __all__ = ["Qcow2"]
 
@@ -375,17 +378,25 @@ class Qcow2(
                     if self._writer.tracking is tracking:
                         raise  # not in use by another call of ours
 
-    async def merge_bitmap(self, name: str, source: str, store: BitmapStore | None = None) -> None:
+    async def merge_bitmap(
+        self,
+        name: str,
+        source: str,
+        store: BitmapStore | None = None,
+        progress: StepsCallback | None = None,
+    ) -> None:
         """See ``BitmapStore.merge_bitmap``."""
         from underlay_drivers.qcow2.bitmap_changes import merge_bitmap
 
-        await merge_bitmap(self.writer, self._limits, name, source, store or self)
+        await merge_bitmap(
+            self.writer, self._limits, name, source, store or self, progress=progress
+        )
 
     # -- whether it is sound
 
     async def check(
         self,
-        progress: Callable[[int, int], None] | None = None,
+        progress: StepsCallback | None = None,
         *,
         report: Callable[[Finding], None] | None = None,
     ) -> CheckResult:
@@ -409,6 +420,7 @@ class Qcow2(
         leaks_only: bool,
         dry_run: bool = False,
         report: Callable[[Finding | Repair], None] | None = None,
+        progress: StepsCallback | None = None,
     ) -> CheckResult:
         """See ``Repairable.repair``. Nothing else may use the disk meanwhile."""
         from underlay_drivers.qcow2.repair import repair_image
@@ -425,22 +437,36 @@ class Qcow2(
                 async with writer.bitmaps_at_rest():
                     pass
             await writer.back.finish()
-        result = await repair_image(
-            self.image,
-            await load_header(self.image, to_check=True),
-            self._limits,
-            leaks_only=leaks_only,
-            dry_run=dry_run,
-            report=report,
-        )
-        if not dry_run:
-            await self._load(await load_header(self.image, to_check=True))
-            if writer is not None:
-                # What it knew of the tables is out of date; whoever holds a lease holds it still.
-                self.forbid_writing()
-                self._prepare_writing()
-                self.writer.back.leases = writer.back.leases
+        steps = Steps(progress)
+        try:
+            result = await repair_image(
+                self.image,
+                await load_header(self.image, to_check=True),
+                self._limits,
+                leaks_only=leaks_only,
+                dry_run=dry_run,
+                report=report,
+                steps=steps,
+            )
+        finally:
+            if not dry_run:
+                await to_the_end(self._begin_anew(writer))
+        steps.end()
         return result
+
+    async def _begin_anew(self, writer: ImageWriter | None) -> None:
+        """Read what a repair has changed; what ``writer`` knew of the tables is out of date."""
+        self.forbid_writing()
+        try:
+            await self._load(await load_header(self.image, to_check=True))
+        except UnderlayError as error:
+            if writer is not None:
+                writer.back.give_up("it could not be read after its repair", error)
+            raise
+        if writer is not None:
+            # Whoever holds a lease holds it still.
+            self._prepare_writing()
+            self.writer.back.leases = writer.back.leases
 
 
 def _size_option(options: FormatOpenOptions, name: str, default: int) -> int:

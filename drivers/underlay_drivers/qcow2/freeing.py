@@ -16,6 +16,7 @@ from underlay_drivers.qcow2.dirty import DirtyState, Freed
 
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
+    from underlay.steps import Steps
     from underlay_drivers.qcow2.allocation import Allocator
     from underlay_drivers.qcow2.dependencies import Dependencies
 
@@ -28,7 +29,7 @@ _FREED_AT_ONCE: Final = 1 << 12
 class LateFreeing(DirtyState):
     """The clusters that wait to be freed, and the barriers that they wait for."""
 
-    __slots__ = ("_ready", "_waiting", "_written", "leases")
+    __slots__ = ("_ready", "_steps", "_waiting", "_written", "leases")
 
     def __init__(self, disk: Dependencies, allocator: Allocator, *, dirty_limit: int) -> None:
         super().__init__(disk, allocator, dirty_limit=dirty_limit)
@@ -37,6 +38,8 @@ class LateFreeing(DirtyState):
         self._written: list[Freed] = []
         self._waiting: list[list[Freed]] = []
         self._ready: deque[list[Freed]] = deque()
+        #: The bytes that somebody waits for to be free.
+        self._steps: Steps | None = None
 
     def _storages(self) -> list[StorageHandle]:
         """What a barrier syncs: the data first."""
@@ -95,9 +98,15 @@ class LateFreeing(DirtyState):
             for part in parts:
                 try:
                     await self._free(part)
+                    if self._steps is not None:
+                        self._steps.did(self._bytes_of(part))
                 except BaseException:
                     self._ready.append([run for left in parts for run in left])
                     raise
+
+    def _bytes_of(self, *freed: list[Freed]) -> int:
+        size = self._disk.geometry.cluster_size
+        return sum(clusters for part in freed for _, clusters in part) * size
 
     def _in_parts(self, freed: list[Freed]) -> Iterator[list[Freed]]:
         """The same, so many clusters at a time."""

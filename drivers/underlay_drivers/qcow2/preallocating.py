@@ -10,6 +10,7 @@ from underlay.storage import PreallocateMode
 from underlay_drivers.qcow2 import layout
 
 if TYPE_CHECKING:
+    from underlay.steps import Steps
     from underlay_drivers.qcow2.writing import ImageWriter
 
 __all__ = ["preallocate"]
@@ -18,10 +19,13 @@ __all__ = ["preallocate"]
 _SLICE: Final = 512
 
 
-async def preallocate(writer: ImageWriter, old: int, size: int, mode: PreallocateMode) -> None:
+async def preallocate(
+    writer: ImageWriter, old: int, size: int, mode: PreallocateMode, steps: Steps
+) -> None:
     """Give every cluster of guest bytes ``old`` to ``size`` a place, which reads as zeroes.
 
-    For one who is alone with all clusters; nothing shows through them.
+    ``steps`` are these bytes, and those that the host is to reserve in one piece. For one who is
+    alone with all clusters; nothing shows through them.
     """
     disk = writer.disk
     cluster = disk.geometry.cluster_size
@@ -30,22 +34,27 @@ async def preallocate(writer: ImageWriter, old: int, size: int, mode: Preallocat
     on_host = PreallocateMode.OFF if mode is PreallocateMode.METADATA else mode
     if on_host is PreallocateMode.OFF or disk.geometry.external or any(disk.l1):
         while at < end:
-            at += await _reserve(writer, at, min(end, _end_of_slice(writer, at)), on_host)
+            taken = await _reserve(writer, at, min(end, _end_of_slice(writer, at)), on_host)
+            at += taken
             await writer.back.relieve()
+            steps.did(taken)
     else:
-        await _fill_empty(writer, at, end, mode)
+        await _fill_empty(writer, at, end, mode, steps)
 
 
-async def _fill_empty(writer: ImageWriter, at: int, end: int, mode: PreallocateMode) -> None:
+async def _fill_empty(
+    writer: ImageWriter, at: int, end: int, mode: PreallocateMode, steps: Steps
+) -> None:
     """Give a disk without any data yet all its places in one piece."""
     cluster = writer.disk.geometry.cluster_size
-    room = await _lay_out(writer, (end - at) // cluster, mode)
+    room = await _lay_out(writer, (end - at) // cluster, mode, steps)
     try:
         while at < end:
             taken = await _place(writer, at, min(end, _end_of_slice(writer, at)), room=room)
             at += taken
             room += taken
             await writer.back.relieve()
+            steps.did(taken)
     except BaseException:
         await to_the_end(_give_back(writer, room, (end - at) // cluster))
         raise
@@ -58,7 +67,7 @@ def _end_of_slice(writer: ImageWriter, guest: int) -> int:
     return guest - guest % covered + covered
 
 
-async def _lay_out(writer: ImageWriter, clusters: int, mode: PreallocateMode) -> int:
+async def _lay_out(writer: ImageWriter, clusters: int, mode: PreallocateMode, steps: Steps) -> int:
     """Make room for the data of an empty disk in one piece: its host offset.
 
     The reference counts come first, for the data and for the L2 tables that follow.
@@ -76,8 +85,10 @@ async def _lay_out(writer: ImageWriter, clusters: int, mode: PreallocateMode) ->
         await allocator.take_at(room, clusters)
     try:
         end = room + clusters * geometry.cluster_size
+        if mode.reserves:
+            steps.expect(clusters * geometry.cluster_size)
         async with back.not_flushing():
-            await disk.image.resize(end, mode)
+            await disk.image.resize(end, mode, steps)
     except BaseException:
         await to_the_end(_give_back(writer, room, clusters))
         raise

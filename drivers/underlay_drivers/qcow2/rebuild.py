@@ -20,6 +20,7 @@ from underlay_drivers.qcow2.references import Counts, References, pack_counts
 
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
+    from underlay.steps import Steps
 
 __all__ = ["Rebuild"]
 
@@ -123,10 +124,13 @@ class Rebuild:
             after=self.table_offset,
         )
 
-    async def write(self) -> None:
-        """Write the structures, then the pointer to them, each durable before the next."""
+    async def write(self, steps: Steps) -> None:
+        """Write the structures, then the pointer to them, each durable before the next.
+
+        ``steps`` are the blocks.
+        """
         image = self._image
-        await self.write_structures()
+        await self.write_structures(steps)
         new = self.header
         pointer = struct.pack(
             ">QIIQ",
@@ -138,18 +142,18 @@ class Rebuild:
         await image.write(pointer, _POINTER)
         await image.sync()
 
-    async def write_structures(self) -> None:
-        """Write the structures durably; nothing leads there yet."""
+    async def write_structures(self, steps: Steps) -> None:
+        """Write the structures durably; nothing leads there yet. ``steps`` are the blocks."""
         image, old_size = self._image, self._image.size()
         try:
-            await self._write_structures()
+            await self._write_structures(steps)
             await image.sync()
         except BaseException:
             if image.size() > old_size:
                 await image.resize(old_size)
             raise
 
-    async def _write_structures(self) -> None:
+    async def _write_structures(self, steps: Steps) -> None:
         if self._snapshot_table is not None:
             await self._image.write(self._snapshot_table, self._start * self._cluster_size)
         first_block = self.table_offset + self.table_clusters * self._cluster_size
@@ -159,7 +163,9 @@ class Rebuild:
         await self._image.write(table.astype(">u8").tobytes(), self.table_offset)
         batch = bytearray()
         at = first_block
+        steps.expect(len(self._blocks))
         for index in self._blocks:
+            steps.did()
             batch += pack_counts(self._block(index), self._header.refcount_bits)
             if len(batch) >= _BATCH:
                 await self._image.write(batch, at)

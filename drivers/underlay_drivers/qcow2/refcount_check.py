@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from underlay.handle import StorageHandle
+    from underlay.steps import Steps
 
 __all__ = ["RefcountCheck", "StoredRefcounts"]
 
@@ -166,11 +167,16 @@ class RefcountCheck:
 
     # -- the counts
 
+    @property
+    def block_count(self) -> int:
+        """How many refcount blocks the file needs at least."""
+        return -(-self._ledger.references.size // self.stored.in_block)
+
     async def blocks(self) -> AsyncIterator[tuple[int, Counts | None, Counts]]:
         """The first cluster, the stored counts (None: all zero) and the references, by block."""
         references = self._ledger.references
         in_block = self.stored.in_block
-        for index in range(-(-references.size // in_block)):
+        for index in range(self.block_count):
             first = index * in_block
             wanted = references.counts[first : min(first + in_block, references.size)]
             if not self.stored.readable(index):
@@ -179,12 +185,17 @@ class RefcountCheck:
             stored = await self.stored.block(index)
             yield first, None if stored is None else stored[: len(wanted)], wanted
 
-    async def compare(self, *, mend_leaks: bool, mend_errors: bool, keep: bool) -> None:
+    async def compare(
+        self, steps: Steps, *, mend_leaks: bool, mend_errors: bool, keep: bool
+    ) -> None:
         """Report every difference. Unless told to ``keep`` them, references become what is stored.
+
+        ``steps`` are the blocks.
 
         With ``mend_…`` a difference is reported as one that gets mended.
         """
         async for first, block, wanted in self.blocks():
+            steps.did()
             if block is None and not wanted.any():
                 continue
             stored = np.zeros(len(wanted), np.uint8) if block is None else block

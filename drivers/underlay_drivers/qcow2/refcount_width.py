@@ -5,7 +5,6 @@ With numpy, as all work on whole tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from underlay_drivers.qcow2.writeback import HeaderSwitch
 
 if TYPE_CHECKING:
     from underlay.limits import Limits
+    from underlay.steps import Steps
     from underlay_drivers.qcow2.writing import ImageWriter
 
 __all__ = ["RefcountWidth"]
@@ -35,30 +35,32 @@ class RefcountWidth:
         self._bits = bits
         self._limits = limits
 
-    async def check(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Refuse counts that would be too wide, changing nothing.
+    async def check(self, steps: Steps) -> None:
+        """Refuse counts that would be too wide, changing nothing. ``steps`` are the blocks.
 
         Raises:
             OptionError: a count does not fit into the new width.
             LimitExceededError: the refcount table would become too large.
         """
         async with self._writer.back.all_at_once():
-            (await self._rebuild(progress)).plan()
+            (await self._rebuild(steps)).plan()
+        steps.end()
 
-    async def change(self) -> None:
-        """Change it; raises as ``check`` does."""
+    async def change(self, steps: Steps) -> None:
+        """Change it; raises as ``check`` does. ``steps`` are the old blocks and the new ones."""
         writer, back = self._writer, self._writer.back
         async with back.all_at_once():
             disk = writer.disk
             old = self._structures(await StoredRefcounts.load(disk.image, disk.header))
-            rebuild = await self._rebuild(None)
+            rebuild = await self._rebuild(steps)
             rebuild.plan()
-            await rebuild.write_structures()
+            await rebuild.write_structures(steps)
             # The old structures are not among the new counts: they are free from now on.
             await to_the_end(self._switch(rebuild))
             with suppress(StorageError):
                 for offset in old:
                     await disk.image.discard(offset, disk.geometry.cluster_size)
+        steps.end()
 
     async def _switch(self, rebuild: Rebuild) -> None:
         """Let the header lead to the new structures, and count in those."""
@@ -72,7 +74,7 @@ class RefcountWidth:
         table = range(start, start + header.refcount_table_clusters * size, size)
         return [*table, *map(stored.offset, np.flatnonzero(stored.table).tolist())]
 
-    async def _rebuild(self, progress: Callable[[int, int], None] | None) -> Rebuild:
+    async def _rebuild(self, steps: Steps) -> Rebuild:
         """New structures for the counts that are stored, less those of the old structures."""
         disk = self._writer.disk
         image, header = disk.image, disk.header
@@ -85,7 +87,9 @@ class RefcountWidth:
         wide = attrs.evolve(header, refcount_order=self._bits.bit_length() - 1)
         references = References(clusters, refcount_bits=64, overflow=_cannot_be)
         most = (1 << self._bits) - 1
-        for done, number in enumerate(numbers, 1):
+        steps.expect(len(numbers))
+        for number in numbers:
+            steps.did()
             block = await stored.block(number)
             assert block is not None
             first = number * stored.in_block
@@ -100,8 +104,6 @@ class RefcountWidth:
                 )
             references.make_room(highest)
             references.counts[first : first + stored.in_block] = block
-            if progress is not None:
-                progress(done, len(numbers))
         start = references.end()
         references.counts[
             [offset >> header.cluster_bits for offset in self._structures(stored)]

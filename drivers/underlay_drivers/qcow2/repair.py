@@ -19,6 +19,7 @@ import numpy as np
 from underlay.capabilities import CheckResult, Finding, Repair
 from underlay.errors import CorruptImageError, ReadOnlyError
 from underlay.limits import Limits
+from underlay.steps import Steps
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.check import Checker, check_image
 from underlay_drivers.qcow2.copied_repair import CopiedRepair
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["repair_image"]
 
+#: What a repair goes over all tables for; new refcount structures take as many phases.
+_PHASES = ("count", "raise", "clear COPIED", "lower", "set COPIED", "check")
+_PHASES_OF_LEAKS = ("count", "lower", "check")
 #: Where the incompatible feature bits stand.
 _FEATURES = 72
 
@@ -47,11 +51,23 @@ async def repair_image(
     leaks_only: bool,
     dry_run: bool = False,
     report: Callable[[Finding | Repair], None] | None = None,
+    steps: Steps | None = None,
 ) -> CheckResult:
-    """See ``Repairable.repair``. Nothing else may write to the image meanwhile."""
+    """See ``Repairable.repair``. Nothing else may write to the image meanwhile.
+
+    ``steps`` are the disk's tables, as often as they are gone over.
+    """
     if not dry_run and not image.writable():
         raise ReadOnlyError(f"'{image.name()}' is open read-only; open it writable to repair it")
-    repair = _ImageRepair(image, header, limits, report, leaks_only=leaks_only, dry_run=dry_run)
+    repair = _ImageRepair(
+        image,
+        header,
+        limits,
+        report,
+        leaks_only=leaks_only,
+        dry_run=dry_run,
+        steps=steps or Steps(None),
+    )
     await repair.mend()
     if dry_run:
         if not repair.hopeless:
@@ -76,6 +92,7 @@ class _ImageRepair:
         *,
         leaks_only: bool,
         dry_run: bool,
+        steps: Steps,
     ) -> None:
         self._image = image
         self._header = header
@@ -84,16 +101,28 @@ class _ImageRepair:
         self._report = Report(sink, sink)
         self._all = not leaks_only
         self._apply = not dry_run
+        self._steps = steps
+        phases = len(_PHASES) if self._all else len(_PHASES_OF_LEAKS)
+        #: What each phase counts for, whatever it has to do.
+        self._share = max(header.l1_size, 1)
+        steps.expect((phases - dry_run) * self._share)
         #: Whether L2 entries may be mended.
         self._entries = self._all
-        self.checker = self._new_checker(self._report)
+        self._counting = self._phase()
+        self.checker = self._new_checker(self._report, self._counting)
         self.corruptions_fixed = 0
         self.leaks_fixed = 0
         #: Errors that stay.
         self.hopeless = 0
 
-    def _new_checker(self, report: Report) -> Checker:
-        return Checker(self._image, self._header, self._limits, report, mend=self._entries)
+    def _phase(self) -> Steps:
+        """The steps of the next phase; to be ended with it."""
+        return self._steps.phase(self._share)
+
+    def _new_checker(self, report: Report, steps: Steps) -> Checker:
+        return Checker(
+            self._image, self._header, self._limits, report, steps=steps, mend=self._entries
+        )
 
     def _entries_are_entries(self) -> bool:
         """Whether all entries to be mended lie in L2 tables, and not in what is data as well."""
@@ -107,10 +136,11 @@ class _ImageRepair:
         if not self._entries_are_entries():
             self._entries = False
             self._report = Report(self._sink, self._sink)
-            self.checker = self._new_checker(self._report)
+            self.checker = self._new_checker(self._report, Steps(None))
             await self.checker.count()
         checker, report = self.checker, self._report
         await checker.compare(mend_leaks=True, mend_errors=self._all, keep=True)
+        self._counting.end()
         refcounts = checker.refcounts
         if refcounts is None:
             return
@@ -143,10 +173,10 @@ class _ImageRepair:
         copied = CopiedRepair(
             self.checker, self._report, apply=self._apply, doubtful=bool(hopeless)
         )
-        self.corruptions_fixed += await copied.mend(setting=False)
+        self.corruptions_fixed += await copied.mend(self._phase(), setting=False)
         await self._mend_refcounts(refcounts, rising=False)
         if not hopeless and not self._report.check_errors:
-            self.corruptions_fixed += await copied.mend(setting=True)
+            self.corruptions_fixed += await copied.mend(self._phase(), setting=True)
 
     # -- refcounts
 
@@ -154,7 +184,10 @@ class _ImageRepair:
         """Write the blocks in which a refcount is too low, or too high."""
         stored_refcounts = refcounts.stored
         changed = False
+        steps = self._phase()
+        steps.expect(refcounts.block_count)
         async for first, stored, wanted in refcounts.blocks():
+            steps.did()
             if stored is None:
                 continue
             wrong = stored < wanted if rising else stored > wanted
@@ -180,6 +213,7 @@ class _ImageRepair:
                 changed = True
         if changed:
             await self._image.sync()
+        steps.end()
 
     async def _rebuild(self) -> None:
         """Count anew without the old refcount structures, and build new ones."""
@@ -189,8 +223,10 @@ class _ImageRepair:
         await self._zero_entries()
         quiet = Report()
         snapshots, table = self._new_snapshot_table()
-        recount = self._new_checker(quiet)
+        steps = self._phase()
+        recount = self._new_checker(quiet, steps)
         await recount.count(without=snapshots)
+        steps.end()
         if table is None:
             size = sum(len(snapshot.pack()) for snapshot in snapshots)
             recount.ledger.region("the snapshot table", self._header.snapshots_offset, size)
@@ -205,16 +241,18 @@ class _ImageRepair:
             self._image, self._header, references, found, snapshot_table=table, start=start
         )
         rebuild.plan()
+        steps = self._phase()
         if self._apply:
-            await rebuild.write()
+            await rebuild.write(steps)
+        steps.end()
         recount.header = rebuild.header
         self.corruptions_fixed += max(0, corruptions - hopeless)
         self.leaks_fixed += leaks
         recount.judge_by_references()
         copied = CopiedRepair(recount, found, apply=self._apply, doubtful=bool(hopeless))
-        self.corruptions_fixed += await copied.mend(setting=False)
+        self.corruptions_fixed += await copied.mend(self._phase(), setting=False)
         if not hopeless:
-            self.corruptions_fixed += await copied.mend(setting=True)
+            self.corruptions_fixed += await copied.mend(self._phase(), setting=True)
 
     def _new_snapshot_table(self) -> tuple[tuple[SnapshotEntry, ...], bytes | None]:
         """The snapshots, and the table for them if the one that there is must not stay."""
@@ -255,7 +293,8 @@ class _ImageRepair:
     async def verify(self) -> CheckResult:
         """Check again; an image that is sound now is marked so."""
         header = await load_header(self._image, to_check=True)
-        left = await check_image(self._image, header, self._limits, Report())
+        progress = self._steps.part(self._share)
+        left = await check_image(self._image, header, self._limits, Report(), progress=progress)
         if not left.corruptions and not left.check_errors:
             sound = self.note_sound(header)
             if sound != header.incompatible_features:

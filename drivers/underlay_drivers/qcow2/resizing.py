@@ -13,6 +13,7 @@ import attrs
 
 from underlay.errors import LimitExceededError, UnsupportedOperationError
 from underlay.face import to_the_end
+from underlay.steps import Steps, StepsCallback
 from underlay.storage import PreallocateMode
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.preallocating import preallocate
@@ -31,8 +32,16 @@ __all__ = ["grow", "shrink"]
 _FAR: Final = 1 << 64
 
 
-async def grow(writer: ImageWriter, size: int, preallocation: PreallocateMode) -> None:
+async def grow(
+    writer: ImageWriter,
+    size: int,
+    preallocation: PreallocateMode,
+    progress: StepsCallback | None = None,
+) -> None:
     """Let the disk have ``size`` bytes, more than it has.
+
+    ``progress`` counts the new bytes: twice where the host reserves their space beforehand, and
+    once more what hides a longer backing image. What fails gives all of that space back.
 
     Raises:
         LimitExceededError: the L1 table would become too large.
@@ -72,17 +81,34 @@ async def grow(writer: ImageWriter, size: int, preallocation: PreallocateMode) -
             await writer.back.flush()
             await _move_l1(writer, table)
         await _clear_beyond(writer, old)
-        if disk.geometry.external:
-            await _grow_data_file(disk.data_storage(), old, size, preallocation)
-        await _zero_growth(writer, old, size)
-        if preallocation is not PreallocateMode.OFF:
-            await preallocate(writer, old, size, preallocation)
-        await writer.back.flush()
-        await _publish(writer, size)
+        steps = Steps(progress, size - old)
+        try:
+            await _fill_growth(writer, old, size, preallocation, steps)
+            await writer.back.flush()
+            await _publish(writer, size)
+        except BaseException:
+            if not writer.back.broken:
+                await to_the_end(_clear_beyond(writer, disk.size()))
+            raise
+        steps.end()
 
 
-async def shrink(writer: ImageWriter, size: int) -> None:
+async def _fill_growth(
+    writer: ImageWriter, old: int, size: int, preallocation: PreallocateMode, steps: Steps
+) -> None:
+    """Make bytes ``old`` to ``size``, which nobody sees yet, what they are to be."""
+    disk = writer.disk
+    if disk.geometry.external:
+        await _grow_data_file(disk.data_storage(), old, size, preallocation, steps)
+    await _zero_growth(writer, old, size, steps)
+    if preallocation is not PreallocateMode.OFF:
+        await preallocate(writer, old, size, preallocation, steps)
+
+
+async def shrink(writer: ImageWriter, size: int, progress: StepsCallback | None = None) -> None:
     """Let the disk have ``size`` bytes, fewer than it has.
+
+    ``progress`` counts the bytes that go: once for what leads to them, once for their space.
 
     Raises:
         UnsupportedOperationError: there are snapshots in version 2.
@@ -94,15 +120,16 @@ async def shrink(writer: ImageWriter, size: int) -> None:
         if size >= disk.size():
             return
         await writer.make_ready()
+        steps = Steps(progress, 2 * (disk.size() - size))
         # What is beyond the end no longer counts; only then it is taken away.
         await writer.back.flush()
         await _publish(writer, size)
-        await _clear_beyond(writer, size)
+        await _clear_beyond(writer, size, steps)
         await _zero_tail(writer, size)
-        await writer.back.flush()
-        await writer.back.sync()
+        await writer.back.free_all(steps)
         if disk.geometry.external:
             await disk.data_storage().resize(size)
+        steps.end()
 
 
 def _check_snapshots(writer: ImageWriter) -> None:
@@ -151,8 +178,8 @@ async def _move_l1(writer: ImageWriter, table: Table) -> None:
     )
 
 
-async def _clear_beyond(writer: ImageWriter, size: int) -> None:
-    """Let go of all clusters that lie wholly beyond ``size``."""
+async def _clear_beyond(writer: ImageWriter, size: int, steps: Steps | None = None) -> None:
+    """Let go of all clusters that lie wholly beyond ``size``; ``steps`` are the bytes there."""
     disk = writer.disk
     geometry = disk.geometry
     end = size + -size % geometry.cluster_size
@@ -166,6 +193,8 @@ async def _clear_beyond(writer: ImageWriter, size: int) -> None:
                 index = (end >> geometry.cluster_bits) % geometry.l2_entries
             await _clear_table(writer, number, index)
         await writer.back.relieve()
+        if steps is not None:
+            steps.reach((number + 1 << geometry.l1_shift) - size)
 
 
 async def _clear_table(writer: ImageWriter, number: int, index: int) -> None:
@@ -207,17 +236,19 @@ async def _zero_tail(writer: ImageWriter, size: int) -> None:
 
 
 async def _grow_data_file(
-    data: StorageHandle, old: int, size: int, preallocation: PreallocateMode
+    data: StorageHandle, old: int, size: int, preallocation: PreallocateMode, steps: Steps
 ) -> None:
     """Let the data file have ``size`` bytes, zeroes from ``old`` on, whatever was there."""
     there = data.size()
     if there > old:
         await data.write_zeroes(old, min(there, size) - old)
     if there < size:
-        await data.resize(size, _on_host(preallocation))
+        if preallocation.reserves:
+            steps.expect(size - there)
+        await data.resize(size, _on_host(preallocation), steps)
 
 
-async def _zero_growth(writer: ImageWriter, old: int, size: int) -> None:
+async def _zero_growth(writer: ImageWriter, old: int, size: int, steps: Steps) -> None:
     """Let bytes ``old`` to ``size`` read as zeroes, whatever shows through there."""
     disk = writer.disk
     geometry = disk.geometry
@@ -229,14 +260,16 @@ async def _zero_growth(writer: ImageWriter, old: int, size: int) -> None:
     end += -end % geometry.cluster_size
     if start >= end:
         return
-    if disk.header.version == 2:  # noqa: PLR2004 (a version is its own best name)
-        await writer.write_zeroes(start, end)
-        return
+    steps.expect(end - start)
     while start < end:
         stop = min(end, (start >> geometry.l1_shift) + 1 << geometry.l1_shift)
-        async with writer.back.lock:
-            await change_entries(writer, start, stop, Goal.ZERO)
-        await writer.back.relieve()
+        if disk.header.version == 2:  # noqa: PLR2004 (a version is its own best name)
+            await writer.write_zeroes(start, stop)
+        else:
+            async with writer.back.lock:
+                await change_entries(writer, start, stop, Goal.ZERO)
+            await writer.back.relieve()
+        steps.did(stop - start)
         start = stop
 
 

@@ -4,6 +4,8 @@ A snapshot is an L1 table of its own, and whatever it leads to is counted for it
 says in the active tables that a count is one, so bits and counts have to change together. They do:
 what changes is written to new places, counts included, and one write of the header's first sector
 shows all of it. A crash leaves the image with the snapshot or without it, and leaks at worst.
+
+What ``progress`` is told counts guest bytes, as often as a step goes over them.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from underlay.errors import (
     UnsupportedOperationError,
 )
 from underlay.face import to_the_end
+from underlay.steps import Steps, StepsCallback
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.loading import load_l1
 from underlay_drivers.qcow2.snapshots import (
@@ -45,7 +48,9 @@ __all__ = ["apply_snapshot", "create_snapshot", "delete_snapshot"]
 _NAME_MAX: Final = (1 << 16) - 1
 
 
-async def create_snapshot(writer: ImageWriter, name: str, limits: Limits) -> SnapshotEntry:
+async def create_snapshot(
+    writer: ImageWriter, name: str, limits: Limits, progress: StepsCallback | None = None
+) -> SnapshotEntry:
     """Take a snapshot of the disk as it is now.
 
     Raises:
@@ -65,9 +70,11 @@ async def create_snapshot(writer: ImageWriter, name: str, limits: Limits) -> Sna
     async with writer.at_rest(), _all_or_nothing(writer):
         entries = await read_snapshots(disk.image, disk.header, limits)
         entry = _new_entry(writer, entries, stored)
+        steps = Steps(progress, _covered(writer, disk.l1))
         # The snapshot gets the tables that there are, and the disk copies of them.
         l1 = array("Q", bytes(8 * len(disk.l1)))
         for number, word in enumerate(disk.l1):
+            steps.did(1 << disk.geometry.l1_shift)
             if word:
                 table = await _active_table(writer, number)
                 for index in range(0, len(table), disk.geometry.words):
@@ -78,10 +85,13 @@ async def create_snapshot(writer: ImageWriter, name: str, limits: Limits) -> Sna
         place = await _write_new(writer, packed(l1))
         fields, freed = await _write_entries(writer, entries, (*entries, entry))
         await _switch(writer, l1, freed, l1_table_offset=place, **fields)
+    steps.end()
     return entry
 
 
-async def apply_snapshot(writer: ImageWriter, wanted: str, limits: Limits) -> None:
+async def apply_snapshot(
+    writer: ImageWriter, wanted: str, limits: Limits, progress: StepsCallback | None = None
+) -> None:
     """Make the disk what it was at a snapshot; what it is now is gone.
 
     Raises:
@@ -92,21 +102,24 @@ async def apply_snapshot(writer: ImageWriter, wanted: str, limits: Limits) -> No
     async with writer.alone():
         async with _all_or_nothing(writer):
             _, size, l1 = await _load(writer, wanted, limits)
+            steps = Steps(progress, 2 * _covered(writer, disk.l1) + _covered(writer, l1))
             await _tell_bitmaps(writer, size)
             # What was active until now goes when nobody reads it any more.
-            freed = await _let_go_of_all(writer, disk.l1, disk.header.l1_table_offset)
+            freed = await _let_go_of_all(writer, disk.l1, disk.header.l1_table_offset, steps)
             # Both share all of it from now on, and so nothing is counted once.
-            async for number, offset, table in _tables(writer, l1):
+            async for number, offset, table in _tables(writer, l1, steps):
                 l1[number] = offset
                 await _count_shared(writer, offset, table)
             l1.extend([0] * (-(-size >> disk.geometry.l1_shift) - len(l1)))
             place = await _write_new(writer, packed(l1))
             await _switch(writer, l1, freed, l1_table_offset=place, size=size)
-        await back.flush()
-        await back.sync()
+        await back.free_all(steps)
+    steps.end()
 
 
-async def delete_snapshot(writer: ImageWriter, wanted: str, limits: Limits) -> None:
+async def delete_snapshot(
+    writer: ImageWriter, wanted: str, limits: Limits, progress: StepsCallback | None = None
+) -> None:
     """Remove a snapshot, and free what only it held.
 
     Raises:
@@ -118,17 +131,18 @@ async def delete_snapshot(writer: ImageWriter, wanted: str, limits: Limits) -> N
         async with _all_or_nothing(writer):
             entries = await read_snapshots(disk.image, disk.header, limits)
             entry, _, snapshot_l1 = await _load(writer, wanted, limits)
-            freed = await _let_go_of_all(writer, snapshot_l1, entry.l1_table_offset)
+            steps = Steps(progress, 2 * _covered(writer, snapshot_l1) + _covered(writer, disk.l1))
+            freed = await _let_go_of_all(writer, snapshot_l1, entry.l1_table_offset, steps)
             former, place = disk.l1, disk.header.l1_table_offset
-            l1 = await _own_active(writer, freed)
+            l1 = await _own_active(writer, freed, steps)
             if l1 != former:
                 freed.append((place, writer.clusters(len(former) * 8)))
                 place = await _write_new(writer, packed(l1))
             left = tuple(other for other in entries if other is not entry and other != entry)
             fields, gone = await _write_entries(writer, entries, left)
             await _switch(writer, l1, freed + gone, l1_table_offset=place, **fields)
-        await back.flush()
-        await back.sync()
+        await back.free_all(steps)
+    steps.end()
 
 
 async def _tell_bitmaps(writer: ImageWriter, size: int) -> None:
@@ -241,8 +255,17 @@ async def _check_tables(writer: ImageWriter, l1: Table, entries: Sequence[Snapsh
             )
 
 
-async def _tables(writer: ImageWriter, l1: Table) -> AsyncIterator[tuple[int, int, Table]]:
+def _covered(writer: ImageWriter, l1: Table) -> int:
+    """The guest bytes that an L1 table has entries for."""
+    return len(l1) << writer.disk.geometry.l1_shift
+
+
+async def _tables(
+    writer: ImageWriter, l1: Table, steps: Steps
+) -> AsyncIterator[tuple[int, int, Table]]:
     """The L2 tables behind any L1 table, as they are on disk: L1 index, host offset, table.
+
+    ``steps`` are the guest bytes that it covers.
 
     Raises:
         CorruptImageError: an L1 entry makes no sense.
@@ -267,6 +290,7 @@ async def _tables(writer: ImageWriter, l1: Table) -> AsyncIterator[tuple[int, in
                 )
             offset = word & layout.HOST_OFFSET
             yield number, offset, await _read_table(writer, offset)
+        steps.did(1 << disk.geometry.l1_shift)
 
 
 async def _read_table(writer: ImageWriter, offset: int) -> Table:
@@ -331,12 +355,14 @@ async def _count_shared(writer: ImageWriter, offset: int, table: Table) -> None:
         await writer.disk.image.write(packed(table), offset)
 
 
-async def _let_go_of_all(writer: ImageWriter, l1: Table, l1_offset: int) -> list[Freed]:
+async def _let_go_of_all(
+    writer: ImageWriter, l1: Table, l1_offset: int, steps: Steps
+) -> list[Freed]:
     """Let go of an L1 table and of all it leads to; what is to be freed late."""
     freed: list[Freed] = []
     if l1:
         freed.append((l1_offset, writer.clusters(len(l1) * 8)))
-    async for _, offset, table in _tables(writer, l1):
+    async for _, offset, table in _tables(writer, l1, steps):
         for word in table[:: writer.disk.geometry.words]:
             await _let_go(writer, writer.clusters_of(word), freed)
         await _let_go(writer, [(offset, 1)], freed)
@@ -359,7 +385,7 @@ async def _let_go(writer: ImageWriter, references: Sequence[Freed], freed: list[
                 freed.append((cluster, 1))
 
 
-async def _own_active(writer: ImageWriter, freed: list[Freed]) -> Table:
+async def _own_active(writer: ImageWriter, freed: list[Freed], steps: Steps) -> Table:
     """The active L1 table with the bit COPIED wherever a count is one now.
 
     L2 tables that need it too are copied; the old ones go into ``freed``.
@@ -368,6 +394,7 @@ async def _own_active(writer: ImageWriter, freed: list[Freed]) -> Table:
     words = disk.geometry.words
     l1 = array("Q", disk.l1)
     for number, word in enumerate(l1):
+        steps.did(1 << disk.geometry.l1_shift)
         if not word:
             continue
         offset = word & layout.HOST_OFFSET

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from underlay.driver import DetectZeroes, FormatOpenOptions, WriteTicket
 from underlay.errors import OptionError, ReadOnlyError, UnsupportedOperationError
+from underlay.steps import Steps, StepsCallback
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.dependencies import Dependencies
 from underlay_drivers.qcow2.header import Header
@@ -139,18 +140,20 @@ class Writable(Dependencies):
 
         return await change_range(self.writer, offset, length, Goal[goal])
 
-    async def resize_grow(self, size: int, preallocation: PreallocateMode) -> None:
+    async def resize_grow(
+        self, size: int, preallocation: PreallocateMode, progress: StepsCallback | None = None
+    ) -> None:
         """See ``FormatDriverInstance.resize_grow``."""
         from underlay_drivers.qcow2.resizing import grow
 
         self._limits.check("virtual_size", size, what=f"'{self.image.name()}': the virtual size")
-        await grow(self.writer, size, preallocation)
+        await grow(self.writer, size, preallocation, progress)
 
-    async def resize_shrink(self, size: int) -> None:
+    async def resize_shrink(self, size: int, progress: StepsCallback | None = None) -> None:
         """See ``FormatDriverInstance.resize_shrink``."""
         from underlay_drivers.qcow2.resizing import shrink
 
-        await shrink(self.writer, size)
+        await shrink(self.writer, size, progress)
 
     def encoded_unit(self) -> int:
         """See ``CompressedWriter.encoded_unit``: a cluster."""
@@ -188,47 +191,54 @@ class Writable(Dependencies):
         """See ``CompressedWriter.write_encoded``."""
         await self.write_encoded_units([(offset, encoded)])
 
-    async def create_snapshot(self, name: str) -> Snapshot:
+    async def create_snapshot(self, name: str, progress: StepsCallback | None = None) -> Snapshot:
         """See ``Snapshottable.create_snapshot``."""
         from underlay_drivers.qcow2.snapshot_changes import create_snapshot
 
-        entry = await create_snapshot(self.writer, name, self._limits)
+        entry = await create_snapshot(self.writer, name, self._limits, progress)
         return entry.public(disk_size=self.size())
 
-    async def apply_snapshot(self, id_or_name: str) -> None:
+    async def apply_snapshot(self, id_or_name: str, progress: StepsCallback | None = None) -> None:
         """See ``Snapshottable.apply_snapshot``."""
         from underlay_drivers.qcow2.snapshot_changes import apply_snapshot
 
-        await apply_snapshot(self.writer, id_or_name, self._limits)
+        await apply_snapshot(self.writer, id_or_name, self._limits, progress)
 
-    async def delete_snapshot(self, id_or_name: str) -> None:
+    async def delete_snapshot(self, id_or_name: str, progress: StepsCallback | None = None) -> None:
         """See ``Snapshottable.delete_snapshot``."""
         from underlay_drivers.qcow2.snapshot_changes import delete_snapshot
 
-        await delete_snapshot(self.writer, id_or_name, self._limits)
+        await delete_snapshot(self.writer, id_or_name, self._limits, progress)
 
     async def add_bitmap(
-        self, name: str, *, granularity: int | None = None, enabled: bool = True
+        self,
+        name: str,
+        *,
+        granularity: int | None = None,
+        enabled: bool = True,
+        progress: StepsCallback | None = None,
     ) -> Bitmap:
         """See ``BitmapStore.add_bitmap``."""
         from underlay_drivers.qcow2.bitmap_changes import add_bitmap
 
+        steps = Steps(progress, self.size())
         entry = await add_bitmap(
             self.writer, self._limits, name, granularity=granularity, enabled=enabled
         )
+        steps.end()
         return entry.public()
 
-    async def remove_bitmap(self, name: str) -> None:
+    async def remove_bitmap(self, name: str, progress: StepsCallback | None = None) -> None:
         """See ``BitmapStore.remove_bitmap``."""
         from underlay_drivers.qcow2.bitmap_changes import remove_bitmap
 
-        await remove_bitmap(self.writer, self._limits, name)
+        await remove_bitmap(self.writer, self._limits, name, progress)
 
-    async def clear_bitmap(self, name: str) -> None:
+    async def clear_bitmap(self, name: str, progress: StepsCallback | None = None) -> None:
         """See ``BitmapStore.clear_bitmap``."""
         from underlay_drivers.qcow2.bitmap_changes import clear_bitmap
 
-        await clear_bitmap(self.writer, self._limits, name)
+        await clear_bitmap(self.writer, self._limits, name, progress)
 
     async def enable_bitmap(self, name: str) -> None:
         """See ``BitmapStore.enable_bitmap``."""
@@ -245,7 +255,7 @@ class Writable(Dependencies):
     async def amend(
         self,
         options: Mapping[str, object],
-        progress: Callable[[int, int], None] | None = None,
+        progress: StepsCallback | None = None,
     ) -> None:
         """See ``Amendable.amend``."""
         from underlay_drivers.qcow2.amending import Amendment, amend

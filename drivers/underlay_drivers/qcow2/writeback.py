@@ -32,6 +32,7 @@ from underlay_drivers.qcow2.freeing import LateFreeing
 from underlay_drivers.qcow2.header_writing import plan_header
 
 if TYPE_CHECKING:
+    from underlay.steps import Steps
     from underlay_drivers.qcow2.allocation import Allocator
     from underlay_drivers.qcow2.dependencies import Dependencies
     from underlay_drivers.qcow2.header import Header
@@ -133,6 +134,17 @@ class Writeback(LateFreeing):
             self.check()
             await self._barrier(self._storages())
             await self._free_ready()
+
+    async def free_all(self, steps: Steps) -> None:
+        """Flush and sync, and free what waited for that: its bytes are the last of ``steps``."""
+        await self.flush()
+        waiting = self._bytes_of(self._unlinked, self._written, *self._waiting, *self._ready)
+        steps.reach(steps.total - waiting)
+        self._steps = steps
+        try:
+            await self.sync()
+        finally:
+            self._steps = None
 
     async def finish(self) -> None:
         """At the end of a session: free what is still waiting, and cut the file's free tail.

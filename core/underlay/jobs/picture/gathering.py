@@ -19,8 +19,10 @@ from underlay.jobs.picture.model import (
     Picture,
     PictureLayer,
 )
+from underlay.jobs.progress import ProgressCallback, counting
 from underlay.limits import Limits
 from underlay.mapping import Data, DiskExtent, Special
+from underlay.steps import Steps
 from underlay.storage import AnyStorage
 from underlay.sync import SyncFormatAccess
 
@@ -42,6 +44,7 @@ def picture(
     length: int | None = None,
     gate: ImplicitOpenGate | None = None,
     limits: Limits | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Picture:
     """Gather where the data of a disk lies, from guest offset ``start`` on.
 
@@ -60,14 +63,19 @@ def picture(
         CorruptImageError: the tables make no sense.
     """
     with opened(disk, gate=gate, limits=limits) as image:
-        return _gathered(image, start, length)
+        return _gathered(image, start, length, progress)
 
 
-def _gathered(disk: SyncFormatAccess, start: int, length: int | None) -> Picture:
+def _gathered(
+    disk: SyncFormatAccess, start: int, length: int | None, progress: ProgressCallback | None
+) -> Picture:
     end = disk.size if length is None else min(start + length, disk.size)
     gathered = _Gathered(disk, start, max(end - start, 0))
+    steps = Steps(counting(progress), max(end - start, 0))
     for extent in batched_extents(disk, start, length):
         gathered.add(extent)
+        steps.did(extent.length)
+    steps.end()
     return gathered.picture()
 
 
