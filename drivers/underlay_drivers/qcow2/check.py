@@ -64,7 +64,7 @@ class Checker:
         limits: Limits,
         report: Report,
         *,
-        steps: Steps,
+        steps: Steps | None = None,
         mend: bool = False,
     ) -> None:
         """With ``mend``, what a repair will mend is reported so, and counted as if it were.
@@ -79,7 +79,7 @@ class Checker:
         self.geometry = Geometry.of(header)
         self.report = report
         self._limits = limits
-        self._steps = steps
+        self._steps = steps or Steps(None)
         self._mend = mend
         name = image.name()
         clusters = -(-length_in_sectors(image.size()) >> header.cluster_bits)

@@ -119,7 +119,7 @@ class _ImageRepair:
         """The steps of the next phase; to be ended with it."""
         return self._steps.phase(self._share)
 
-    def _new_checker(self, report: Report, steps: Steps) -> Checker:
+    def _new_checker(self, report: Report, steps: Steps | None) -> Checker:
         return Checker(
             self._image, self._header, self._limits, report, steps=steps, mend=self._entries
         )
@@ -136,7 +136,7 @@ class _ImageRepair:
         if not self._entries_are_entries():
             self._entries = False
             self._report = Report(self._sink, self._sink)
-            self.checker = self._new_checker(self._report, Steps(None))
+            self.checker = self._new_checker(self._report, None)
             await self.checker.count()
         checker, report = self.checker, self._report
         await checker.compare(mend_leaks=True, mend_errors=self._all, keep=True)
