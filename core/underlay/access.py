@@ -7,8 +7,8 @@ without a loop. The work itself is in ``reading`` and ``writing``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
@@ -32,7 +32,6 @@ from underlay.writing import Writer
 
 if TYPE_CHECKING:
     from underlay.fileobj import DiskFile
-    from underlay.guard import RawGuard
     from underlay.sync import SyncFormatAccess
 
 __all__ = ["FormatAccess", "Resources"]
@@ -80,12 +79,10 @@ class FormatAccess:
         driver: FormatDriverInstance,
         *,
         resources: Resources | None = None,
-        guard: RawGuard | None = None,
         view_of: FormatAccess | None = None,
     ) -> None:
         self._resources: Resources | None = None
         self._driver = driver
-        self._guard = guard
         self._life: Lifecycle = Lifecycle() if view_of is None else view_of._life
         self._is_view = view_of is not None
         for disk in resources.lent if resources is not None else ():
@@ -308,20 +305,20 @@ class FormatAccess:
         """Write several buffers one after the other; see ``write``."""
         views = [view for view in map(flat, bufv) if view.nbytes]
         with self._life.call():
-            async with self._changing(offset, total(views), views):
-                await self._writer.writev(views, offset, parallel=self._write_parallel)
+            self._check_change(offset, total(views))
+            await self._writer.writev(views, offset, parallel=self._write_parallel)
 
     async def write_zeroes(self, offset: int, length: int) -> None:
         """Make exactly the range read as zeroes; frees nothing. Raises as ``write`` does."""
         with self._life.call():
-            async with self._changing(offset, length):
-                await self._writer.zero(offset, length, self._driver.ensure_zero_mapping)
+            self._check_change(offset, length)
+            await self._writer.zero(offset, length, self._driver.ensure_zero_mapping)
 
     async def discard_to_zero(self, offset: int, length: int) -> None:
         """As ``write_zeroes``, and give back the space of whatever can be freed."""
         with self._life.call():
-            async with self._changing(offset, length):
-                await self._writer.zero(offset, length, self._driver.discard_to_zero)
+            self._check_change(offset, length)
+            await self._writer.zero(offset, length, self._driver.discard_to_zero)
 
     async def discard_to_any(self, offset: int, length: int) -> None:
         """Give space back; each byte of the range then has its old value or is zero.
@@ -330,14 +327,14 @@ class FormatAccess:
             UnsupportedOperationError: the format cannot discard.
         """
         with self._life.call():
-            async with self._changing(offset, length):
-                await self._writer.discard(offset, length, self._driver.discard_to_any)
+            self._check_change(offset, length)
+            await self._writer.discard(offset, length, self._driver.discard_to_any)
 
     async def discard_to_backing(self, offset: int, length: int) -> None:
         """Give space back and let the backing image show through; raises as ``discard_to_any``."""
         with self._life.call():
-            async with self._changing(offset, length):
-                await self._writer.discard(offset, length, self._driver.discard_to_backing)
+            self._check_change(offset, length)
+            await self._writer.discard(offset, length, self._driver.discard_to_backing)
 
     async def ensure_data_mapping(
         self, offset: int, length: int, *, overwrite: bool = False
@@ -350,28 +347,16 @@ class FormatAccess:
         with self._life.call():
             if length <= 0:
                 raise OutOfRangeError("An empty range cannot be mapped")
-            if self._guard is not None:
-                raise ReadOnlyError(
-                    "This disk was guessed to be raw, and writing past it cannot be guarded; "
-                    "open it with format='raw'"
-                )
             self._check_change(offset, length)
             storage, host, mapped = await self._driver.ensure_data_mapping(
                 offset, length, overwrite
             )
+            if not storage.bypassable:
+                raise ReadOnlyError(
+                    "This disk was guessed to be raw, and writing past it cannot be guarded; "
+                    "open it with format='raw'"
+                )
             return Data(storage.storage, host, min(mapped, length), writable=True)
-
-    @asynccontextmanager
-    async def _changing(
-        self, offset: int, length: int, views: Sequence[memoryview] | None = None
-    ) -> AsyncGenerator[None]:
-        """Around a change of the range to ``views`` (None: zeroes); refuses what must not be."""
-        self._check_change(offset, length)
-        if self._guard is None:
-            yield
-        else:
-            async with self._guard.write(offset, length, views):
-                yield
 
     def _check_change(self, offset: int, length: int) -> None:
         if not self._driver.writable():
@@ -415,8 +400,7 @@ class FormatAccess:
         with self._life.call():
             self._check_change(0, 0)
             if wanted > self._driver.size():
-                async with nullcontext() if self._guard is None else self._guard.resize(wanted):
-                    await self._driver.resize_grow(wanted, mode, progress)
+                await self._driver.resize_grow(wanted, mode, progress)
 
     async def resize_shrink(self, size: int | str, progress: StepsCallback | None = None) -> None:
         """Shrink to ``size``; nothing happens if the disk is that small already."""
@@ -424,8 +408,7 @@ class FormatAccess:
         with self._life.call():
             self._check_change(0, 0)
             if wanted < self._driver.size():
-                async with nullcontext() if self._guard is None else self._guard.resize(wanted):
-                    await self._driver.resize_shrink(wanted, progress)
+                await self._driver.resize_shrink(wanted, progress)
 
     async def flush(self) -> None:
         """Write internal buffers to the storages. Durable is what was flushed and then synced."""
@@ -458,10 +441,7 @@ class FormatAccess:
 
         self._life.check()
         part = SliceDriver(self._driver, offset=offset, length=length)
-        return FormatAccess(part, view_of=self, guard=self._guard_for(offset))
-
-    def _guard_for(self, offset: int) -> RawGuard | None:
-        return None if self._guard is None else self._guard.shifted(offset)
+        return FormatAccess(part, view_of=self)
 
     def as_file(self) -> DiskFile:
         """The disk as a file object (``io.BufferedIOBase``), which blocks.

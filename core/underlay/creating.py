@@ -191,7 +191,7 @@ class _Creation:
         try:
             storage = await open_storage(beside(self.target, name), lock=below.lock)
             below.resources.handles.append(storage)
-            driver, _ = await below.open_driver(storage, cast("str", format_name), {})
+            driver = await below.open_driver(storage, cast("str", format_name), {})
         except UnderlayError as error:
             error.add_note("Could not open backing image.")
             raise

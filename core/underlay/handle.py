@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Hashable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import attrs
 
@@ -91,6 +91,9 @@ class StorageHandle:
         "storage",
         "try_readv",
     )
+
+    #: Whether callers may write to the storage itself, past the handle.
+    bypassable: ClassVar[bool] = True
 
     def __init__(self, storage: AnyStorage, *, owned: bool) -> None:
         self.storage = storage

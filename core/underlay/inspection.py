@@ -26,7 +26,6 @@ from underlay.limits import DEFAULT_LIMITS, Limits
 from underlay.plugins import registry
 from underlay.probing import ProbeFailure
 from underlay.recognition import judge_view, read_view
-from underlay.signatures import foreign_formats
 from underlay.targets import Target, open_storage
 
 __all__ = ["REPORT_VERSION", "InspectionReport", "inspect"]
@@ -111,7 +110,8 @@ async def inspect(
 
 async def _inspect(storage: StorageHandle, limits: Limits) -> InspectionReport:
     view = await read_view(storage)
-    result = judge_view(view).result
+    judged = judge_view(view)
+    result = judged.result
     unsafe: list[str] = []
     unknown: list[str] = []
     inspection = Inspection()
@@ -123,11 +123,10 @@ async def _inspect(storage: StorageHandle, limits: Limits) -> InspectionReport:
         f"the format '{failure.format}' could not be asked: {failure.reason}"
         for failure in result.failures
     )
-    if result.guessed:
-        unknown.extend(
-            f"it bears the signature of {name}, which no plug-in here knows; to us it is raw"
-            for name in foreign_formats(view)
-        )
+    unknown.extend(
+        f"it bears the signature of {name}, which no plug-in here knows; to us it is raw"
+        for name in judged.foreign
+    )
     if not storage.size():
         unknown.append("it is empty")
     _judge(inspection, limits, unsafe, unknown)

@@ -16,7 +16,7 @@ from underlay.chain import FROM_IMAGE, BackingChoice, DataFileChoice, Resolver
 from underlay.driver import FormatDriverInstance, FormatOpenOptions
 from underlay.errors import UnderlayError
 from underlay.gate import DenyImplicitOpenGate, ImplicitOpenGate
-from underlay.guard import RawGuard
+from underlay.guard import GuardedHandle
 from underlay.handle import StorageHandle
 from underlay.limits import DEFAULT_LIMITS, Limits
 from underlay.option_values import checked_options
@@ -25,7 +25,6 @@ from underlay.probing import ProbeResult
 from underlay.recognition import matching_formats, recognise
 from underlay.storage import AnyStorage, is_storage
 from underlay.targets import Target, open_storage
-from underlay.units import parse_size
 
 __all__ = [
     "Opening",
@@ -207,19 +206,18 @@ class Opening:
     async def open_storage(
         self, storage: StorageHandle, format_name: str | None, options: dict[str, Any]
     ) -> FormatAccess:
-        driver, guard = await self.open_driver(storage, format_name, options)
-        return FormatAccess(driver, resources=self.resources, guard=guard)
+        driver = await self.open_driver(storage, format_name, options)
+        return FormatAccess(driver, resources=self.resources)
 
     async def open_driver(
         self, storage: StorageHandle, format_name: str | None, options: dict[str, Any]
-    ) -> tuple[FormatDriverInstance, RawGuard | None]:
-        guessed = False
+    ) -> FormatDriverInstance:
         if format_name is None:
             recognition = await recognise(storage)
             format_name = recognition.require_format(storage.name())
-            guessed = recognition.result.guessed
-            if self.writable:
+            if self.writable and recognition.result.guessed:
                 recognition.refuse_writing(storage.name())
+                storage = self._guarded(storage)
         backing = options.pop("backing", FROM_IMAGE)
         data_file = options.pop("data_file", FROM_IMAGE)
         snapshot = options.pop("snapshot", None)
@@ -242,11 +240,14 @@ class Opening:
         )
         if self.follow:
             await self._follow(driver, storage, backing, data_file)
-        guard = None
-        if guessed and self.writable:
-            base = parse_size(options.get("offset") or 0, option="offset")
-            guard = RawGuard(storage, base=base, matches=matching_formats)
-        return driver, guard
+        return driver
+
+    def _guarded(self, storage: StorageHandle) -> StorageHandle:
+        """The handle for a guess that is to be written, in place of ``storage``."""
+        guarded = GuardedHandle(storage, matches=matching_formats)
+        handles = self.resources.handles
+        handles[:] = [guarded if handle is storage else handle for handle in handles]
+        return guarded
 
     async def _follow(
         self,

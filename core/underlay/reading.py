@@ -58,8 +58,9 @@ def bare(
 ) -> Data[Any] | Zero | Special[Any] | Eof:
     """The mapping for callers: with the storage itself in place of our handle on it."""
     if isinstance(mapping, Data):
-        storage = mapping.storage.storage
-        return Data(storage, mapping.offset, mapping.length, mapping.writable)
+        handle = mapping.storage
+        writable = mapping.writable and handle.bypassable
+        return Data(handle.storage, mapping.offset, mapping.length, writable)
     if isinstance(mapping, Special):
         return attrs.evolve(mapping, storage=mapping.storage.storage)  # type: ignore[arg-type]
     return mapping
@@ -252,7 +253,7 @@ async def _split_holes(
             start=start + done,
             length=length,
             depth=depth,
-            mapping=Data(storage.storage, mapping.offset + done, length, mapping.writable),
+            mapping=bare(Data(storage, mapping.offset + done, length, mapping.writable)),
             hole=hole,
         )
         done += length

@@ -17,6 +17,7 @@ from underlay.probing import (
     ProbeResult,
     ProbeView,
 )
+from underlay.signatures import foreign_formats
 
 __all__ = ["RAW", "Recognition", "judge_view", "matching_formats", "read_view", "recognise"]
 
@@ -29,6 +30,8 @@ class Recognition:
     """The verdicts of all drivers on one object."""
 
     result: ProbeResult
+    #: Formats that no driver claims, and whose signature the object bears all the same.
+    foreign: tuple[str, ...]
 
     def require_format(self, name: str) -> str:
         """The format to open it as.
@@ -48,16 +51,22 @@ class Recognition:
         return format_name
 
     def refuse_writing(self, name: str) -> None:
-        """Refuse to open a guess for writing while not every format could be asked.
+        """Refuse to write to a guess that may be an image of some format after all.
 
         Raises:
-            PluginError: a plug-in gave no verdict.
+            PluginError: a plug-in gave no verdict, or a format that none knows has its signature
+                here.
         """
-        if self.result.guessed and self.result.failures:
+        if self.result.failures:
             failure = self.result.failures[0]
             raise PluginError(
                 f"'{name}' matches no format, but '{failure.format}' could not be asked "
                 f"({failure.reason}), so it is opened read-only or with format='raw'"
+            )
+        if self.foreign:
+            raise PluginError(
+                f"'{name}' bears the signature of {' and of '.join(self.foreign)}, which no "
+                "plug-in here knows, so it is opened read-only or with format='raw'"
             )
 
 
@@ -77,8 +86,9 @@ async def recognise(storage: StorageHandle) -> Recognition:
 
 
 def matching_formats(view: ProbeView) -> Sequence[str]:
-    """The formats that claim a view."""
-    return sorted(judge_view(view).result.matches)
+    """The formats that claim a view; else those that would, if somebody knew them."""
+    judged = judge_view(view)
+    return sorted(judged.result.matches) or judged.foreign
 
 
 def judge_view(view: ProbeView) -> Recognition:
@@ -109,5 +119,6 @@ def judge_view(view: ProbeView) -> Recognition:
             matches=matches,
             failures=tuple(failures),
             size=view.size,
-        )
+        ),
+        foreign=() if matches else tuple(foreign_formats(view)),
     )

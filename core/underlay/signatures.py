@@ -1,12 +1,14 @@
 """Signatures of formats that other programs act on, whether or not a plug-in for them is installed.
 
 An object that none of our drivers claims is raw to us. Another program may still take it for an
-image that names further files, so ``inspect`` must not call it safe. Facts of public
+image that names further files, so ``inspect`` must not call it safe, and nobody may write to it as
+if it were raw, or make a raw disk look so, unless the format was said. Facts of public
 specifications; nothing is parsed.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from underlay.probing import ProbeView
@@ -31,6 +33,9 @@ _AT_HEAD: Final = (
 )
 #: Name, bytes before the object's end, bytes there.
 _AT_TAIL: Final = (("vhd", 512, b"conectix"), ("dmg", 512, b"koly"))
+#: A VMDK's descriptor is a text, in which QEMU looks for this line behind comments and blank lines.
+#: Possessive, so that no text makes it look twice.
+_VMDK_DESCRIPTOR: Final = re.compile(rb"(?:#[^\n]*+\n| *+\r?\n)*+version=[123]\r?\n")
 
 
 def foreign_formats(view: ProbeView) -> list[str]:
@@ -42,4 +47,6 @@ def foreign_formats(view: ProbeView) -> list[str]:
         for name, before, magic in _AT_TAIL
         if size >= before and view.tail.startswith(magic, size - before)
     }
+    if _VMDK_DESCRIPTOR.match(view.head):
+        found.add("vmdk")
     return sorted(found)

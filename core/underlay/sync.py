@@ -43,7 +43,7 @@ class SyncFormatAccess:
         self._leases = core._driver.leases() or Leases()
         self._locate = core._driver.locate
         self._try_write = core._writer.try_write
-        self._write_fast = core._guard is None and core._driver.detect_zeroes() is DetectZeroes.OFF
+        self._write_fast = core._driver.detect_zeroes() is DetectZeroes.OFF
 
     # -- reading
 
