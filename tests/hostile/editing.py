@@ -43,6 +43,10 @@ class Image:
         self.data[offset : offset + len(packed)] = packed
         return self
 
+    def set_bit(self, offset: int, bit: int) -> Self:
+        """Set a bit of an eight-byte field."""
+        return self.put(offset, "Q", self.word(offset) | 1 << bit)
+
     # -- places
 
     def l1(self, index: int = 0) -> int:
@@ -64,6 +68,13 @@ class Image:
         self.data.extend(bytes(offset - len(self.data)))
         self.data.extend(content.ljust(self.cluster, b"\0"))
         return offset
+
+    def name_backing(self, name: bytes) -> Self:
+        """Let it name another backing file; it must name one already."""
+        at = self.header.backing_file_offset
+        self.data[at : self.cluster] = bytes(self.cluster - at)
+        self.data[at : at + len(name)] = name
+        return self.put(16, "I", len(name))
 
     def extensions(self, *extensions: tuple[int, bytes]) -> Self:
         """Replace the header extensions, and mark their end."""

@@ -1,0 +1,257 @@
+"""What is done with a hostile image, each in a child of its own (see ``child``).
+
+A use lets through whatever the library raises when it opens the image. What comes to light later is
+part of its answer, as far as it is one of the library's own errors; any other escapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import attrs
+
+import underlay
+import underlay.jobs
+from underlay import DirectoryGate, SyncFormatAccess, UnderlayError
+from underlay.capabilities import BitmapStore, Snapshottable
+
+__all__ = [
+    "READ_ONLY",
+    "WRITTEN",
+    "Contents",
+    "Faults",
+    "Written",
+    "change",
+    "check",
+    "info",
+    "inspect",
+    "look",
+    "mend",
+    "probe",
+    "read",
+    "write",
+]
+
+#: No more guest bytes than these are read, from the start of the disk.
+_READ = 8 << 20
+#: Bytes read with one call, and again in pieces of ``_SMALLEST`` where that fails.
+_CHUNK = 64 << 10
+_SMALLEST = 512
+#: What ``write`` writes.
+WRITTEN = b"\xa5 written by a test " * 300
+
+
+@attrs.frozen(kw_only=True)
+class Contents:
+    """What a full read came to."""
+
+    size: int
+    #: The guest bytes, with zeroes where reading fails.
+    data: bytes
+    #: From, to: where reading fails.
+    failed: tuple[tuple[int, int], ...]
+    #: What the error was, where there was one.
+    error: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Faults:
+    """What a check found."""
+
+    corruptions: int
+    leaks: int
+    errors: int
+
+
+@attrs.frozen(kw_only=True)
+class Written:
+    """What a write came to."""
+
+    #: What was refused, or None: "open", "write", "flush", "close".
+    refused: str | None = None
+    error: str | None = None
+    #: Afterwards, if it worked.
+    contents: Contents | None = None
+    faults: Faults | str | None = None
+
+
+# -- read-only
+
+
+def probe(path: str) -> tuple[str | None, bool]:
+    """The format, and whether it is guessed."""
+    result = underlay.probe(path)
+    return result.format, result.guessed
+
+
+def inspect(path: str) -> str:
+    """The verdict."""
+    report = underlay.inspect(path)
+    report.as_json()
+    return report.verdict
+
+
+def info(path: str) -> list[str]:
+    """What each image of the chain is called; of an image that names others, itself alone."""
+    return [one.filename for one in underlay.jobs.info(path, format="qcow2")]
+
+
+def check(path: str) -> Faults:
+    """What is wrong with it."""
+    result = underlay.jobs.check(path, format="qcow2")
+    return Faults(corruptions=result.corruptions, leaks=result.leaks, errors=result.check_errors)
+
+
+def read(path: str) -> Contents:
+    """Every guest byte; files in the image's own folder may be opened for it."""
+    with underlay.open_image(path, format="qcow2", gate=DirectoryGate()) as disk:
+        return _contents(disk)
+
+
+def look(path: str) -> list[str]:
+    """Everything else that can be asked of an image: the errors that told it no."""
+    told: list[str] = []
+
+    def attempt(step: Callable[[], object]) -> None:
+        try:
+            step()
+        except UnderlayError as error:
+            told.append(f"{type(error).__name__}: {error}")
+
+    with underlay.open_image(path, format="qcow2", gate=DirectoryGate()) as disk:
+        attempt(lambda: list(underlay.jobs.map_image(disk)))
+        attempt(lambda: underlay.jobs.digest(disk))
+        store = disk.capability(BitmapStore)
+        if store is not None:
+            attempt(lambda: [_dirty(store, bitmap.name) for bitmap in store.bitmaps()])
+        names: list[str] = []
+        able = disk.capability(Snapshottable)
+        if able is not None:
+            attempt(lambda: names.extend(snapshot.id for snapshot in able.snapshots()))
+    for name in names[:10]:
+        attempt(lambda name=name: _read_snapshot(path, name))  # type: ignore[misc]
+    return told
+
+
+def _dirty(store: BitmapStore, name: str) -> None:
+    offset = 0
+    while True:
+        found = store.dirty_ranges(name, offset)  # type: ignore[misc]
+        if found.end >= found.size:
+            return
+        assert found.end > offset, "no progress"
+        offset = found.end
+
+
+def _read_snapshot(path: str, name: str) -> None:
+    with underlay.open_image(path, format="qcow2", snapshot=name, gate=DirectoryGate()) as disk:
+        _contents(disk)
+
+
+# -- on a copy
+
+
+def write(path: str, offset: int) -> Written:
+    """Write there, and read it all again."""
+    disk = underlay.open_image(path, format="qcow2", writable=True, gate=DirectoryGate())
+    length = min(len(WRITTEN), disk.size - offset)
+    try:
+        for stage, step in (
+            ("write", lambda: disk.write(WRITTEN[:length], offset)),
+            ("flush", disk.flush),
+            ("close", disk.close),
+        ):
+            try:
+                step()
+            except UnderlayError as error:
+                return Written(refused=stage, error=f"{type(error).__name__}: {error}")
+    finally:
+        _end(disk)
+    try:
+        faults: Faults | str = check(path)
+    except UnderlayError as error:
+        faults = str(error)
+    return Written(contents=read(path), faults=faults)
+
+
+def mend(path: str) -> tuple[Faults, Faults]:
+    """Repair it: what there was to find before, and what is left."""
+    before = check(path)
+    underlay.jobs.repair(path, format="qcow2")
+    return before, check(path)
+
+
+def change(path: str) -> list[str]:
+    """Everything else that changes an image, one after the other: what was refused, and why."""
+    told: list[str] = []
+    jobs = underlay.jobs
+    steps: list[Callable[[], object]] = [
+        lambda: [jobs.apply_snapshot(path, one.id) for one in jobs.snapshots(path)[:3]],
+        lambda: jobs.create_snapshot(path, "taken", format="qcow2"),
+        lambda: [jobs.delete_snapshot(path, one.id) for one in jobs.snapshots(path)[:3]],
+        lambda: [jobs.clear_bitmap(path, one.name) for one in jobs.bitmaps(path)[:3]],
+        lambda: jobs.add_bitmap(path, "added", format="qcow2"),
+        lambda: [jobs.remove_bitmap(path, one.name) for one in jobs.bitmaps(path)[:3]],
+        lambda: _discard(path),
+        lambda: jobs.resize(path, 5 << 20, format="qcow2"),
+        lambda: jobs.amend(path, {"lazy_refcounts": True}, format="qcow2"),
+        lambda: check(path),
+    ]
+    for step in steps:
+        try:
+            step()
+        except UnderlayError as error:
+            told.append(f"{type(error).__name__}: {error}")
+    return told
+
+
+def _discard(path: str) -> None:
+    with underlay.open_image(path, format="qcow2", writable=True, gate=DirectoryGate()) as disk:
+        disk.discard_to_zero(0, min(disk.size, 1 << 20))
+
+
+def _end(disk: SyncFormatAccess) -> None:
+    """Close it, whatever that comes to: what matters was told before."""
+    with contextlib.suppress(UnderlayError):
+        disk.close()
+
+
+def _contents(disk: SyncFormatAccess) -> Contents:
+    length = min(disk.size, _READ)
+    data = bytearray(length)
+    failed: list[tuple[int, int]] = []
+    errors: list[str] = []
+
+    def attempt(start: int, end: int) -> bool:
+        try:
+            disk.read(memoryview(data)[start:end], start)
+        except UnderlayError as error:
+            errors.append(f"{type(error).__name__}: {error}")
+            data[start:end] = bytes(end - start)
+            return False
+        return True
+
+    for start in range(0, length, _CHUNK):
+        end = min(start + _CHUNK, length)
+        if attempt(start, end):
+            continue
+        for piece in range(start, end, _SMALLEST):
+            until = min(piece + _SMALLEST, end)
+            if not attempt(piece, until):
+                if failed and failed[-1][1] == piece:
+                    failed[-1] = failed[-1][0], until
+                else:
+                    failed.append((piece, until))
+    return Contents(
+        size=disk.size,
+        data=bytes(data),
+        failed=tuple(failed),
+        error=errors[0] if errors else None,
+    )
+
+
+#: Those that must leave the file as it is, by name.
+READ_ONLY: dict[str, Callable[[str], object]] = {
+    one.__name__: one for one in (probe, inspect, info, check, read, look)
+}
