@@ -71,9 +71,12 @@ def measure(
         },
     ) as disk:
         driver, checked = _target(output_format, options or {})
-        return driver.measure(
-            _whole_sectors(disk.size), checked, _data(disk, progress), _bitmaps(disk)
+        steps = Steps(counting(progress), disk.size)
+        measured = driver.measure(
+            _whole_sectors(disk.size), checked, _data(disk, steps), _bitmaps(disk)
         )
+        steps.end()
+        return measured
 
 
 def _target(name: str, options: Mapping[str, Any]) -> tuple[Measurable, dict[str, object]]:
@@ -102,14 +105,12 @@ def _whole_sectors(size: int) -> int:
     return size + -size % _SECTOR
 
 
-def _data(disk: SyncFormatAccess, progress: ProgressCallback | None) -> Iterator[tuple[int, int]]:
+def _data(disk: SyncFormatAccess, steps: Steps) -> Iterator[tuple[int, int]]:
     """Where the disk holds anything but what is known to be zeroes."""
-    steps = Steps(counting(progress), disk.size)
     for run in runs(disk, 0, disk.size):
         if run.storage is not None or run.special is not None:
             yield run.start, run.length
         steps.reach(run.end)
-    steps.end()
 
 
 def _bitmaps(disk: SyncFormatAccess) -> list[Bitmap] | None:

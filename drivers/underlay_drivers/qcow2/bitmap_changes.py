@@ -176,6 +176,7 @@ async def merge_bitmap(
                 )
             for start, length in found.ranges:
                 await merge.set(start, length)
+                steps.reach(start + length)
             offset = found.end
             steps.reach(offset)
         await merge.finish()

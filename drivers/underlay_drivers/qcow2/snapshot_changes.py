@@ -103,7 +103,9 @@ async def apply_snapshot(
         async with _all_or_nothing(writer):
             _, size, l1 = await _load(writer, wanted, limits)
             steps = Steps(progress, 2 * _covered(writer, disk.l1) + _covered(writer, l1))
-            await _tell_bitmaps(writer, size)
+            await writer.make_ready()
+            if writer.tracking is not None and size != disk.size():
+                await writer.tracking.take_all()
             # What was active until now goes when nobody reads it any more.
             freed = await _let_go_of_all(writer, disk.l1, disk.header.l1_table_offset, steps)
             # Both share all of it from now on, and so nothing is counted once.
@@ -112,6 +114,9 @@ async def apply_snapshot(
                 await _count_shared(writer, offset, table)
             l1.extend([0] * (-(-size >> disk.geometry.l1_shift) - len(l1)))
             place = await _write_new(writer, packed(l1))
+            if writer.tracking is not None:
+                # All of the disk is about to change.
+                writer.tracking.mark(0, max(size, disk.size()))
             await _switch(writer, l1, freed, l1_table_offset=place, size=size)
         await back.free_all(steps)
     steps.end()
@@ -143,15 +148,6 @@ async def delete_snapshot(
             await _switch(writer, l1, freed + gone, l1_table_offset=place, **fields)
         await back.free_all(steps)
     steps.end()
-
-
-async def _tell_bitmaps(writer: ImageWriter, size: int) -> None:
-    """All of the disk is about to change, and its size to become this."""
-    await writer.make_ready()
-    if writer.tracking is not None:
-        if size != writer.disk.size():
-            await writer.tracking.take_all()
-        writer.tracking.mark(0, max(size, writer.disk.size()))
 
 
 @asynccontextmanager
