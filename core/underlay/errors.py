@@ -18,6 +18,7 @@
      |    +-- StorageExistsError (FileExistsError) the target of a create is there already
      |    +-- StorageChangedError                  the object changed under an open handle
      +-- LimitExceededError (ValueError)           the image asks for more than ``Limits`` allows
+     +-- TimeLimitError (TimeoutError)             the work took longer than ``TimeLimit`` allows
      +-- OptionError (ValueError)                  an option that is unknown or has a bad value
      +-- PluginError (LookupError)                 no such format or scheme, or it failed to load
      +-- StorageError (OSError)                    the system failed a request
@@ -58,6 +59,7 @@ __all__ = [
     "StorageError",
     "StorageExistsError",
     "StorageNotFoundError",
+    "TimeLimitError",
     "UnderlayError",
     "UnsupportedFeatureError",
     "UnsupportedOperationError",
@@ -259,6 +261,16 @@ class LimitExceededError(UnderlayError, ValueError):
         self.limit = limit
         self.value = value
         self.allowed = allowed
+
+
+class TimeLimitError(UnderlayError, TimeoutError):
+    """The work took longer than the ``seconds`` of a ``TimeLimit``, and was stopped."""
+
+    details: ClassVar[tuple[str, ...]] = ("seconds",)
+
+    def __init__(self, message: str, *, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class OptionError(UnderlayError, ValueError):

@@ -14,7 +14,8 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from underlay.errors import ClosedError
+from underlay.errors import ClosedError, TimeLimitError
+from underlay.time_limit import check_time_to_read, time_left
 
 if TYPE_CHECKING:
     import asyncio
@@ -169,14 +170,15 @@ class _RemoteCall(Generic[T]):
         loop.call_soon_threadsafe(start)
 
     def wait(self) -> T:
-        """Block until it has ended; an interrupt cancels it first."""
+        """Block until it has ended; an interrupt, or the end of the time, cancels it first."""
         from concurrent import futures
 
         try:
-            while not futures.wait((self.outcome,), timeout=1).done:
+            while not futures.wait((self.outcome,), timeout=min(1, time_left() or 1)).done:
+                check_time_to_read()
                 if not self._loop.is_running():
                     raise ClosedError("the event loop in which this storage was opened has ended")
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, TimeLimitError):
             self.cancel()
             futures.wait((self.outcome,))
             raise

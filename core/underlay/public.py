@@ -32,6 +32,7 @@ from underlay.errors import (
     StorageError,
     StorageExistsError,
     StorageNotFoundError,
+    TimeLimitError,
     UnderlayError,
     UnsupportedFeatureError,
     UnsupportedOperationError,
@@ -66,6 +67,7 @@ from underlay.storage import (
     StorageOpenOptions,
 )
 from underlay.sync import SyncFormatAccess
+from underlay.time_limit import TimeLimit
 
 __all__ = [
     "FROM_IMAGE",
@@ -127,6 +129,8 @@ __all__ = [
     "StorageOpenOptions",
     "Substitute",
     "SyncFormatAccess",
+    "TimeLimit",
+    "TimeLimitError",
     "UnderlayError",
     "UnsupportedFeatureError",
     "UnsupportedOperationError",

@@ -40,6 +40,7 @@ _ALL: list[tuple[UnderlayError, type[BaseException]]] = [
     (errors.StorageExistsError("m", filename="f"), FileExistsError),
     (errors.StorageChangedError("m"), errors.ConflictError),
     (errors.LimitExceededError("m", limit="metadata", value=2, allowed=1), ValueError),
+    (errors.TimeLimitError("m", seconds=2.5), TimeoutError),
     (errors.OptionError("m", option="size"), ValueError),
     (errors.PluginError("m"), LookupError),
     (errors.StorageError("m", errno=errno.EIO, filename="f"), OSError),

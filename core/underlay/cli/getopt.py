@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 
 import click
 
 from underlay.cli.help import CONTEXT, help_option
 from underlay.cli.images import IMAGE_OPTIONS, as_typed
 from underlay.cli.problems import CommandError
-from underlay.errors import UnderlayError
+from underlay.errors import OptionError, UnderlayError
+from underlay.time_limit import TimeLimit
 
 __all__ = ["Command", "command"]
 
@@ -27,6 +29,7 @@ _OURS = frozenset(
         "--progress",
         "--storage-option",
         "--target-storage-option",
+        "--time-limit",
     }
 )
 
@@ -41,7 +44,8 @@ class Command(click.Command):
         if ctx.meta.get(IMAGE_OPTIONS) and ctx.params.get("format_name") is not None:
             raise CommandError("--image-opts and --format are mutually exclusive")
         try:
-            return super().invoke(ctx)
+            with ctx.params.pop("time_limit") or nullcontext():
+                return super().invoke(ctx)
         except UnderlayError as error:
             as_typed(ctx, error)
             raise
@@ -73,6 +77,21 @@ class Command(click.Command):
         return found
 
 
+def _read_time_limit(_context: object, _parameter: object, value: str | None) -> TimeLimit | None:
+    try:
+        return None if value is None else TimeLimit(float(value))
+    except (ValueError, OptionError):
+        raise CommandError(f"--time-limit: '{value}' is no number of seconds") from None
+
+
+_time_limit = click.Option(
+    ["--time-limit"],
+    metavar="SECONDS",
+    callback=_read_time_limit,
+    help="Fail when this much time is over, and clean up as after Ctrl-C.",
+)
+
+
 def _spelled_out(name: str, known: Collection[str]) -> str:
     if name in known:
         return name
@@ -99,7 +118,7 @@ def command(
 
     def decorate(function: Callable[..., int]) -> click.Command:
         made = click.command(name, cls, add_help_option=False, context_settings=CONTEXT)(function)
-        made.params.append(help_option)
+        made.params += [_time_limit, help_option]
         return made
 
     return decorate

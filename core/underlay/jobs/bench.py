@@ -16,6 +16,7 @@ from underlay.jobs.progress import Progress, ProgressCallback
 from underlay.jobs.workers import Running
 from underlay.limits import Limits
 from underlay.sync import SyncFormatAccess
+from underlay.time_limit import check_time
 
 __all__ = ["BenchResult", "bench"]
 
@@ -191,6 +192,7 @@ class _Requests:
         self.disk.sync()
 
     def _tell(self, done: int) -> None:
+        check_time()
         if self.progress is not None:
             self.progress(Progress(done * self.size, self.total * self.size))
 

@@ -16,6 +16,7 @@ from underlay.naming import shown_name
 from underlay.reading import Reader
 from underlay.recognition import RAW
 from underlay.sync import SyncFormatAccess
+from underlay.time_limit import check_time
 
 __all__ = ["MapEntry", "StorageNames", "batched_extents", "entry_of", "map_image"]
 
@@ -113,6 +114,7 @@ def batched_extents(disk: SyncFormatAccess, start: int, length: int | None) -> I
 
     try:
         while True:
+            check_time()
             batch.clear()
             try:
                 with disk.in_use():

@@ -10,6 +10,7 @@ from underlay.handle import StorageHandle
 from underlay.mapping import Backing, Data, Special
 from underlay.reading import MappedRun, Reader
 from underlay.sync import SyncFormatAccess
+from underlay.time_limit import check_time
 
 __all__ = ["Run", "runs"]
 
@@ -58,6 +59,7 @@ def runs(
     found = Reader(disk.inner).walk(start, length, layers=layers)
     try:
         while True:
+            check_time()
             batch: list[Run] = []
             try:
                 run_blocking(_take(found, batch))

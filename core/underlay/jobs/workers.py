@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from underlay.errors import OptionError
+from underlay.time_limit import check_time, time_left
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
@@ -108,9 +109,19 @@ class Running(Generic[T, R]):
 
     def result(self) -> R:
         """What the next task that ends came to; raises what it raised."""
-        ended = self._ended.get()
+        ended = self._next_ended()
         self.count -= 1
         return ended()
+
+    def _next_ended(self) -> Callable[[], R]:
+        from queue import Empty
+
+        while True:
+            check_time()
+            try:
+                return self._ended.get(timeout=time_left())
+            except Empty:
+                continue
 
     def drain(self) -> None:
         """Wait for all of them, whatever they come to."""
