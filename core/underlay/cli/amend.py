@@ -16,11 +16,9 @@ from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
 from underlay.driver import OptionSpec
 from underlay.errors import OptionError, UnsupportedOperationError
-from underlay.face import run_blocking
 from underlay.jobs.amend import amend, amend_options
-from underlay.opening import open_without_references
+from underlay.jobs.opened import opened_alone
 from underlay.plugins import registry
-from underlay.sync import SyncFormatAccess
 
 __all__ = ["command"]
 
@@ -64,9 +62,9 @@ def command(
         return _show(format_name)
     if len(names) != 1:
         raise CommandError("Expecting one image file name")
-    target, format_name = options.named(names[0], format_name)
-    image = _look(target, format_name, access)
-    options.warn_of_guess(names[0], image.format_name, given=format_name)
+    below = options.Below.READ if "size" in settings.given else options.Below.IGNORED
+    target, opening = options.named(names[0], format_name, access, writable=True, below=below)
+    image = _look(target, opening)
     if settings.help_wanted:
         return _show(image.format_name)
     values = settings.values(
@@ -77,7 +75,8 @@ def command(
     image.refuse(values)
     with reporting(bar=bar, progress=progress, quiet=quiet, steps=True) as report:
         try:
-            amend(target, values, format=image.format_name, progress=report, **access)
+            opening["format"] = image.format_name
+            amend(target, values, gate=access["gate"], progress=report, **opening)
         except OptionError as error:
             raise CommandError(str(error)) from error
     if output == "json":
@@ -106,15 +105,9 @@ class _Image:
             raise CommandError("The new size must be a multiple of 512")
 
 
-def _look(name: str, format_name: str | None, access: options.Access) -> _Image:
+def _look(target: str, opening: options.Opening) -> _Image:
     """The image is looked at, and closed again."""
-    opening = open_without_references(
-        name,
-        format=format_name,
-        limits=access["limits"],
-        storage_options=access["storage_options"],
-    )
-    with SyncFormatAccess(run_blocking(opening)) as disk:
+    with opened_alone(target, **opening) as disk:
         describable = disk.capability(Describable)
         told = ImageDescription() if describable is None else describable.describe()
         return _Image(disk.format_name, (told.backing_name, told.backing_format))

@@ -6,12 +6,11 @@ from typing import Unpack
 
 import click
 
-from underlay.blocking import probe
 from underlay.cli import options
 from underlay.cli.output import echo, json_text
 from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
-from underlay.errors import OptionError, UnderlayError, UnsupportedOperationError
+from underlay.errors import OptionError, UnderlayError
 from underlay.jobs.commit import Committed, commit
 
 __all__ = ["command"]
@@ -50,7 +49,9 @@ def command(
     """
     speed = None if rate is None else options.given_size(rate, what="rate limit")
     name = options.one_name(names)
-    target, known = options.named(name, format_name)
+    target, opening = options.named(
+        name, format_name, access, writable=True, below=options.Below.WRITTEN
+    )
     with reporting(bar=bar, progress=progress, quiet=quiet) as report:
         try:
             done = commit(
@@ -58,17 +59,15 @@ def command(
                 base=base,
                 keep=keep,
                 rate=speed,
-                format=known,
                 progress=report,
-                **access,
+                gate=access["gate"],
+                **opening,
             )
         except OptionError as error:
             if error.option != "base":
                 raise
             raise CommandError(f"Did not find '{base}' in the backing chain of '{name}'") from error
         except UnderlayError as error:
-            if known is None and isinstance(error, UnsupportedOperationError):
-                options.warn_of_guess(name, probe(target).format or "", given=None)
             if error.opened is not None:
                 error.opened = name
             raise

@@ -158,10 +158,25 @@ def command(
             )
             for name in source_names
         ]
-        target, kind = target_name, output_format or "raw"
-        if target_image_opts:
-            target, kind = _described(target)
+        kind = output_format or "raw"
         options.known_format(kind, "Unknown file format")
+        to: options.Access = {
+            **access,
+            "storage_options": options.in_cache_mode(cache, target_storage_options),
+        }
+        target: SyncFormatAccess | str = target_name
+        if target_exists and (target_image_opts or target_name.startswith("json:")):
+            target = disks.enter_context(
+                options.open_disk(
+                    target_name,
+                    format_name=output_format,
+                    force_share=False,
+                    access=to,
+                    writable=True,
+                    by_options=target_image_opts,
+                )
+            )
+            kind = target.format_name
         given = {} if target_exists else {**settings.given, **_upon(backing, backing_format)}
         _check_target(
             kind, given, upon=bool(backing or "backing_file" in given), sources=len(sources)
@@ -176,7 +191,7 @@ def command(
                     sources,
                     target,
                     output_format=kind,
-                    options=_values(target, kind, given),
+                    options=_values(target_name, kind, given),
                     compress=compress,
                     level=level,
                     sparse_size=zeroes,
@@ -193,13 +208,13 @@ def command(
                     progress=report,
                     gate=access["gate"],
                     limits=access["limits"],
-                    target_storage_options=options.in_cache_mode(cache, target_storage_options),
+                    target_storage_options=to["storage_options"],
                 )
             except UnderlayError as error:
-                raise _told(error, target, kind) from error
+                raise _told(error, target_name, kind) from error
     if output == "json":
         fields: dict[str, object] = {"version": _VERSION, "sources": source_names}
-        fields |= {"target": target, "format": kind}
+        fields |= {"target": target_name, "format": kind}
         fields |= {"virtual-size": copied.size, "data-bytes": copied.data}
         echo(json_text(fields))
     return 0
@@ -285,17 +300,6 @@ def _show_options(names: Sequence[str], output_format: str) -> int:
     known = registry().driver(output_format).create_options
     title = "Supported options:" if len(names) > 1 else f"Supported {output_format} options:"
     return show_options(title, {**known, **_IGNORED})
-
-
-def _described(text: str) -> tuple[str, str]:
-    """The target and the format of a description."""
-    node = options.target_node(text, by_options=True)
-    assert node is not None
-    if not node.plain or node.format is None:
-        raise CommandError(
-            f"Could not open '{text}': convert takes a driver and a file name, and no other option"
-        )
-    return node.target, node.format
 
 
 def _upon(backing: str | None, backing_format: str | None) -> dict[str, str]:

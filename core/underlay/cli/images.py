@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import enum
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import click
 
-from underlay.blocking import open_any, open_image
+from underlay.blocking import open_any, open_image, probe
 from underlay.chain import FROM_IMAGE
 from underlay.cli.output import say, warn
 from underlay.cli.problems import CommandError
@@ -26,21 +28,22 @@ if TYPE_CHECKING:
 __all__ = [
     "IMAGE_OPTIONS",
     "Access",
+    "Below",
+    "Opening",
     "as_typed",
     "block_node",
     "by_image_options",
     "known_format",
+    "look_for_raw",
     "named",
     "open_disk",
-    "target_node",
-    "warn_of_guess",
 ]
 
 #: Where the click context keeps whether names are descriptions.
 IMAGE_OPTIONS: Final = "underlay.image-opts"
 
-#: And where the one that ``named`` was asked about: its target, and what was typed.
-_DESCRIBED: Final = "underlay.described"
+#: And where what the user typed for each target that ``named`` was asked about.
+_TYPED: Final = "underlay.typed"
 
 #: How many bytes of each end of a disk signatures are looked for in.
 _ENDS: Final = 512
@@ -54,6 +57,24 @@ class Access(TypedDict):
     storage_options: dict[str, object]
 
 
+class Opening(TypedDict):
+    """How to open an image that the user named, ready for the jobs that take names."""
+
+    format: str | None
+    limits: Limits
+    lock: bool
+    storage_options: dict[str, object]
+    format_options: dict[str, object]
+
+
+class Below(enum.Enum):
+    """What becomes of a backing image that the user describes with the one upon it."""
+
+    IGNORED = enum.auto()
+    READ = enum.auto()
+    WRITTEN = enum.auto()
+
+
 def open_disk(
     filename: str,
     *,
@@ -62,34 +83,152 @@ def open_disk(
     access: Access,
     snapshot: str | None = None,
     writable: bool = False,
+    by_options: bool | None = None,
 ) -> SyncFormatAccess:
     """Open an image, its chain included, in the format that was given or found.
 
-    ``filename`` is the user's word: with ``--image-opts`` it describes the image, and so does one
-    that begins with ``json:``.
+    ``filename`` is the user's word: with ``--image-opts`` (or ``by_options``, where another option
+    says how to read this one) it describes the image, and so does one that begins with ``json:``.
+    """
+    node = block_node(filename, by_options=by_options)
+    _check(filename, format_name, shared=force_share, writable=writable)
+    given: dict[str, Any] = {"gate": access["gate"], "writable": writable}
+    if snapshot is not None:
+        given["snapshot"] = snapshot
+    with _called(filename):
+        target, opening = _opening(
+            filename, node, format_name, access, shared=force_share, below=Below.READ
+        )
+        disk = _opened(target, opening, given)
+    if opening["format"] is None and disk.format_name == RAW:
+        _warn_of_raw(filename, disk, writable=writable)
+    return disk
+
+
+def named(
+    filename: str,
+    format_name: str | None,
+    access: Access,
+    *,
+    force_share: bool = False,
+    writable: bool = False,
+    below: Below = Below.IGNORED,
+    look: bool = True,
+) -> tuple[str, Opening]:
+    """The target and how to open it, for commands whose jobs open an image themselves.
+
+    ``look`` opens it, to warn where it will only be taken for raw.
+
+    Raises:
+        CommandError: what the user says makes no sense.
+        UnderlayError: the backing image that is described cannot be opened.
     """
     node = block_node(filename)
-    if node is not None and format_name is None:
-        format_name = node.format
-    if force_share and writable:
+    _check(filename, format_name, shared=force_share, writable=writable)
+    with _called(filename):
+        target, opening = _opening(
+            filename, node, format_name, access, shared=force_share, below=below
+        )
+    typed: dict[str, str] = click.get_current_context().meta.setdefault(_TYPED, {})
+    typed[target] = filename
+    if look and opening["format"] is None:
+        look_for_raw(filename, target, opening, writable=writable)
+    return target, opening
+
+
+def _check(filename: str, format_name: str | None, *, shared: bool, writable: bool) -> None:
+    if shared and writable:
         raise CommandError(
             f"Could not open '{filename}': force-share=on can only be used with read-only images"
         )
     known_format(format_name, f"Could not open '{filename}': Unknown driver")
-    given: dict[str, Any] = {**access, "lock": not force_share, "writable": writable}
-    if snapshot is not None:
-        given["snapshot"] = snapshot
+
+
+@contextmanager
+def _called(filename: str) -> Generator[None]:
+    """Let an error of opening say what the user called the image."""
     try:
-        disk = _opened(filename, format_name, given, node)
+        yield
     except UnderlayError as error:
         if error.opened is not None:
             error.opened = filename
         raise
-    if format_name is None and disk.format_name == RAW:
-        _warn_of_signature(filename, disk)
-    if writable:
-        warn_of_guess(filename, disk.format_name, given=format_name)
+
+
+def _opening(
+    target: str,
+    node: BlockNode | None,
+    format_name: str | None,
+    access: Access,
+    *,
+    shared: bool,
+    below: Below,
+) -> tuple[str, Opening]:
+    opening: Opening = {
+        "format": format_name,
+        "limits": access["limits"],
+        "lock": not shared,
+        "storage_options": access["storage_options"],
+        "format_options": {},
+    }
+    if node is None:
+        return target, opening
+    options = opening["format_options"] = dict(node.format_options)
+    opening["format"] = format_name or node.format
+    opening["lock"] = node.lock and not shared
+    opening["storage_options"] = {**access["storage_options"], **node.storage_options}
+    if node.data_file is not FROM_IMAGE:
+        options["data_file"] = node.data_file
+    if node.backing is None:
+        options["backing"] = None
+    elif node.backing is not FROM_IMAGE and below is not Below.IGNORED:
+        options["backing"] = _lent(node.backing, access, shared=shared, below=below)
+    return node.target, opening
+
+
+def _lent(node: BlockNode, access: Access, *, shared: bool, below: Below) -> SyncFormatAccess:
+    """The described backing image, which is open until the command ends."""
+    target, opening = _opening(
+        node.target, node, node.format, access, shared=shared, below=Below.READ
+    )
+    given = {"gate": access["gate"], "writable": below is Below.WRITTEN}
+    disk = _opened(target, opening, given)
+    # Whoever lends a disk closes it: after the one that lies upon it.
+    click.get_current_context().call_on_close(disk.close)
     return disk
+
+
+def _opened(target: str, opening: Opening, given: Mapping[str, Any]) -> SyncFormatAccess:
+    how: dict[str, Any] = {**opening, **given}
+    how |= how.pop("format_options")
+    if how["format"] is None:
+        del how["format"]
+        return open_any(target, **how)
+    return open_image(target, **how)
+
+
+def look_for_raw(filename: str, target: str, opening: Opening, *, writable: bool = False) -> None:
+    """Warn of an image that will only be taken for raw; what else is wrong, its job says."""
+    where = opening["storage_options"]
+    try:
+        if probe(target, storage_options=where).guessed:
+            with open_image(target, format=RAW, lock=False, storage_options=where) as disk:
+                _warn_of_raw(filename, disk, writable=writable)
+    except UnderlayError:
+        pass
+
+
+def _warn_of_raw(filename: str, disk: SyncFormatAccess, *, writable: bool) -> None:
+    """Say what is to be said of an image that was taken for raw since it is nothing else."""
+    _warn_of_signature(filename, disk)
+    if writable:
+        say(
+            f"WARNING: Image format was not specified for '{printable(filename)}' and probing "
+            "guessed raw.\n"
+            "         Automatically detecting the format is dangerous for raw images, write "
+            "operations on block 0 will be restricted.\n"
+            "         Specify the 'raw' format explicitly to remove the restrictions."
+        )
 
 
 def _warn_of_signature(filename: str, disk: SyncFormatAccess) -> None:
@@ -108,63 +247,14 @@ def _warn_of_signature(filename: str, disk: SyncFormatAccess) -> None:
         )
 
 
-def warn_of_guess(filename: str, format_name: str, *, given: str | None) -> None:
-    """Say what qemu-img says where an image is about to be changed that only looks like raw."""
-    if given is None and format_name == RAW:
-        say(
-            f"WARNING: Image format was not specified for '{printable(filename)}' and probing "
-            "guessed raw.\n"
-            "         Automatically detecting the format is dangerous for raw images, write "
-            "operations on block 0 will be restricted.\n"
-            "         Specify the 'raw' format explicitly to remove the restrictions."
-        )
-
-
-def _opened(
-    target: str, format_name: str | None, given: dict[str, Any], node: BlockNode | None
-) -> SyncFormatAccess:
-    if node is not None:
-        target = node.target
-        given["lock"] = given["lock"] and node.lock
-        given["storage_options"] = {**given["storage_options"], **node.storage_options}
-        given |= node.format_options
-        if node.data_file is not FROM_IMAGE:
-            given["data_file"] = node.data_file
-        if isinstance(node.backing, type(node)):
-            below = node.backing
-            common = {name: given[name] for name in ("gate", "limits", "lock", "storage_options")}
-            lent = _opened(below.target, below.format, common, below)
-            # Whoever lends a disk closes it: after the one that lies upon it.
-            click.get_current_context().call_on_close(lent.close)
-            given["backing"] = lent
-        elif node.backing is None:
-            given["backing"] = None
-    if format_name is None:
-        return open_any(target, **given)
-    return open_image(target, format=format_name, **given)
-
-
-def block_node(filename: str) -> BlockNode | None:
-    """What the user describes with ``--image-opts`` or ``json:{…}``; None if it is but a name.
+def block_node(filename: str, *, by_options: bool | None = None) -> BlockNode | None:
+    """What the user describes, with ``--image-opts`` or ``json:{…}``; None if it is but a name.
 
     Raises:
         CommandError: it makes no sense.
     """
-    by_options = click.get_current_context().meta.get(IMAGE_OPTIONS, False)
-    return _described(filename, by_options=by_options)
-
-
-def by_image_options() -> bool:
-    """Whether ``--image-opts`` was given."""
-    return bool(click.get_current_context().meta.get(IMAGE_OPTIONS))
-
-
-def target_node(filename: str, *, by_options: bool) -> BlockNode | None:
-    """The same, where ``--target-image-opts`` says how to read it."""
-    return _described(filename, by_options=by_options)
-
-
-def _described(filename: str, *, by_options: bool) -> BlockNode | None:
+    if by_options is None:
+        by_options = by_image_options()
     if not filename:
         raise CommandError("Could not open '': The 'file' block driver requires a file name")
     if not by_options and not filename.startswith("json:"):
@@ -177,30 +267,16 @@ def _described(filename: str, *, by_options: bool) -> BlockNode | None:
         raise CommandError(f"Could not open '{filename}': {error}", hints=error.hints) from error
 
 
-def named(filename: str, format_name: str | None) -> tuple[str, str | None]:
-    """The target and the format, for commands whose jobs open an image by these.
-
-    Raises:
-        CommandError: the user says more of the image than that.
-    """
-    node = block_node(filename)
-    if node is None:
-        known_format(format_name, f"Could not open '{filename}': Unknown driver")
-        return filename, format_name
-    if not node.plain:
-        raise CommandError(
-            f"Could not open '{filename}': this command takes a driver and a file name, "
-            "and no other option"
-        )
-    click.get_current_context().meta[_DESCRIBED] = (node.target, filename)
-    return node.target, format_name or node.format
+def by_image_options() -> bool:
+    """Whether ``--image-opts`` was given."""
+    return bool(click.get_current_context().meta.get(IMAGE_OPTIONS))
 
 
 def as_typed(context: click.Context, error: UnderlayError) -> None:
     """Let an error of opening an image say what the user called it."""
-    target, typed = context.meta.get(_DESCRIBED, (None, None))
-    if error.opened is not None and error.opened == target:
-        error.opened = typed
+    typed: dict[str, str] = context.meta.get(_TYPED, {})
+    if error.opened in typed:
+        error.opened = typed[error.opened]
 
 
 def known_format(format_name: str | None, words: str, *, hints: Sequence[str] = ()) -> None:

@@ -17,6 +17,7 @@ from underlay.cli.problems import CommandError, seen_from_here
 from underlay.cli.snapshot_table import snapshot_table
 from underlay.errors import StorageError, UnderlayError, printable
 from underlay.info import ImageInfo
+from underlay.recognition import RAW
 
 __all__ = ["command"]
 
@@ -43,7 +44,9 @@ def command(
     """
     name = options.one_name(names)
     try:
-        chain = _chain(name, format_name, access, lock=not force_share, backing_chain=backing_chain)
+        chain = _chain(
+            name, format_name, access, force_share=force_share, backing_chain=backing_chain
+        )
     except UnderlayError as error:
         if error.opened is not None and not error.images_above:
             error.opened = name
@@ -70,30 +73,21 @@ def _chain(
     format_name: str | None,
     access: options.Access,
     *,
-    lock: bool,
+    force_share: bool,
     backing_chain: bool,
 ) -> list[ImageInfo]:
     node = options.block_node(name)
-    options.known_format(format_name, f"Could not open '{name}': Unknown driver")
-    if node is None:
-        return info(name, format=format_name, backing_chain=backing_chain, lock=lock, **access)
-    if node.backing is not FROM_IMAGE or node.data_file is not FROM_IMAGE:
-        child = "backing" if node.backing is not FROM_IMAGE else "data-file"
-        raise CommandError(
-            f"Could not open '{name}': Block format '{node.format}' does not support the option "
-            f"'{child}.driver'"
-        )
-    chain = info(
-        node.target,
-        format=format_name or node.format,
-        backing_chain=backing_chain,
-        gate=access["gate"],
-        limits=access["limits"],
-        lock=lock and node.lock,
-        storage_options={**access["storage_options"], **node.storage_options},
-        format_options=node.format_options,
-    )
-    if node.name is not None:
+    for child in ("backing", "data_file"):
+        if node is not None and getattr(node, child) is not FROM_IMAGE:
+            raise CommandError(
+                f"Could not open '{name}': Block format '{node.format}' does not support the "
+                f"option '{child.replace('_', '-')}.driver'"
+            )
+    target, opening = options.named(name, format_name, access, force_share=force_share, look=False)
+    chain = info(target, backing_chain=backing_chain, gate=access["gate"], **opening)
+    if opening["format"] is None and chain[0].format == RAW:
+        options.look_for_raw(name, target, opening)
+    if node is not None and node.name is not None:
         chain[0] = attrs.evolve(chain[0], filename=node.name)
     return chain
 

@@ -13,13 +13,14 @@ from underlay.cli.getopt import Command, command
 from underlay.cli.images import (
     IMAGE_OPTIONS,
     Access,
+    Below,
+    Opening,
     block_node,
     by_image_options,
     known_format,
+    look_for_raw,
     named,
     open_disk,
-    target_node,
-    warn_of_guess,
 )
 from underlay.cli.numbers import given_size, warn_of_hexadecimal, whole_number
 from underlay.cli.problems import CommandError
@@ -35,7 +36,9 @@ from underlay.units import parse_size
 __all__ = [
     "CACHE_MODES",
     "Access",
+    "Below",
     "Command",
+    "Opening",
     "Reader",
     "access_options",
     "block_node",
@@ -48,6 +51,7 @@ __all__ = [
     "image_opts",
     "in_cache_mode",
     "known_format",
+    "look_for_raw",
     "named",
     "names",
     "object_option",
@@ -56,9 +60,7 @@ __all__ = [
     "output_option",
     "own_access_options",
     "pair",
-    "target_node",
     "target_storage_option",
-    "warn_of_guess",
     "warn_of_hexadecimal",
     "whole_number",
 ]

@@ -6,7 +6,6 @@ from typing import Unpack
 
 import click
 
-from underlay.blocking import probe
 from underlay.cli import options
 from underlay.cli.output import echo, json_text
 from underlay.cli.problems import CommandError, explain, hints_of, said, seen_from_here
@@ -15,7 +14,6 @@ from underlay.errors import (
     ImageInUseError,
     ImplicitOpenDeniedError,
     UnderlayError,
-    UnsupportedOperationError,
 )
 from underlay.jobs.rebase import Rebased, rebase
 
@@ -59,7 +57,8 @@ def command(
     name = options.one_name(names)
     if backing is None and not unsafe:
         raise click.UsageError("Must specify backing file (-b) or use unsafe mode (-u)")
-    target, known = options.named(name, format_name)
+    below = options.Below.IGNORED if unsafe else options.Below.READ
+    target, opening = options.named(name, format_name, access, writable=True, below=below)
     with reporting(bar=bar, progress=progress, quiet=quiet) as report:
         try:
             done = rebase(
@@ -67,16 +66,14 @@ def command(
                 backing,
                 backing_format=backing_format,
                 unsafe=unsafe,
-                format=known,
                 progress=report,
+                gate=access["gate"],
                 lock_backing=not force_share,
-                **access,
+                **opening,
             )
         except ImplicitOpenDeniedError:
             raise
         except UnderlayError as error:
-            if known is None and isinstance(error, UnsupportedOperationError):
-                options.warn_of_guess(name, probe(target).format or "", given=None)
             if error.step == "format":
                 options.known_format(backing_format, "Invalid format name:")
             raise _failure(error, name, backing or "") from error

@@ -59,9 +59,7 @@ def command(
         raise click.UsageError("Cannot mix '-l', '-a', '-c', '-d'")
     name = options.one_name(names)
     changes = bool(create or apply or delete)
-    target, opening = options.named(
-        name, None, access, force_share=force_share, writable=changes
-    )
+    target, opening = options.named(name, None, access, force_share=force_share, writable=changes)
     with opened_alone(target, writable=changes, **opening) as disk:
         if changes:
             with reporting(bar=bar, progress=progress, quiet=quiet) as report:

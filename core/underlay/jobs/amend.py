@@ -75,9 +75,11 @@ def amend(
         "storage_options": storage_options,
         "format_options": format_options,
     }
-    with opened(target, gate=gate, **opening) if "size" in given else opened_alone(
-        target, **opening
-    ) as disk:
+    with (
+        opened(target, gate=gate, **opening)
+        if "size" in given
+        else opened_alone(target, **opening) as disk
+    ):
         known = amend_options(disk.format_name)
         checked = checked_options(given, known, what=f"amending {disk.format_name}")
         disk.capability(Amendable).amend(checked, counting(progress))

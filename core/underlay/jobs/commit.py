@@ -59,6 +59,7 @@ def commit(
     limits: Limits | None = None,
     lock: bool = True,
     storage_options: Mapping[str, object] | None = None,
+    format_options: Mapping[str, object] | None = None,
 ) -> Committed:
     """Write what an overlay has into its backing image, and then empty the overlay.
 
@@ -89,7 +90,7 @@ def commit(
         UnderlayError: as opening, reading and writing say.
     """
     opening: dict[str, Any] = {"format": format, "gate": gate, "limits": limits, "lock": lock}
-    opening["storage_options"] = storage_options
+    opening |= {"storage_options": storage_options, "format_options": format_options}
     with _opened_to_commit(source, base, opening) as (disk, depth):
         work = _Commit(disk=disk, depth=depth, empty=base is None and not keep)
         return work.run(rate=rate, parallel=parallel, executor=executor, progress=progress)

@@ -32,13 +32,14 @@ def opened(
     limits: Limits | None = None,
     lock: bool = True,
     storage_options: Mapping[str, object] | None = None,
+    format_options: Mapping[str, object] | None = None,
 ) -> Generator[SyncFormatAccess]:
     """The disk, with everything that it lies upon; the arguments are for one given by name."""
     if isinstance(source, SyncFormatAccess):
         yield source
         return
     given: dict[str, Any] = {"writable": writable, "gate": gate, "limits": limits}
-    given |= {"lock": lock, "storage_options": storage_options}
+    given |= {"lock": lock, "storage_options": storage_options, **(format_options or {})}
     disk = (
         open_any(source, **given) if format is None else open_image(source, format=format, **given)
     )
@@ -53,6 +54,7 @@ class OpeningAlone(TypedDict, total=False):
     limits: Limits | None
     lock: bool
     storage_options: Mapping[str, object] | None
+    format_options: Mapping[str, object] | None
 
 
 @contextmanager

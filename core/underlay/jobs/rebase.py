@@ -55,6 +55,7 @@ def rebase(
     lock: bool = True,
     lock_backing: bool = True,
     storage_options: Mapping[str, object] | None = None,
+    format_options: Mapping[str, object] | None = None,
 ) -> Rebased:
     """Let an image lie upon another backing image, or with None upon none.
 
@@ -90,7 +91,7 @@ def rebase(
     """
     name = backing or None
     opening: dict[str, Any] = {"format": format, "writable": True, "limits": limits, "lock": lock}
-    opening["storage_options"] = storage_options
+    opening |= {"storage_options": storage_options, "format_options": format_options}
     if unsafe:
         with opened_alone(target, **opening) as disk:
             _check_format(backing_format)
