@@ -295,12 +295,14 @@ class Writeback(LateFreeing):
         steps, header = plan_header(self._disk.header, switch.change(self._disk.header))
         await self._barrier(self._storages())
         try:
-            for offset, data in steps:
+            for number, (offset, data) in enumerate(steps):
+                if number:
+                    await self._barrier([image])
                 await image.write(data, offset)
-                await self._barrier([image])
             self._disk.follow(header, switch.l1)
         except BaseException as error:
             self.give_up("the header could not be written", error)
             raise
+        await self._barrier([image])
         for offset, clusters in switch.freed:
             self.release(offset, clusters)
