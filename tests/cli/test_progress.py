@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from underlay import jobs
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Run
@@ -14,13 +19,21 @@ if TYPE_CHECKING:
 LINES = (
     "amend -o lazy_refcounts=on plain.qcow2",
     "bench -c 100 plain.qcow2",
+    "bitmap --add --clear --disable --remove plain.qcow2 b",
     "check plain.qcow2",
+    "check -r all plain.qcow2",
     "commit --gate directory overlay.qcow2",
     "compare plain.qcow2 plain.qcow2",
     "convert plain.qcow2 new.raw",
+    "create -q -f qcow2 -o preallocation=full new.qcow2 1M",
     "dd if=plain.qcow2 of=new.raw",
     "digest plain.qcow2",
+    "map --picture picture.svg plain.qcow2",
+    "measure -O qcow2 plain.qcow2",
     "rebase --gate directory -b plain.qcow2 -F qcow2 overlay.qcow2",
+    "resize --preallocation=full plain.qcow2 +1M",
+    "resize --shrink plain.qcow2 -- -512k",
+    "snapshot -c new plain.qcow2",
 )
 
 
@@ -29,9 +42,43 @@ def test_json_progress_goes_up_and_ends_with_all(plain: Path, run: Run, line: st
     if "overlay" in line:
         new = "create -q -f qcow2 -b plain.qcow2 -F qcow2 overlay.qcow2"
         assert run(*new.split())[0] == 0
-    status, _, err = run(*line.split(), "--progress=json")
+    command, *words = line.split()
+    status, _, err = run(command, "--progress=json", *words)
     assert status == 0, err
     told = [json.loads(each) for each in err.splitlines()]
-    done = [each["done"] for each in told]
-    assert done == sorted(set(done))
+    pairs = [(each["done"], each["total"]) for each in told]
+    assert pairs == sorted(set(pairs))
     assert told[-1]["done"] == told[-1]["total"] > 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["snapshot -c new large.qcow2", "resize --shrink large.qcow2 1G"],
+    ids=lambda line: line[:6],
+)
+def test_ctrl_c_leaves_an_image_sound(here: Path, oracle: Run, line: str) -> None:
+    jobs.create(here / "large.qcow2", size="16G", preallocation="metadata")
+    command, *words = line.split()
+    with subprocess.Popen(
+        [sys.executable, "-m", "underlay", command, "--progress=json", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stderr is not None
+        assert '"done": 0' in child.stderr.readline()  # it is at work
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+    assert (child.returncode, out) == (130, "")
+    assert all(told.startswith("{") for told in err.splitlines())
+    assert oracle("check", "-q", "large.qcow2").status == 0
+    assert jobs.snapshots("large.qcow2") == ()
+
+
+def test_progress_is_no_part_of_what_a_command_prints(run: Run, plain: Path) -> None:
+    status, out, err = run("resize", "-p", plain.name, "+1M")
+    assert (status, out) == (0, "Image resized.\n")
+    assert err.endswith("(100.00/100%)\r\n")
+    for line in (f"snapshot -p -c new {plain.name}", f"bitmap -p --add {plain.name} b"):
+        assert run(*line.split())[:2] == (0, "")
+    assert run("resize", "-p", "-q", plain.name, "+1M") == (0, "", "")
