@@ -267,7 +267,11 @@ class Repairable(Checkable, Protocol):
 
 
 class Snapshottable(Protocol):
-    """Has internal snapshots. Writing them is optional."""
+    """Has internal snapshots. Writing them is optional.
+
+    ``progress`` counts guest bytes, as often as they are gone over. A change that is cancelled has
+    happened or has not.
+    """
 
     __slots__ = ()
 
@@ -305,7 +309,8 @@ class BitmapStore(Protocol):
     """Keeps dirty bitmaps. Writing them is optional.
 
     A change is there whole or not at all, and durable when the call returns. Names that are not
-    there raise ``OptionError``, a bitmap that was not saved properly ``ConflictError``.
+    there raise ``OptionError``, a bitmap that was not saved properly ``ConflictError``. What
+    ``progress`` counts are the bytes of the disk.
     """
 
     __slots__ = ()
