@@ -13,16 +13,22 @@ __all__ = ["DEFAULT_LIMITS", "Limits"]
 class Limits:
     """What an image may ask for before it is refused with ``LimitExceededError``.
 
-    An argument of every open and create. All sizes are bytes.
+    An argument of every open and create. All sizes are bytes. A format may have bounds of its own
+    below these; beyond them an image is damaged. How long work may take is for ``TimeLimit``.
     """
 
     #: How many images may stand in one chain, the one that was opened included.
     chain_depth: int = 200
-    #: The largest virtual disk.
+    #: The largest virtual disk. A copy of it may become as large, however small the image is: for
+    #: images of strangers, choose what there is room for.
     virtual_size: int = 64 << 40
     #: The metadata of one image that may be held or scanned in one piece (one table, one
-    #: directory).
+    #: directory), and the memory that checking or changing it may need to count in.
     metadata: int = 256 << 20
+    #: How many things of one kind one image may list: snapshots, bitmaps, header extensions.
+    entries: int = 65_536
+    #: Any one name that stands in an image: of another object, a snapshot, a bitmap.
+    name: int = 65_535
     #: What one encoded unit (a compressed cluster) may decode to.
     decoded_unit: int = 2 << 20
 

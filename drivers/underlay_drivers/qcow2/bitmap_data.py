@@ -16,7 +16,7 @@ from underlay.errors import CorruptImageError, OutOfRangeError
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.bitmaps import BitmapEntry, find_bitmap, read_bitmaps
 from underlay_drivers.qcow2.header import Header, text
-from underlay_drivers.qcow2.loading import load_l1
+from underlay_drivers.qcow2.loading import load_table
 
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
@@ -118,7 +118,6 @@ async def load_bitmap_table(
     cluster_size = header.cluster_size
     offset = entry.bitmap_table_offset
     what = f"the table of the bitmap '{text(entry.name)}'"
-    limits.check("metadata", size, what=f"'{name}': the size of {what}")
     if offset % cluster_size or (size and not offset) or offset + size > image.size():
         raise CorruptImageError(
             f"'{name}': {what} at {offset:#x} is not inside the file; the bitmap is lost",
@@ -126,7 +125,7 @@ async def load_bitmap_table(
             field="bitmap_table_offset",
             value=offset,
         )
-    table = await load_l1(image, offset, entry.bitmap_table_size)
+    table = await load_table(image, offset, entry.bitmap_table_size, limits, what=what)
     seen: set[int] = set()
     end = image.size()
     for number, word in enumerate(table):

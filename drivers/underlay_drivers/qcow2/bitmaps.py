@@ -124,7 +124,7 @@ async def read_bitmaps(
 
     Raises:
         CorruptImageError: the extension or the directory makes no sense.
-        LimitExceededError: it is larger than ``limits.metadata``.
+        LimitExceededError: it, or a name in it, is larger than ``limits`` allow.
     """
     raw = header.extension(layout.EXTENSION_BITMAPS)
     if raw is None or not header.autoclear_features & layout.BITMAPS_CONSISTENT:
@@ -155,6 +155,7 @@ async def read_bitmaps(
                 raise ValueError("has the name of another one")  # noqa: TRY301
         except ValueError as error:
             raise _damage(name, f"bitmap {number} {error}", offset + at) from None
+        limits.check("name", len(entry.name), what=f"'{name}': the name of bitmap {number}")
         seen.add(entry.name)
         entries.append(entry)
         at = after

@@ -21,8 +21,8 @@ from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.bitmaps import read_bitmaps
 from underlay_drivers.qcow2.findings import Report, Verb
 from underlay_drivers.qcow2.header import Header, text
-from underlay_drivers.qcow2.ledger import Ledger, length_in_sectors
-from underlay_drivers.qcow2.loading import load_l1
+from underlay_drivers.qcow2.ledger import Ledger
+from underlay_drivers.qcow2.loading import load_table
 from underlay_drivers.qcow2.refcount_check import RefcountCheck, StoredRefcounts
 from underlay_drivers.qcow2.references import Clusters
 from underlay_drivers.qcow2.snapshots import SnapshotEntry, read_snapshots
@@ -81,10 +81,7 @@ class Checker:
         self._limits = limits
         self._steps = steps or Steps(None)
         self._mend = mend
-        name = image.name()
-        clusters = -(-length_in_sectors(image.size()) >> header.cluster_bits)
-        limits.check("metadata", clusters, what=f"'{name}': the memory for counting its clusters")
-        self.ledger = Ledger(header, report, file_size=image.size())
+        self.ledger = Ledger(header, report, image=image, limits=limits)
         self.tables = TableCheck(header, self.ledger, report, mend=mend)
         self.l1: Words = np.empty(0, np.uint64)
         self.refcounts: RefcountCheck | None = None
@@ -190,7 +187,7 @@ class Checker:
         self.ledger.region("an L1 table", offset, entries * 8)
         if offset >= self.ledger.file_length:
             return np.zeros(entries, np.uint64)
-        table = np.frombuffer(await load_l1(self.image, offset, entries), np.uint64)
+        table = await self._load_table(offset, entries, what="an L1 table")
         cluster_size = self.header.cluster_size
         hosts = (table & np.uint64(layout.HOST_OFFSET)).astype(np.int64)
         odd = (hosts & (cluster_size - 1)) != 0
@@ -207,6 +204,10 @@ class Checker:
         self._steps.reach(begun + entries)
         return table
 
+    async def _load_table(self, offset: int, entries: int, *, what: str) -> Words:
+        table = await load_table(self.image, offset, entries, self._limits, what=what)
+        return np.frombuffer(table, np.uint64)
+
     def _note_tables(self, clusters: Clusters) -> None:
         known, uses = self._table_clusters, self._table_uses
         both = np.concatenate((known, clusters))
@@ -220,6 +221,12 @@ class Checker:
         if place == len(self._table_clusters) or self._table_clusters[place] != cluster:
             return False
         return self.ledger.references.at(cluster) <= int(self._table_uses[place])
+
+    def l1_is_there(self) -> bool:
+        """Whether the active L1 table is inside the file, as it must be to open the image."""
+        header = self.header
+        end = header.l1_table_offset + header.l1_size * 8
+        return not header.l1_size or end <= self.image.size()
 
     def l1_is_alone(self) -> bool:
         """Whether nothing else leads to the clusters of the active L1 table."""
@@ -270,7 +277,7 @@ class Checker:
             offset, entries = bitmap.bitmap_table_offset, bitmap.bitmap_table_size
             if not self.ledger.region("a bitmap table", offset, entries * 8):
                 continue
-            table = np.frombuffer(await load_l1(self.image, offset, entries), np.uint64)
+            table = await self._load_table(offset, entries, what="a bitmap table")
             self._count_bitmap(text(bitmap.name), table, cluster_size)
 
     def _count_bitmap(self, name: str, table: Words, cluster_size: int) -> None:

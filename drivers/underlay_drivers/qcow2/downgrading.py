@@ -11,7 +11,7 @@ from underlay.face import to_the_end
 from underlay.storage import PreallocateMode
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.header import Header
-from underlay_drivers.qcow2.loading import load_l1
+from underlay_drivers.qcow2.loading import load_table
 from underlay_drivers.qcow2.snapshots import read_snapshots, snapshot_view
 from underlay_drivers.qcow2.tables import Table, empty_table, packed, swap
 
@@ -79,7 +79,8 @@ async def expand_zero_clusters(writer: ImageWriter, limits: Limits, steps: Steps
         offset, count, _ = snapshot_view(
             entry, disk.header, file_size=disk.image.size(), image=disk.image.name()
         )
-        for word in await load_l1(disk.image, offset, count):
+        l1 = await load_table(disk.image, offset, count, limits, what="a snapshot's L1 table")
+        for word in l1:
             table = word & layout.HOST_OFFSET
             if table and table not in seen:
                 seen.add(table)

@@ -50,8 +50,8 @@ from underlay_drivers.qcow2.compressed import decompress
 from underlay_drivers.qcow2.create_options import AMEND_OPTIONS, CREATE_OPTIONS
 from underlay_drivers.qcow2.description import bitmap_warnings, describe, flagged_damage
 from underlay_drivers.qcow2.header import Header
-from underlay_drivers.qcow2.loading import load_header, load_l1
-from underlay_drivers.qcow2.validation import write_obstacles
+from underlay_drivers.qcow2.loading import load_header, load_table
+from underlay_drivers.qcow2.validation import check_limits, write_obstacles
 from underlay_drivers.qcow2.writable import Writable
 
 if TYPE_CHECKING:
@@ -250,8 +250,8 @@ class Qcow2(
                 entry, header, file_size=self.image.size(), image=name
             )
         self._limits.check("virtual_size", size, what=f"'{name}': the virtual size")
-        self._limits.check("metadata", entries * 8, what=f"'{name}': the size of the L1 table")
-        l1 = await load_l1(self.image, offset, entries)
+        check_limits(header, self._limits, name=name)
+        l1 = await load_table(self.image, offset, entries, self._limits, what="the L1 table")
         self.header = header
         self._sparse = None
         self.show(header, l1, l1_offset=offset, size=size)

@@ -12,10 +12,10 @@ from underlay_drivers.qcow2.bitmaps import read_bitmaps
 from underlay_drivers.qcow2.dependencies import named_objects
 from underlay_drivers.qcow2.description import features, flagged_damage
 from underlay_drivers.qcow2.header import Header
-from underlay_drivers.qcow2.loading import examine, load_l1
+from underlay_drivers.qcow2.loading import examine, load_table
 from underlay_drivers.qcow2.snapshots import read_snapshots
 from underlay_drivers.qcow2.tables import Geometry
-from underlay_drivers.qcow2.validation import metadata_regions, write_obstacles
+from underlay_drivers.qcow2.validation import check_limits, metadata_regions, write_obstacles
 
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
@@ -65,6 +65,7 @@ async def _deeper(image: StorageHandle, header: Header, limits: Limits) -> list[
             damage.append(str(error))
     try:
         limits.check("virtual_size", header.size, what=f"'{name}': the virtual size")
+        check_limits(header, limits, name=name)
         damage += await _l1_damage(image, header, limits)
     except UnderlayError as error:
         damage.append(str(error))
@@ -72,7 +73,6 @@ async def _deeper(image: StorageHandle, header: Header, limits: Limits) -> list[
 
 
 async def _l1_damage(image: StorageHandle, header: Header, limits: Limits) -> list[str]:
-    limits.check("metadata", header.l1_size * 8, what=f"'{image.name()}': the L1 table's size")
     geometry = Geometry.of(header)
     metadata = frozenset(
         offset
@@ -84,7 +84,8 @@ async def _l1_damage(image: StorageHandle, header: Header, limits: Limits) -> li
         )
     )
     damage: list[str] = []
-    table = await load_l1(image, header.l1_table_offset, header.l1_size)
+    place = header.l1_table_offset, header.l1_size
+    table = await load_table(image, *place, limits, what="the L1 table")
     faulty = 0
     for number, entry in enumerate(table):
         if not entry:

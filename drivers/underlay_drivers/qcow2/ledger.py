@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final
+from array import array
+from typing import TYPE_CHECKING, Final
 
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.findings import Report
 from underlay_drivers.qcow2.header import Header
 from underlay_drivers.qcow2.references import References
 
-__all__ = ["Ledger", "length_in_sectors"]
+if TYPE_CHECKING:
+    from underlay.handle import StorageHandle
+    from underlay.limits import Limits
+
+__all__ = ["Ledger"]
 
 _ADVICE: Final = (
     "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean "
@@ -17,7 +22,7 @@ _ADVICE: Final = (
 )
 
 
-def length_in_sectors(size: int) -> int:
+def _length_in_sectors(size: int) -> int:
     """A file's length as QEMU sees it: rounded up to whole sectors."""
     return -(-size // layout.SECTOR) * layout.SECTOR
 
@@ -25,23 +30,32 @@ def length_in_sectors(size: int) -> int:
 class Ledger:
     """Counts what is referenced, and reports what lies past the end of the file."""
 
-    __slots__ = ("_bits", "_report", "file_length", "references")
+    __slots__ = ("_beyond", "_bits", "_report", "file_length", "references")
 
-    def __init__(self, header: Header, report: Report, *, file_size: int) -> None:
+    def __init__(
+        self, header: Header, report: Report, *, image: StorageHandle, limits: Limits
+    ) -> None:
+        """Raises ``LimitExceededError`` as ``References`` does."""
         self._bits = header.cluster_bits
         self._report = report
+        #: The first and the last cluster of each region that is not inside the file.
+        self._beyond = array("Q")
         #: Bytes, in whole sectors.
-        self.file_length = length_in_sectors(file_size)
+        self.file_length = _length_in_sectors(image.size())
         self.references = References(
             -(-self.file_length >> self._bits),
             refcount_bits=header.refcount_bits,
             overflow=self._overflow,
+            limits=limits,
+            name=image.name(),
         )
 
     def region(self, what: str, offset: int, length: int) -> bool:
         """Count the clusters of a region of host bytes; False if it is not inside the file."""
         if length <= 0:
             return True
+        first = offset >> self._bits
+        last = (offset + length - 1) >> self._bits
         # The last cluster may be cut: as long as some of it is there, so is the region.
         if offset + length - self.file_length >= 1 << self._bits:
             self._report.corruption(
@@ -52,11 +66,21 @@ class Ledger:
                 found=offset + length,
                 expected=self.file_length,
             )
+            self._beyond.extend((first, last))
             return False
-        first = offset >> self._bits
-        last = (offset + length - 1) >> self._bits
         self.references.add_run(first, last - first + 1)
         return True
+
+    def clear_of_beyond(self, start: int, count: int) -> int:
+        """The first cluster from ``start`` on behind which ``count`` are led to by nothing.
+
+        What leads past the end of the file would share whatever is put there.
+        """
+        for first, last in sorted(zip(self._beyond[::2], self._beyond[1::2], strict=True)):
+            if first >= start + count:
+                break
+            start = max(start, last + 1)
+        return start
 
     def _overflow(self, cluster: int) -> None:
         offset = cluster << self._bits

@@ -1,4 +1,4 @@
-"""Reading a header and an L1 table: in few requests, and never more than the file holds."""
+"""Reading a header and tables: in few requests, and never more than the file holds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from underlay_drivers.qcow2.validation import fatal_problems, problems
 
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
+    from underlay.limits import Limits
 
-__all__ = ["examine", "load_header", "load_l1"]
+__all__ = ["examine", "load_header", "load_table"]
 
 #: What is read of an image first: in nearly all of them the whole header area.
 _HEAD: Final = 64 << 10
@@ -67,8 +68,15 @@ async def load_header(image: StorageHandle, *, to_check: bool = False) -> Header
     return header
 
 
-async def load_l1(image: StorageHandle, offset: int, entries: int) -> Table:
-    """An L1 table that lies inside the file."""
+async def load_table(
+    image: StorageHandle, offset: int, entries: int, limits: Limits, *, what: str
+) -> Table:
+    """A table of 64-bit words that lies inside the file; ``what`` says which.
+
+    Raises:
+        LimitExceededError: it is larger than ``limits.metadata``.
+    """
+    limits.check("metadata", entries * 8, what=f"'{image.name()}': the size of {what}")
     table = empty_table(entries)
     if entries:
         await image.readv((memoryview(table).cast("B"),), offset)

@@ -51,6 +51,8 @@ class RefcountWidth:
         writer, back = self._writer, self._writer.back
         async with back.all_at_once():
             disk = writer.disk
+            async with back.lock:
+                await writer.allocator.believe()  # what they call free is about to be written
             old = self._structures(await StoredRefcounts.load(disk.image, disk.header))
             rebuild = await self._rebuild(steps)
             rebuild.plan()
@@ -81,11 +83,14 @@ class RefcountWidth:
         stored = await StoredRefcounts.load(image, header)
         numbers = np.flatnonzero(stored.table).tolist()
         clusters = (numbers[-1] + 1) * stored.in_block if numbers else 0
-        self._limits.check(
-            "metadata", clusters, what=f"'{image.name()}': the memory to count references in"
-        )
         wide = attrs.evolve(header, refcount_order=self._bits.bit_length() - 1)
-        references = References(clusters, refcount_bits=64, overflow=_cannot_be)
+        references = References(
+            clusters,
+            refcount_bits=64,
+            overflow=_cannot_be,
+            limits=self._limits,
+            name=image.name(),
+        )
         most = (1 << self._bits) - 1
         steps.expect(len(numbers))
         for number in numbers:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from underlay.limits import Limits
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -24,17 +26,33 @@ Counts: TypeAlias = "NDArray[Any]"
 _WIDTHS: Final = (np.uint8, np.uint16, np.uint32, np.uint64)
 #: Clusters counted by ``bincount`` rather than by sorting: the span of numbers a cluster.
 _DENSE: Final = 16
+#: Clusters that are sorted or looked through at a time: what that takes stays below 64 MiB.
+_AT_ONCE: Final = 1 << 18
 
 
 class References:
     """Counts of references to host clusters, none above what the image's refcounts can hold."""
 
-    __slots__ = ("_fits", "_most", "_overflow", "counts", "size")
+    __slots__ = ("_fits", "_limits", "_most", "_name", "_overflow", "counts", "size")
 
     def __init__(
-        self, clusters: int, *, refcount_bits: int, overflow: Callable[[int], None]
+        self,
+        clusters: int,
+        *,
+        refcount_bits: int,
+        overflow: Callable[[int], None],
+        limits: Limits,
+        name: str,
     ) -> None:
-        """``overflow`` is told of each reference, by its cluster, that is one too many."""
+        """``overflow`` is told of each reference, by its cluster, that is one too many.
+
+        Raises:
+            LimitExceededError: the counts would take more memory than ``limits.metadata``; the
+                message speaks of ``name``. Counting raises it too, as counts become wider.
+        """
+        self._limits = limits
+        self._name = name
+        self._check_memory(clusters)
         # One more than there are: compressed data may reach past a file that ends in mid-cluster.
         self.counts: Counts = np.zeros(clusters + 1, np.uint8)
         #: Clusters that are inside the file, or referenced.
@@ -55,8 +73,10 @@ class References:
 
     def add(self, clusters: Clusters) -> None:
         """One reference to each of these clusters, which may be in any order and repeat."""
-        if not len(clusters):
-            return
+        for at in range(0, len(clusters), _AT_ONCE):
+            self._add_some(clusters[at : at + _AT_ONCE])
+
+    def _add_some(self, clusters: Clusters) -> None:
         low, high = int(clusters.min()), int(clusters.max())
         self.size = max(self.size, high + 1)
         if high - low + 1 == len(clusters) and bool((np.diff(clusters) == 1).all()):
@@ -74,8 +94,12 @@ class References:
 
     def end(self) -> int:
         """The first cluster behind all that are referenced."""
-        used = np.flatnonzero(self.counts)
-        return int(used[-1]) + 1 if len(used) else 0
+        for end in range(len(self.counts), 0, -_AT_ONCE):
+            start = max(end - _AT_ONCE, 0)
+            used = np.flatnonzero(self.counts[start:end])
+            if len(used):
+                return start + int(used[-1]) + 1
+        return 0
 
     def _add(self, first: int, part: Counts, times: NDArray[np.int64] | int) -> None:
         highest = int(part.max()) + (times if isinstance(times, int) else int(times.max()))
@@ -106,9 +130,14 @@ class References:
         for width in _WIDTHS:
             if highest <= int(np.iinfo(width).max):
                 if np.iinfo(width).max > np.iinfo(self.counts.dtype).max:
+                    self._check_memory(self.size * np.dtype(width).itemsize)
                     self.counts = self.counts.astype(width)
                     self._fits = min(self._most, int(np.iinfo(width).max))
                 return
+
+    def _check_memory(self, size: int) -> None:
+        what = f"'{self._name}': the memory for counting its clusters"
+        self._limits.check("metadata", size, what=what)
 
 
 def unpack_counts(data: bytes | bytearray | memoryview, bits: int) -> Counts:

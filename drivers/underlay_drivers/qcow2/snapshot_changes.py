@@ -27,7 +27,7 @@ from underlay.errors import (
 from underlay.face import to_the_end
 from underlay.steps import Steps, StepsCallback
 from underlay_drivers.qcow2 import layout
-from underlay_drivers.qcow2.loading import load_l1
+from underlay_drivers.qcow2.loading import load_table
 from underlay_drivers.qcow2.snapshots import (
     SnapshotEntry,
     find_snapshot,
@@ -100,8 +100,9 @@ async def apply_snapshot(
     disk, back = writer.disk, writer.back
     await writer.prepare()
     async with writer.alone():
+        _, (offset, count, size) = await _find(writer, wanted, limits)
         async with _all_or_nothing(writer):
-            _, size, l1 = await _load(writer, wanted, limits)
+            l1 = await _load(writer, offset, count, limits)
             steps = Steps(progress, 2 * _covered(writer, disk.l1) + _covered(writer, l1))
             await writer.make_ready()
             if writer.tracking is not None and size != disk.size():
@@ -133,9 +134,10 @@ async def delete_snapshot(
     disk, back = writer.disk, writer.back
     await writer.prepare()
     async with writer.alone():
+        entry, (offset, count, _) = await _find(writer, wanted, limits)
         async with _all_or_nothing(writer):
             entries = await read_snapshots(disk.image, disk.header, limits)
-            entry, _, snapshot_l1 = await _load(writer, wanted, limits)
+            snapshot_l1 = await _load(writer, offset, count, limits)
             steps = Steps(progress, 2 * _covered(writer, snapshot_l1) + _covered(writer, disk.l1))
             freed = await _let_go_of_all(writer, snapshot_l1, entry.l1_table_offset, steps)
             former, place = disk.l1, disk.header.l1_table_offset
@@ -153,7 +155,7 @@ async def delete_snapshot(
 @asynccontextmanager
 async def _all_or_nothing(writer: ImageWriter) -> AsyncGenerator[None]:
     """Changes to counts that go to disk with one switch; a failure before that undoes them."""
-    async with writer.back.all_at_once():
+    async with writer.back.condemning(), writer.back.all_at_once():
         try:
             yield
         except BaseException:
@@ -218,19 +220,30 @@ def _new_entry(writer: ImageWriter, others: Sequence[SnapshotEntry], name: bytes
 # -- tables
 
 
-async def _load(
+async def _find(
     writer: ImageWriter, wanted: str, limits: Limits
-) -> tuple[SnapshotEntry, int, Table]:
-    """A snapshot: its entry, the disk's size in bytes, and its L1 table."""
+) -> tuple[SnapshotEntry, tuple[int, int, int]]:
+    """A snapshot's entry, and its ``snapshot_view``.
+
+    Raises:
+        CorruptImageError: the entry makes no sense; so far that is all that is wrong.
+    """
     disk = writer.disk
     name = disk.image.name()
     entries = await read_snapshots(disk.image, disk.header, limits)
     entry = find_snapshot(entries, wanted, image=name)
-    offset, count, size = snapshot_view(entry, disk.header, file_size=disk.image.size(), image=name)
-    limits.check("metadata", count * 8, what=f"'{name}': the size of the L1 table")
-    l1 = await load_l1(disk.image, offset, count)
-    await _check_tables(writer, l1, entries)
-    return entry, size, l1
+    return entry, snapshot_view(entry, disk.header, file_size=disk.image.size(), image=name)
+
+
+async def _load(writer: ImageWriter, offset: int, count: int, limits: Limits) -> Table:
+    """A snapshot's L1 table, when it is sure that all it leads to may be let go, or shared."""
+    disk, allocator = writer.disk, writer.allocator
+    async with writer.back.lock:
+        # Counts of what others use too are changed before the tables that lead there are.
+        await allocator.believe()
+    l1 = await load_table(disk.image, offset, count, limits, what="the snapshot's L1 table")
+    await _check_tables(writer, l1, await read_snapshots(disk.image, disk.header, limits))
+    return l1
 
 
 async def _check_tables(writer: ImageWriter, l1: Table, entries: Sequence[SnapshotEntry]) -> None:

@@ -140,7 +140,7 @@ async def read_snapshots(
 
     Raises:
         CorruptImageError: it does not lie inside the file, or an entry makes no sense.
-        LimitExceededError: it is larger than ``limits.metadata``.
+        LimitExceededError: it, or a name in it, is larger than ``limits`` allow.
     """
     entries: list[SnapshotEntry] = []
     data = bytearray()
@@ -165,6 +165,9 @@ async def read_snapshots(
         except ValueError as error:
             raise damage(str(error)) from None
         if entry is not None:
+            longest = max(len(entry.id), len(entry.name))
+            what = f"'{image.name()}': the name of snapshot {len(entries)}"
+            limits.check("name", longest, what=what)
             entries.append(entry)
             at = end
             continue

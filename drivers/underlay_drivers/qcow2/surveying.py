@@ -30,16 +30,17 @@ async def survey(disk: Dependencies, limits: Limits) -> set[int]:
     """
     header = disk.header
     found: set[int] = set()
+    regions = await _directories(disk.image, header, limits)
+    clusters = sum(-(-region.length // header.cluster_size) for region in regions)
+    clusters += len(disk.l1) - disk.l1.count(0)
+    what = f"'{disk.image.name()}': what is remembered of where its tables lie"
+    limits.check("metadata", clusters * _REMEMBERED_BYTES, what=what)
     for region in disk.regions:
         _claim(found, region, header, disk.image)
     for number, entry in enumerate(disk.l1):
         if entry:
             offset = disk.l2_offset(number)
             _claim(found, Region("L2 table", offset, header.cluster_size), header, disk.image)
-    regions = await _directories(disk.image, header, limits)
-    clusters = sum(-(-region.length // header.cluster_size) for region in regions)
-    what = f"'{disk.image.name()}': what the tables of its snapshots and bitmaps take in memory"
-    limits.check("metadata", clusters * _REMEMBERED_BYTES, what=what)
     for region in regions:
         _claim(found, region, header, disk.image)
     return found

@@ -11,10 +11,18 @@ from collections.abc import Iterator
 import attrs
 
 from underlay.errors import CorruptImageError, UnderlayError, UnsupportedFeatureError
+from underlay.limits import Limits
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.header import Header
 
-__all__ = ["Region", "fatal_problems", "metadata_regions", "problems", "write_obstacles"]
+__all__ = [
+    "Region",
+    "check_limits",
+    "fatal_problems",
+    "metadata_regions",
+    "problems",
+    "write_obstacles",
+]
 
 #: No offset may be so large that adding a table's size to it leaves 63 bits.
 _OFFSET_END = 1 << 63
@@ -315,6 +323,29 @@ def _l1_misplaced(header: Header, file_size: int, name: str) -> Iterator[Underla
             field="l1_table_offset",
             value=offset,
         )
+
+
+def check_limits(header: Header, limits: Limits, *, name: str) -> None:
+    """Judge all that the header itself asks for by what the caller allows.
+
+    Raises:
+        LimitExceededError: it asks for more.
+    """
+    where = f"'{name}': " if name else ""
+    names = (header.backing_name, header.extension(layout.EXTENSION_DATA_FILE) or b"")
+    bitmaps = header.bitmaps
+    limits.check("name", max(map(len, names)), what=f"{where}the longest name in the header")
+    for count, what in (
+        (header.nb_snapshots, "snapshots"),
+        (0 if bitmaps is None else bitmaps.nb_bitmaps, "bitmaps"),
+        (len(header.extensions), "header extensions"),
+    ):
+        limits.check("entries", count, what=f"{where}the number of {what}")
+    for size, what in (
+        (header.refcount_table_clusters << header.cluster_bits, "the refcount table"),
+        (sum(len(extension.data) for extension in header.extensions), "the header extensions"),
+    ):
+        limits.check("metadata", size, what=f"{where}the size of {what}")
 
 
 def metadata_regions(header: Header) -> tuple[Region, ...]:
