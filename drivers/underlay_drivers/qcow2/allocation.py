@@ -5,7 +5,7 @@ Blocks are added behind what they are to count, and the refcount table moves to 
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from typing import TYPE_CHECKING, Final
 
 from underlay.errors import CorruptImageError, LimitExceededError
@@ -23,14 +23,27 @@ _PLENTY: Final = 0xFFFF
 
 
 class Allocator(RefcountBlocks):
-    """Hands clusters out; each that it has handed out counts one reference."""
+    """Hands clusters out; each that it has handed out counts one reference.
 
-    __slots__ = ("_packed_to", "fresh_from")
+    Clusters that were never used come without more ado. Those that a count calls free are handed
+    out only when all counts were verified.
+    """
+
+    __slots__ = ("_believed", "_packed_to", "_verify", "fresh_from")
 
     def __init__(
-        self, image: StorageHandle, header: Header, *, metadata: set[int], cache_size: int
+        self,
+        image: StorageHandle,
+        header: Header,
+        *,
+        metadata: set[int],
+        cache_size: int,
+        verify: Callable[[], Awaitable[None]],
     ) -> None:
+        """``verify`` raises ``CorruptImageError`` if a count is too low."""
         super().__init__(image, header, metadata=metadata, cache_size=cache_size)
+        self._verify = verify
+        self._believed = False
         #: From here on no cluster was ever used or handed out, for metadata neither: they read as
         #: zeroes.
         self.fresh_from = 0
@@ -39,10 +52,21 @@ class Allocator(RefcountBlocks):
 
     async def load(self, header: Header) -> None:
         """See ``RefcountBlocks.load``."""
+        self._believed = False
         await super().load(header)
         self._packed_to = 0
         used_to = max(self.metadata, default=0) + self._cluster_size
         self.fresh_from = max(self._image.size(), used_to)
+
+    async def believe(self) -> None:
+        """Make sure, once, that no count is too low: before one decides that something is free.
+
+        Raises:
+            CorruptImageError: one is.
+        """
+        if not self._believed:
+            await self._verify()
+            self._believed = True
 
     async def allocate(self, count: int) -> tuple[int, int]:
         """Up to ``count`` free clusters in a row (at least one): their offset, and how many.
@@ -50,23 +74,25 @@ class Allocator(RefcountBlocks):
         Their counts are one from now on.
 
         Raises:
-            CorruptImageError: the first free cluster is none: there is metadata in it.
+            CorruptImageError: what the counts call free is in use.
             LimitExceededError: there is no room for more reference counts.
         """
         while (room := self.try_allocate(count)) is None:
             number, at = divmod(self._hint, self.counts.per_block)
-            block = await self._block(number)
+            block = await self.block(number)
             if block is None:
                 # Behind what it is made for, as QEMU does it.
                 await self._cover(self._hint, min(count, self.counts.per_block - at))
             elif self.counts.find_free(block, at) < 0:
                 self._hint = (number + 1) * self.counts.per_block
+            else:
+                await self.believe()
         return room
 
     def try_allocate(self, count: int) -> tuple[int, int] | None:
         """``allocate`` if that needs no other block than the current one, which is in memory.
 
-        None otherwise; nothing has changed then.
+        None otherwise, or if the counts have to be verified first; nothing has changed then.
         """
         counts, bits = self.counts, self._cluster_bits
         number, at = divmod(self._hint, counts.per_block)
@@ -77,6 +103,8 @@ class Allocator(RefcountBlocks):
         if not got:
             return None
         index = number * counts.per_block + found
+        if not (self._believed or index << bits >= self.fresh_from):
+            return None
         self._take(index, got)
         counts.fill(block, found, got)
         self._dirty_blocks.add(number)
@@ -90,7 +118,7 @@ class Allocator(RefcountBlocks):
             CorruptImageError, LimitExceededError: as ``allocate`` does.
         """
         start = await self._find_run(self._hint, count)
-        self._take(start, count)
+        await self._take_found(start, count)
         await self._cover(start, count)
         await self._fill(start, count)
         if start == self._hint:
@@ -103,7 +131,7 @@ class Allocator(RefcountBlocks):
         index = start
         while index - start < count:
             number, at = divmod(index, counts.per_block)
-            block = await self._block(number)
+            block = await self.block(number)
             if block is None:
                 index = (number + 1) * counts.per_block  # all free, since nothing counts them
                 continue
@@ -114,6 +142,12 @@ class Allocator(RefcountBlocks):
                 step = found if found >= 0 else counts.per_block
                 index = start = number * counts.per_block + step
         return start
+
+    async def _take_found(self, index: int, count: int) -> None:
+        """``_take`` when it is sure that the counts can be believed."""
+        if index << self._cluster_bits < self.fresh_from:
+            await self.believe()
+        self._take(index, count)
 
     def _take(self, index: int, count: int) -> None:
         """Refuse to hand out what cannot be free."""
@@ -237,7 +271,7 @@ class Allocator(RefcountBlocks):
                 break
         if not missing:
             return
-        self._take(base, needed)
+        await self._take_found(base, needed)
         if needed > len(missing):
             self._move_table(base + len(missing), needed - len(missing))
         for step, number in enumerate(self._in_order(missing, base)):
@@ -301,7 +335,7 @@ class Allocator(RefcountBlocks):
         tables = max(tables, self._table_clusters)
         missing = [n for n in range(first // per_block, blocks) if not self._has_block(n)]
         used = len(missing) + tables
-        self._take(first, used)
+        await self._take_found(first, used)
         self._move_table(first + len(missing), tables)
         for step, number in enumerate(missing):
             self._put_block(number, first + step << self._cluster_bits)
@@ -314,7 +348,7 @@ class Allocator(RefcountBlocks):
         Raises:
             CorruptImageError, LimitExceededError: as ``allocate`` does.
         """
-        self._take(offset >> self._cluster_bits, count)
+        await self._take_found(offset >> self._cluster_bits, count)
         await self._fill(offset >> self._cluster_bits, count)
 
     async def relocate(self) -> None:
@@ -326,7 +360,7 @@ class Allocator(RefcountBlocks):
         start = await self._find_run(self._hint, clusters)
         await self._cover(start, clusters)
         if self._table_clusters == clusters:  # else it has moved just now, to grow
-            self._take(start, clusters)
+            await self._take_found(start, clusters)
             await self._fill(start, clusters)
             self._move_table(start, clusters)
         done: set[int] = set()

@@ -73,6 +73,7 @@ class LateFreeing(DirtyState):
 
         Nothing of that is given back or used anew, so it need not wait for a lease.
         """
+        await self.allocator.believe()
         size = self._disk.geometry.cluster_size
         for batch in list(self._waiting):
             left: list[Freed] = []
@@ -134,6 +135,8 @@ class LateFreeing(DirtyState):
                 references[cluster] = references.get(cluster, 0) + 1
         try:
             async with self.lock:
+                if not references.keys() <= self.allocator.metadata:
+                    await self.allocator.believe()  # of metadata it is known what leads there
                 unused = [
                     cluster
                     for cluster, count in references.items()
@@ -174,9 +177,11 @@ class LateFreeing(DirtyState):
     async def _cut_tail(self) -> None:
         """Cut the file behind its last cluster in use, if this session has freed what is there."""
         image = self._disk.image
-        async with self.lock:
+        async with self.lock, self.condemning():
             end = await self.allocator.end_of_use()
-        if end <= self.allocator.highest_freed and end < image.size():
+            if end > self.allocator.highest_freed or end >= image.size():
+                return
+            await self.allocator.believe()
             try:
                 await image.resize(end)
             except UnderlayError:

@@ -136,7 +136,7 @@ class RefcountBlocks:
     async def refcount(self, offset: int) -> int:
         """The count of the cluster at ``offset``; 0 where there is no block for it yet."""
         number, index = divmod(offset >> self._cluster_bits, self.counts.per_block)
-        block = await self._block(number)
+        block = await self.block(number)
         return 0 if block is None else self.counts.get(block, index)
 
     def blocks(self) -> set[int]:
@@ -146,7 +146,7 @@ class RefcountBlocks:
     async def end_of_use(self) -> int:
         """Host offset of the end of the last cluster that is in use."""
         for number in reversed(range(len(self._table))):
-            block = await self._block(number)
+            block = await self.block(number)
             last = -1 if block is None else self.counts.last_used(block)
             if last >= 0:
                 return number * self.counts.per_block + last + 1 << self._cluster_bits
@@ -163,7 +163,7 @@ class RefcountBlocks:
         """
         index = offset >> self._cluster_bits
         number, at = divmod(index, self.counts.per_block)
-        block = await self._block(number)
+        block = await self.block(number)
         count = (0 if block is None else self.counts.get(block, at)) + delta
         if block is None or count < 0:
             raise CorruptImageError(
@@ -196,7 +196,7 @@ class RefcountBlocks:
     async def _fill(self, start: int, count: int) -> None:
         """Count one reference to each of ``count`` clusters, all of which have a block."""
         for number, at, run in self._pieces(start, count):
-            block = await self._block(number)
+            block = await self.block(number)
             assert block is not None
             self.counts.fill(block, at, run)
             self._dirty_blocks.add(number)
@@ -214,8 +214,8 @@ class RefcountBlocks:
 
     # -- blocks
 
-    async def _block(self, number: int) -> bytearray | None:
-        """A block, or None where there is none."""
+    async def block(self, number: int) -> bytearray | None:
+        """The block of this number as it is in memory, or None where there is none."""
         block = self._blocks.pop(number, None)
         if block is None:
             if not self._has_block(number):

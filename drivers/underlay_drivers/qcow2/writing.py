@@ -47,7 +47,11 @@ class ImageWriter(Claims):
         self, disk: Writable, *, limits: Limits, cache_size: int, refcount_cache_size: int
     ) -> None:
         allocator = Allocator(
-            disk.image, disk.header, metadata=set(), cache_size=refcount_cache_size
+            disk.image,
+            disk.header,
+            metadata=set(),
+            cache_size=refcount_cache_size,
+            verify=self._verify_counts,
         )
         super().__init__(disk, allocator, Writeback(disk, allocator, dirty_limit=cache_size // 2))
         self._limits = limits
@@ -64,7 +68,8 @@ class ImageWriter(Claims):
         """Make the image ready to be changed; opening it for writing alone changes nothing.
 
         Raises:
-            CorruptImageError: its metadata contradicts itself; nothing was changed.
+            CorruptImageError: its metadata contradicts itself; it was marked as corrupt, and
+                nothing else was changed.
         """
         self.back.check()
         await self.make_ready()
@@ -88,10 +93,17 @@ class ImageWriter(Claims):
     async def _survey(self) -> None:
         if self._known:
             return
-        if self.disk.header.incompatible_features & layout.DIRTY:
-            await self._mend()
-        await self.look_around()
+        async with self.back.condemning():
+            if self.disk.header.incompatible_features & layout.DIRTY:
+                await self._mend()
+            await self.look_around()
         self._known = True
+
+    async def _verify_counts(self) -> None:
+        from underlay_drivers.qcow2.verifying import verify_counts
+
+        async with self.back.condemning():
+            await verify_counts(self.disk, self.allocator, self._limits)
 
     async def _make_ready(self) -> None:
         if self.ready:
