@@ -32,6 +32,7 @@ __all__ = [
     "CompressedWriter",
     "Describable",
     "DirtyRanges",
+    "Emptiable",
     "Feature",
     "Finding",
     "ImageDescription",
@@ -400,6 +401,26 @@ class Amendable(Protocol):
         Raises:
             OptionError: an option is unknown, or its value impossible for this image; nothing was
                 changed.
+            ReadOnlyError: the image is not open for writing.
+        """
+        ...
+
+
+class Emptiable(Protocol):
+    """Can let go of all that it holds at once."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def make_empty(self) -> None:
+        """Let the disk have nothing of its own: it shows what lies below it, or zeroes.
+
+        Durable when the call returns. At any moment the image holds what it held, or nothing; its
+        size and all that was chosen at its creation stay.
+
+        Raises:
+            UnsupportedOperationError: this image keeps something else that stands in the way.
+            ConflictError: somebody holds a lease for too long; nothing was changed.
             ReadOnlyError: the image is not open for writing.
         """
         ...

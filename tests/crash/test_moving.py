@@ -1,121 +1,150 @@
-"""A power loss while an image is rebased, or committed: it shows the same bytes at any time."""
+"""A power loss, or a call that fails, while an image is rebased or committed.
+
+It shows the same bytes at any time, and so it does when the job is run again.
+"""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import pytest
 
-import underlay
-from underlay.jobs import commit, rebase
+from underlay.errors import UnderlayError
+from underlay_drivers.qcow2 import emptying
 from underlay_storage.memory import MemoryStorage
 
+from .faults import Faults, FaultyStorage, Lasting
 from .journal import Journal, Recorder
 from .judging import chance_of, content_of, differences
-from .shapes import make_memory
+from .moving import Move, committing, rebasing
+from .shapes import Shape
 from .states import Effort, crash_states
 from .structure import look_at
 
-if TYPE_CHECKING:
-    from tests.conftest import Tool
+_EFFORT = Effort(exhaustive=8, samples=60, tears=3)
 
-_SIZE = 320 << 10
-_GATE = underlay.PermissiveImplicitOpenGate()
-_EFFORT = Effort(exhaustive=6, samples=20, tears=1)
-
-#: Makes an image from the format's options and commands of qemu-io; its bytes.
-Image = Callable[..., bytes]
-
-
-@pytest.fixture
-def image(tmp_path: Path, qemu_img: Tool, qemu_io: Tool) -> Image:
-    def make(options: str, *commands: str, size: int = _SIZE, below: str = "") -> bytes:
-        path = tmp_path / "image"
-        kind = "qcow2" if options else "raw"
-        more = ["-o", options] if options else []
-        more += ["-u", "-b", below, "-F", "raw"] if below else []
-        qemu_img("create", "-q", "-f", kind, *more, path, size)
-        if below:
-            (tmp_path / "below").write_bytes(bytes(_SIZE))
-            qemu_img("rebase", "-q", "-u", "-b", tmp_path / "below", "-F", "raw", path)
-        for command in commands:
-            qemu_io("-f", kind, "-c", command, path)
-        if below:
-            qemu_img("rebase", "-q", "-u", "-b", below, "-F", "raw", path)
-        return path.read_bytes()
-
-    return make
-
-
-def noise(seed: str) -> bytes:
-    return random.Random(seed).randbytes(_SIZE)
-
-
-def judge(states: Sequence[tuple[bytes, ...]], want: bytes, show: Callable[..., bytes]) -> None:
-    for contents in states:
-        assert not differences(show(*contents), [want], "the disk")
-        assert not look_at(contents[0]).faults
-
-
-@pytest.mark.parametrize("cluster", [512, 4096, 65536])
-def test_rebasing(cluster: int, image: Image) -> None:
-    old, new = noise("old")[: 250 << 10], bytearray(noise("new"))
-    new[: 10 << 10] = old[: 10 << 10]
-    make_memory(f"memory:old-{cluster}", old)
-    make_memory(f"memory:new-{cluster}", bytes(new))
-    options = f"cluster_size={cluster}"
-    start = image(options, "write -P 3 30k 7k", "write -z 100k 8k", below=f"memory:old-{cluster}")
-
-    def show(content: bytes) -> bytes:
-        with underlay.open_image(MemoryStorage(content), format="qcow2", gate=_GATE) as disk:
-            return disk.read_bytes(0, disk.size)
-
-    want = show(start)
-    journal = Journal((start,))
-    memory = MemoryStorage(start)
-    recorder = Recorder(memory, journal)
-    done = rebase(recorder, f"memory:new-{cluster}", backing_format="raw", gate=_GATE)
-    assert done.data
-    assert done.zeroed
-    found = [state.contents for state in crash_states(journal, chance_of(cluster), _EFFORT)]
-    assert len(found) > 20
-    judge(found, want, show)
-    assert show(content_of(memory)) == want
-    assert b"memory:new" in content_of(memory)[:1024]
+_COMMITTED = (
+    Shape(name="plain", backing=80 << 10, filled=20 << 10, snapshots=False),
+    # Longer than what it lies upon.
+    Shape(
+        name="v2",
+        options={"compat": "v2"},
+        backing=30 << 10,
+        filled=40 << 10,
+        snapshots=False,
+    ),
+    Shape(name="64 KiB", cluster=65536, size=600 << 10, backing=300 << 10, snapshots=False),
+    Shape(name="refcount-64", options={"refcount_bits": 64}, backing=48 << 10, snapshots=False),
+    Shape(
+        name="subclusters",
+        cluster=16 << 10,
+        size=512 << 10,
+        options={"extended_l2": True, "refcount_bits": 1},
+        backing=200 << 10,
+        snapshots=False,
+        compression=False,
+    ),
+    Shape(
+        name="data-file",
+        backing=48 << 10,
+        has_data_file=True,
+        snapshots=False,
+        compression=False,
+    ),
+    # This one is emptied otherwise.
+    Shape(name="snapshot", backing=80 << 10),
+)
+_MOVES: Mapping[str, Callable[[], Move]] = {
+    **{f"rebase, {cluster}": partial(rebasing, cluster) for cluster in (512, 4096, 65536)},
+    **{f"commit, {shape.name}": partial(committing, shape) for shape in _COMMITTED},
+    "commit, to raw": partial(committing, _COMMITTED[0], base="raw"),
+}
+#: Every call is made to fail in these.
+_FAILING = (
+    "rebase, 4096",
+    "commit, plain",
+    "commit, to raw",
+    "commit, snapshot",
+    "commit, data-file",
+)
 
 
-@pytest.mark.parametrize("cluster", [512, 4096, 65536])
-def test_committing(cluster: int, image: Image) -> None:
-    base = image("cluster_size=4096", "write -P 1 0 80k")
-    top = image(
-        f"cluster_size={cluster}",
-        "write -P 2 10k 60k",
-        "write -z 70k 20k",
-        "write -P 3 150k 30k",
-        size=_SIZE + (32 << 10),
-    )
+def _faults(move: Move, contents: Sequence[bytes]) -> list[str]:
+    """What is wrong with the files."""
+    wrong = [fault for number in move.images for fault in look_at(contents[number]).faults]
+    return wrong or differences(move.show(contents), [move.want], "the disk")
 
-    def show(content: bytes, below: bytes) -> bytes:
-        with (
-            underlay.open_image(MemoryStorage(below), format="qcow2") as lower,
-            underlay.open_image(MemoryStorage(content), format="qcow2", backing=lower) as disk,
-        ):
-            return disk.read_bytes(0, disk.size)
 
-    want = show(top, base)
-    journal = Journal((top, base))
-    memory = MemoryStorage(top), MemoryStorage(base)
-    recorders = [Recorder(one, journal, file=file) for file, one in enumerate(memory)]
-    with (
-        underlay.open_image(recorders[1], format="qcow2", writable=True) as lower,
-        underlay.open_image(recorders[0], format="qcow2", backing=lower, writable=True) as disk,
-    ):
-        assert commit(disk).emptied
-    found = [state.contents for state in crash_states(journal, chance_of(cluster), _EFFORT)]
-    assert len(found) > 20
-    judge(found, want, show)
-    assert not any(look_at(below).faults for _, below in found)
-    assert show(found[-1][0], content_of(memory[1])) == want
+def _problems(move: Move, seed: object) -> list[str]:
+    """What is wrong with the files after power losses."""
+    journal = Journal(move.contents)
+    memory = [MemoryStorage(content) for content in move.contents]
+    move.run([Recorder(one, journal, file=file) for file, one in enumerate(memory)])
+    found = 0
+    problems: list[str] = []
+    for state in crash_states(journal, chance_of(seed), _EFFORT):
+        found += 1
+        problems += [f"{state.story}: {fault}" for fault in _faults(move, state.contents)]
+    assert found > 5
+    assert not _faults(move, list(map(content_of, memory)))
+    return problems
+
+
+@pytest.mark.parametrize("name", _MOVES)
+def test_a_power_loss_changes_nothing_that_is_seen(name: str) -> None:
+    assert not _problems(_MOVES[name](), name)
+
+
+def test_emptying_in_place_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New tables must not be written over those that are in use."""
+    show, calls = emptying._show, list[None]()
+
+    async def show_the_last(*arguments: object) -> None:
+        calls.append(None)
+        if len(calls) % 2 == 0:
+            await show(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(emptying, "_show", show_the_last)
+    assert _problems(_MOVES["commit, plain"](), "in place")
+
+
+def _calls(move: Move) -> list[str]:
+    """The calls of a run in which none fails."""
+    faults = Faults()
+    move.run([FaultyStorage(MemoryStorage(content), faults) for content in move.contents])
+    return faults.calls
+
+
+def test_all_kinds_of_calls_are_made() -> None:
+    made = set().union(*(_calls(_MOVES[name]()) for name in _FAILING))
+
+    assert made == {"read", "write", "write_zeroes", "discard", "resize", "sync"}
+
+
+@pytest.mark.parametrize("name", _FAILING)
+@pytest.mark.parametrize("lasting", Lasting, ids=[lasting.value for lasting in Lasting])
+def test_any_call_may_fail(name: str, lasting: Lasting) -> None:
+    move = _MOVES[name]()
+    modes = list(Lasting)
+    failed = 0
+    problems: list[str] = []
+    for number, kind in enumerate(_calls(move)):
+        # Each call meets both errors, one in this way of failing and one in the next.
+        code = (errno.EIO, errno.ENOSPC)[(number + modes.index(lasting)) % 2]
+        faults = Faults(fails=number, errno=code, lasting=lasting)
+        memory = [MemoryStorage(content) for content in move.contents]
+        try:
+            move.run([FaultyStorage(one, faults) for one in memory])
+        except UnderlayError:
+            failed += 1
+        contents = list(map(content_of, memory))
+        wrong = _faults(move, contents)
+        again = [MemoryStorage(content) for content in contents]
+        if not wrong:
+            move.run(again)
+            wrong = _faults(move, list(map(content_of, again)))
+        problems += [f"call {number} ({kind}): {fault}" for fault in wrong[:3]]
+    assert not problems, "\n".join(problems[:20])
+    assert failed

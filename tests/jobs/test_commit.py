@@ -10,6 +10,7 @@ import pytest
 
 import underlay
 from underlay.jobs import Progress, commit
+from underlay_drivers.qcow2 import writeback
 
 from .chains import Chains
 from .conftest import Make
@@ -49,6 +50,88 @@ def test_the_base_gets_what_the_image_shows(seed: int, chains: Callable[[int], C
     if done.emptied:
         with underlay.open_image(top, format="qcow2", backing=None) as disk:
             assert all(extent.is_zero for extent in disk.extents())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "cluster_size=512",
+        "cluster_size=4k",
+        "cluster_size=2M",
+        "compat=0.10",
+        "compat=0.10,cluster_size=512",
+        "refcount_bits=1",
+        "refcount_bits=64,cluster_size=512",
+        "lazy_refcounts=on",
+        "extended_l2=on",
+        "extended_l2=on,cluster_size=16k",
+        "data_file={}/data",
+        "data_file={}/data,extended_l2=on,refcount_bits=8",
+        "snapshot",
+        "snapshot,compat=0.10",
+        "bitmap",
+    ],
+)
+def test_an_emptied_image_is_as_short_as_qemus(
+    options: str, make: Make, chains: Callable[[int], Chains], qemu_img: Tool, tmp_path: Path
+) -> None:
+    base = make("base.raw", "raw", "9M", "write -P 1 0 1M")
+    given = [word.format(tmp_path) for word in options.split(",")]
+    kept = [word for word in given if "=" not in word]
+    top = make(
+        "top.qcow2",
+        "qcow2",
+        "9M",
+        options=",".join(word for word in given if "=" in word),
+        backing=base,
+    )
+    if "snapshot" in kept:
+        qemu_img("snapshot", "-c", "old", top)
+    if "bitmap" in kept:
+        qemu_img("bitmap", "--add", top, "dirty")
+    qemu_io = chains(0).qemu_io
+    commands = ("write -P 2 100k 700k", "write -z 1M 200k", "discard 8M 100k")
+    qemu_io(*(word for command in commands for word in ("-c", command)), top)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    content = chains(0).content(top)
+    lengths: list[int] = []
+    blocks: list[int] = []
+    for empty in (lambda: qemu_img("commit", "-q", top), lambda: commit(top, gate=GATE)):
+        for path, data in before.items():
+            path.write_bytes(data)
+        empty()
+        lengths.append(top.stat().st_size)
+        blocks.append(top.stat().st_blocks)
+
+    assert chains(0).content(top) == chains(0).content(base) == content
+    assert chains(0).is_sound(top)
+    assert lengths[1] <= lengths[0]
+    # What the bitmap got to tell lies in a cluster of its own.
+    assert blocks[1] <= blocks[0] + (136 if "bitmap" in kept else 8)
+    if "data" in options:
+        assert not (tmp_path / "data").stat().st_blocks
+    qemu_io("-c", "write -P 7 5M 2M", top)
+    assert chains(0).is_sound(top)
+
+
+def test_an_image_whose_mappings_are_in_use_is_emptied_all_the_same(
+    make: Make, chains: Callable[[int], Chains], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writeback, "_LONGEST_LEASE", 0.01)
+    base = make("base.qcow2", "qcow2", "1M")
+    top = make("top.qcow2", "qcow2", "1M", "write -P 1 0 512k", backing=base)
+    with (
+        underlay.open_any(base, writable=True) as below,
+        underlay.open_image(top, format="qcow2", backing=below, writable=True) as disk,
+    ):
+        with disk.lease():
+            mapping = disk.get_mapping(0)
+            assert isinstance(mapping, underlay.Data)
+            assert commit(disk).emptied
+            assert top.read_bytes()[mapping.offset :][:9] == b"\1" * 9
+        assert disk.read_bytes(0, 9) == b"\1" * 9
+    assert top.stat().st_size <= 5 << 16
+    assert chains(0).is_sound(top)
 
 
 def test_what_lies_behind_the_image_in_a_longer_base_stays(make: Make, qemu_io: Tool) -> None:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from underlay.capabilities import Describable, ImageDescription
+from underlay.capabilities import Describable, Emptiable, ImageDescription
 from underlay.errors import (
+    ConflictError,
     OptionError,
     ReadOnlyError,
     StorageChangedError,
+    StorageError,
     UnderlayError,
     UnsupportedOperationError,
 )
@@ -193,9 +195,22 @@ class _Commit:
         )
         _make_durable(base)
         if self.empty:
-            disk.discard_to_backing(0, disk.size)
-            _make_durable(disk)
+            _empty(disk)
         return Committed(size_before=before, size=base.size, data=copied.data, emptied=self.empty)
+
+
+def _empty(disk: SyncFormatAccess) -> None:
+    """Let the overlay have nothing of its own, and give its space back."""
+    emptiable = disk.capability(Emptiable)
+    if emptiable is not None:
+        try:
+            emptiable.make_empty()
+        except (UnsupportedOperationError, ConflictError, StorageError):
+            pass  # the storage may be full, say, and have no room beside what goes
+        else:
+            return
+    disk.discard_to_backing(0, disk.size)
+    _make_durable(disk)
 
 
 def _make_durable(disk: SyncFormatAccess) -> None:

@@ -18,6 +18,7 @@ from underlay.capabilities import (
     CompressedWriter,
     Describable,
     DirtyRanges,
+    Emptiable,
     Finding,
     ImageDescription,
     Inspectable,
@@ -74,6 +75,7 @@ class Qcow2(
     Repairable,
     CompressedWriter,
     Amendable,
+    Emptiable,
     Measurable,
 ):
     """An open qcow2 image: the driver, and the public class for programs that need no more.

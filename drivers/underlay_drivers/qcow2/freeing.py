@@ -68,6 +68,11 @@ class LateFreeing(DirtyState):
             self._waiting.remove(batch)
             self._ready.append(batch)
 
+    def forget_freed(self) -> None:
+        """Free nothing of what waits for that: somebody else has."""
+        self._unlinked, self._written, self._waiting = [], [], []
+        self._ready.clear()
+
     async def _count_down_shared(self) -> None:
         """Count down what others use too; under the lock.
 

@@ -1,4 +1,4 @@
-"""Building new refcount structures, and where needed a new snapshot table, behind the file's end.
+"""Building new refcount structures, and where needed another table, where nothing is in use.
 
 Nothing that is in use is touched until the header is switched to them, which is one write inside
 one sector. What the old ones occupied is free from then on.
@@ -22,12 +22,23 @@ if TYPE_CHECKING:
     from underlay.handle import StorageHandle
     from underlay.steps import Steps
 
-__all__ = ["Rebuild"]
+__all__ = ["Front", "Rebuild"]
 
 #: Bytes written at once.
 _BATCH: Final = 1 << 20
 #: Where the header says where the refcount table is, and then where the snapshot table is.
 _POINTER: Final = 48
+
+
+@attrs.frozen
+class Front:
+    """Another table, which is built in front of the refcount structures."""
+
+    #: For people.
+    what: str
+    #: That of the header which leads there.
+    field: str
+    data: bytes
 
 
 class Rebuild:
@@ -40,16 +51,13 @@ class Rebuild:
         references: References,
         report: Report,
         *,
-        snapshot_table: bytes | None,
         start: int,
+        front: Front | None = None,
     ) -> None:
-        """Without a new ``snapshot_table`` the old one stays, and is among the references.
-
-        From the cluster ``start`` on nothing is used, not even by the old structures.
-        """
+        """From the cluster ``start`` on nothing is used, not even by the old structures."""
         self._image = image
-        self._snapshot_table = snapshot_table
-        self._snapshot_clusters = -(-len(snapshot_table or b"") // header.cluster_size)
+        self._front = front
+        self._front_clusters = -(-len(front.data) // header.cluster_size) if front else 0
         self._header = header
         self._references = references
         self._report = report
@@ -63,19 +71,22 @@ class Rebuild:
     @property
     def table_offset(self) -> int:
         """The new refcount table's host offset."""
-        return (self._start + self._snapshot_clusters) * self._cluster_size
+        return (self._start + self._front_clusters) * self._cluster_size
 
     @property
     def header(self) -> Header:
         """The header that leads to the new structures."""
-        header = attrs.evolve(
+        places = {} if self._front is None else {self._front.field: self._start_offset}
+        return attrs.evolve(
             self._header,
             refcount_table_offset=self.table_offset,
             refcount_table_clusters=self.table_clusters,
+            **places,  # type: ignore[arg-type]
         )
-        if self._snapshot_table is not None:
-            header = attrs.evolve(header, snapshots_offset=self._start * self._cluster_size)
-        return header
+
+    @property
+    def _start_offset(self) -> int:
+        return self._start * self._cluster_size
 
     def plan(self) -> None:
         """Work out how much is needed, which depends on itself.
@@ -95,9 +106,9 @@ class Rebuild:
         while True:
             needed |= set(range(self._start // in_block, (self._start + total) // in_block + 1))
             clusters = -(-(max(needed) + 1) * 8 // self._cluster_size)
-            if self._snapshot_clusters + clusters + len(needed) <= total:
+            if self._front_clusters + clusters + len(needed) <= total:
                 break
-            total = self._snapshot_clusters + clusters + len(needed)
+            total = self._front_clusters + clusters + len(needed)
         size = clusters * self._cluster_size
         if size > layout.REFCOUNT_TABLE_BYTES_MAX:
             raise LimitExceededError(
@@ -109,10 +120,8 @@ class Rebuild:
             )
         self._blocks = sorted(needed)
         self.table_clusters = clusters
-        if self._snapshot_table is not None:
-            self._report.repair(
-                "write a new snapshot table", offset=self._start * self._cluster_size
-            )
+        if self._front is not None:
+            self._report.repair(f"write a new {self._front.what}", offset=self._start_offset)
         self._report.repair(
             f"write a new refcount table and {len(needed)} refcount blocks",
             offset=self.table_offset,
@@ -124,6 +133,12 @@ class Rebuild:
             after=self.table_offset,
         )
 
+    @property
+    def end(self) -> int:
+        """The cluster behind the new structures."""
+        tables = self.table_clusters + len(self._blocks)
+        return self._start + self._front_clusters + tables
+
     async def write(self, steps: Steps) -> None:
         """Write the structures, then the pointer to them, each durable before the next.
 
@@ -131,6 +146,7 @@ class Rebuild:
         """
         image = self._image
         await self.write_structures(steps)
+        await image.sync()
         new = self.header
         pointer = struct.pack(
             ">QIIQ",
@@ -143,19 +159,21 @@ class Rebuild:
         await image.sync()
 
     async def write_structures(self, steps: Steps) -> None:
-        """Write the structures durably; nothing leads there yet. ``steps`` are the blocks."""
+        """Write the structures, to be synced before anything leads there.
+
+        ``steps`` are the blocks.
+        """
         image, old_size = self._image, self._image.size()
         try:
             await self._write_structures(steps)
-            await image.sync()
         except BaseException:
             if image.size() > old_size:
                 await image.resize(old_size)
             raise
 
     async def _write_structures(self, steps: Steps) -> None:
-        if self._snapshot_table is not None:
-            await self._image.write(self._snapshot_table, self._start * self._cluster_size)
+        if self._front is not None:
+            await self._image.write(self._front.data, self._start_offset)
         first_block = self.table_offset + self.table_clusters * self._cluster_size
         table = np.zeros(self.table_clusters * self._cluster_size // 8, np.uint64)
         places = np.arange(len(self._blocks), dtype=np.uint64) * np.uint64(self._cluster_size)
@@ -180,6 +198,5 @@ class Rebuild:
         counts = np.zeros(self._in_block, self._references.counts.dtype)
         known = self._references.counts[first : min(end, self._references.size)]
         counts[: len(known)] = known
-        own_end = self.table_offset // self._cluster_size + self.table_clusters + len(self._blocks)
-        counts[max(self._start - first, 0) : max(own_end - first, 0)] = 1
+        counts[max(self._start - first, 0) : max(self.end - first, 0)] = 1
         return counts

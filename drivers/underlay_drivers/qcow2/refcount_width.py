@@ -113,7 +113,7 @@ class RefcountWidth:
         references.counts[
             [offset >> header.cluster_bits for offset in self._structures(stored)]
         ] = 0
-        return Rebuild(image, wide, references, Report(), snapshot_table=None, start=start)
+        return Rebuild(image, wide, references, Report(), start=start)
 
 
 def _cannot_be(cluster: int) -> None:

@@ -26,7 +26,7 @@ from underlay_drivers.qcow2.copied_repair import CopiedRepair
 from underlay_drivers.qcow2.findings import Report
 from underlay_drivers.qcow2.header import Header
 from underlay_drivers.qcow2.loading import load_header
-from underlay_drivers.qcow2.rebuild import Rebuild
+from underlay_drivers.qcow2.rebuild import Front, Rebuild
 from underlay_drivers.qcow2.refcount_check import RefcountCheck
 from underlay_drivers.qcow2.references import pack_counts
 from underlay_drivers.qcow2.snapshots import SnapshotEntry
@@ -237,9 +237,8 @@ class _ImageRepair:
         if hopeless or refcounts is None or refcounts.broken:
             # What nothing leads to may be what somebody wants to rescue, or an old refcount block.
             start = max(start, -(-self._image.size() >> self._header.cluster_bits))
-        rebuild = Rebuild(
-            self._image, self._header, references, found, snapshot_table=table, start=start
-        )
+        front = None if table is None else Front("snapshot table", "snapshots_offset", table)
+        rebuild = Rebuild(self._image, self._header, references, found, start=start, front=front)
         rebuild.plan()
         steps = self._phase()
         if self._apply:

@@ -191,6 +191,12 @@ class Writable(Dependencies):
         """See ``CompressedWriter.write_encoded``."""
         await self.write_encoded_units([(offset, encoded)])
 
+    async def make_empty(self) -> None:
+        """See ``Emptiable.make_empty``."""
+        from underlay_drivers.qcow2.emptying import make_empty
+
+        await make_empty(self.writer)
+
     async def create_snapshot(self, name: str, progress: StepsCallback | None = None) -> Snapshot:
         """See ``Snapshottable.create_snapshot``."""
         from underlay_drivers.qcow2.snapshot_changes import create_snapshot
