@@ -7,6 +7,7 @@ one sector. What the old ones occupied is free from then on.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -53,8 +54,12 @@ class Rebuild:
         *,
         start: int,
         front: Front | None = None,
+        clear: Callable[[int, int], int] = lambda start, _count: start,
     ) -> None:
-        """From the cluster ``start`` on nothing is used, not even by the old structures."""
+        """From the cluster ``start`` on nothing is used, not even by the old structures.
+
+        ``clear`` finds where so many clusters from there on are that nothing leads to either.
+        """
         self._image = image
         self._front = front
         self._front_clusters = -(-len(front.data) // header.cluster_size) if front else 0
@@ -66,6 +71,7 @@ class Rebuild:
         #: The indexes of the blocks that are needed, in order.
         self._blocks: list[int] = []
         self._start = start
+        self._clear = clear
         self.table_clusters = 0
 
     @property
@@ -97,18 +103,21 @@ class Rebuild:
         counts, in_block = self._references.counts[: self._references.size], self._in_block
         if counts[self._start :].any():
             raise ValueError(f"something is in use behind cluster {self._start}")
-        needed = {
+        used = {
             first // in_block
             for first in range(0, len(counts), in_block)
             if counts[first : first + in_block].any()
         }
         total = 0
         while True:
-            needed |= set(range(self._start // in_block, (self._start + total) // in_block + 1))
+            new = range(self._start // in_block, (self._start + total) // in_block + 1)
+            needed = used.union(new)
             clusters = -(-(max(needed) + 1) * 8 // self._cluster_size)
-            if self._front_clusters + clusters + len(needed) <= total:
+            size = self._front_clusters + clusters + len(needed)
+            start = self._clear(self._start, total)
+            if size <= total and start == self._start:
                 break
-            total = self._front_clusters + clusters + len(needed)
+            total, self._start = max(size, total), start
         size = clusters * self._cluster_size
         if size > layout.REFCOUNT_TABLE_BYTES_MAX:
             raise LimitExceededError(

@@ -217,6 +217,15 @@ class _ImageRepair:
 
     async def _rebuild(self) -> None:
         """Count anew without the old refcount structures, and build new ones."""
+        if not self.checker.l1_is_there():
+            raise CorruptImageError(
+                f"'{self._image.name()}': its L1 table is not inside the file, and new "
+                "refcounts would make the file so long that it seems to be; restore the header, or "
+                "what was cut off",
+                offset=self._header.l1_table_offset,
+                field="l1_table_offset",
+                value=self._header.l1_table_offset,
+            )
         self._report.note("Rebuilding refcount structure", "the refcounts are built anew")
         found = self._report
         corruptions, leaks = found.corruptions - self.corruptions_fixed, found.leaks
@@ -237,8 +246,15 @@ class _ImageRepair:
         if hopeless or refcounts is None or refcounts.broken:
             # What nothing leads to may be what somebody wants to rescue, or an old refcount block.
             start = max(start, -(-self._image.size() >> self._header.cluster_bits))
-        front = None if table is None else Front("snapshot table", "snapshots_offset", table)
-        rebuild = Rebuild(self._image, self._header, references, found, start=start, front=front)
+        rebuild = Rebuild(
+            self._image,
+            self._header,
+            references,
+            found,
+            start=start,
+            front=None if table is None else Front("snapshot table", "snapshots_offset", table),
+            clear=self.checker.ledger.clear_of_beyond,
+        )
         rebuild.plan()
         steps = self._phase()
         if self._apply:

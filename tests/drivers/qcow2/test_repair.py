@@ -26,6 +26,7 @@ from .test_check import (
     COPIED,
     DATA_FILE,
     EXTENDED,
+    FAR,
     PLAIN,
     SNAPSHOTS,
     Damage,
@@ -112,7 +113,11 @@ def repaired_as_qemu_does(image: Image, qemu_check: Ask, *, keeps_bytes: bool = 
         assert guest_bytes(after) == before
 
 
-@pytest.mark.parametrize("name", [name for name in PLAIN if name not in LEFT_TO_PEOPLE])
+#: The L1 table is not inside the file, and the refcounts must be built anew, behind its end.
+WITHOUT_L1 = {"24 L1 past the end", "145 cut after the refcount table"}
+
+
+@pytest.mark.parametrize("name", sorted(PLAIN.keys() - LEFT_TO_PEOPLE - WITHOUT_L1))
 def test_damage(plain: Image, qemu_check: Ask, name: str) -> None:
     PLAIN[name](plain)
     repaired_as_qemu_does(plain, qemu_check, keeps_bytes=name not in CHANGING)
@@ -135,6 +140,24 @@ def test_nothing_is_thrown_away(snapshotted: Image, name: str) -> None:
     SNAPSHOTS[name](snapshotted)
     with pytest.raises(CorruptImageError, match="snapshot table"):
         repair_bytes(snapshotted.data)
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_L1))
+def test_a_file_that_lost_its_l1_table_is_not_made_longer(plain: Image, name: str) -> None:
+    """What was put behind its end would be taken for the table."""
+    PLAIN[name](plain)
+    with pytest.raises(CorruptImageError, match="L1 table is not inside the file"):
+        repair_bytes(plain.data)
+
+
+def test_new_refcounts_do_not_lie_where_a_lost_cluster_was(plain: Image) -> None:
+    """An entry that leads past the end would find them, and share them."""
+    end = plain.add_cluster() + plain.cluster
+    plain.put(plain.l2(4), "Q", COPIED | end + plain.cluster)
+    plain.put(plain.header.refcount_table_offset, "Q", FAR)
+    _, after = repair_bytes(plain.data)
+    with open_bytes(after) as disk:
+        assert disk.header.refcount_table_offset == end + 2 * plain.cluster
 
 
 #: Where what QEMU counts is what was wrong, ours counts alike.
