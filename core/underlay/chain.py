@@ -100,13 +100,16 @@ class Resolver:
         while layer is not None:
             below: _Layer | None = None
             for reference in driver_references(layer.driver):
+                is_backing = reference.kind is ReferenceKind.BACKING
+                if is_backing:
+                    what = f"The depth of the chain of '{self._top}'"
+                    self.limits.check("chain_depth", layer.depth + 1, what=what)
                 try:
-                    if reference.kind is ReferenceKind.BACKING:
+                    if is_backing:
                         below = await self._backing(layer, reference) or below
                     else:
                         layer.driver.attach(reference, await self._object(layer, reference))
                 except UnderlayError as error:
-                    is_backing = reference.kind is ReferenceKind.BACKING
                     error.images_above = layer.depth if is_backing else layer.depth - 1
                     raise
             layer = below
@@ -145,9 +148,6 @@ class Resolver:
 
     async def _backing(self, layer: _Layer, reference: Reference) -> _Layer | None:
         """Open and attach a backing image; the layer it makes, unless somebody else made it."""
-        self.limits.check(
-            "chain_depth", layer.depth + 1, what=f"The depth of the chain of '{self._top}'"
-        )
         writable = layer.depth == self.writable_depth
         found = await self._ask(layer, attrs.evolve(reference, writable=writable))
         if not isinstance(found, _Opened):

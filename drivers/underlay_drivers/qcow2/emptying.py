@@ -23,6 +23,7 @@ from underlay_drivers.qcow2.references import References
 from underlay_drivers.qcow2.writeback import HeaderSwitch
 
 if TYPE_CHECKING:
+    from underlay.limits import Limits
     from underlay_drivers.qcow2.dependencies import Dependencies
     from underlay_drivers.qcow2.tables import Table
     from underlay_drivers.qcow2.writing import ImageWriter
@@ -30,15 +31,19 @@ if TYPE_CHECKING:
 __all__ = ["make_empty"]
 
 
-async def make_empty(writer: ImageWriter) -> None:
-    """See ``Emptiable.make_empty``."""
+async def make_empty(writer: ImageWriter, limits: Limits) -> None:
+    """See ``Emptiable.make_empty``.
+
+    Raises:
+        LimitExceededError: the clusters of the file are more than ``limits.metadata`` can count.
+    """
     disk, back = writer.disk, writer.back
     await writer.prepare()
     async with writer.alone(), back.condemning():
         await writer.make_ready()
         _check_possible(disk)
         async with back.all_at_once():
-            await _empty(writer)
+            await _empty(writer, limits)
         await back.sync()
         if disk.geometry.external:
             with suppress(UnderlayError):  # nothing leads there, and it does no harm
@@ -63,7 +68,7 @@ def _check_possible(disk: Dependencies) -> None:
         )
 
 
-async def _empty(writer: ImageWriter) -> None:
+async def _empty(writer: ImageWriter, limits: Limits) -> None:
     disk = writer.disk
     former, place = disk.l1, disk.header.l1_table_offset
     nothing = array("Q", bytes(8 * len(former)))
@@ -71,20 +76,20 @@ async def _empty(writer: ImageWriter) -> None:
     disk.follow(disk.header, nothing)
     try:
         await writer.back.leases_ended()
-        await to_the_end(_replace_all(writer, nothing))
+        await to_the_end(_replace_all(writer, nothing, limits))
     except BaseException:
         if disk.header.l1_table_offset == place:
             disk.follow(disk.header, former)
         raise
 
 
-async def _replace_all(writer: ImageWriter, l1: Table) -> None:
+async def _replace_all(writer: ImageWriter, l1: Table, limits: Limits) -> None:
     """Let the image consist of a header and empty tables."""
     disk, back = writer.disk, writer.back
     image, bits = disk.image, disk.geometry.cluster_bits
-    final = _empty_tables(disk, l1, start=1)
+    final = _empty_tables(disk, l1, limits, start=1)
     behind = max(await writer.allocator.end_of_use() >> bits, final.end)
-    await _show(writer, l1, _empty_tables(disk, l1, start=behind))
+    await _show(writer, l1, _empty_tables(disk, l1, limits, start=behind))
     back.forget_freed()
     try:
         await _show(writer, l1, final)
@@ -99,10 +104,16 @@ async def _replace_all(writer: ImageWriter, l1: Table) -> None:
             await writer.look_around()
 
 
-def _empty_tables(disk: Dependencies, l1: Table, *, start: int) -> Rebuild:
+def _empty_tables(disk: Dependencies, l1: Table, limits: Limits, *, start: int) -> Rebuild:
     """What an image has beside its header that has nothing else, from the cluster ``start`` on."""
     header = disk.header
-    references = References(start, refcount_bits=header.refcount_bits, overflow=_cannot_be)
+    references = References(
+        start,
+        refcount_bits=header.refcount_bits,
+        overflow=_cannot_be,
+        limits=limits,
+        name=disk.image.name(),
+    )
     references.add_run(0, 1)
     front = Front("L1 table", "l1_table_offset", bytes(8 * len(l1)))
     tables = Rebuild(disk.image, header, references, Report(), start=start, front=front)

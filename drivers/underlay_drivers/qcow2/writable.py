@@ -195,7 +195,7 @@ class Writable(Dependencies):
         """See ``Emptiable.make_empty``."""
         from underlay_drivers.qcow2.emptying import make_empty
 
-        await make_empty(self.writer)
+        await make_empty(self.writer, self._limits)
 
     async def create_snapshot(self, name: str, progress: StepsCallback | None = None) -> Snapshot:
         """See ``Snapshottable.create_snapshot``."""
