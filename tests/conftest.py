@@ -105,3 +105,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="on how many images QEMU and we write in turn in tests/crash (40; any other number "
         "tries other ones each time)",
     )
+    parser.addoption(
+        "--fuzzed-images",
+        type=int,
+        default=2_000,
+        help="how many damaged images tests/hostile/fuzzing tries (2000)",
+    )
+    parser.addoption(
+        "--fuzz-seed", default="1", help="what makes those images: the same seed, the same images"
+    )

@@ -14,7 +14,7 @@ import attrs
 
 from .bitmaps import Seen
 
-__all__ = ["Verdict", "look_at"]
+__all__ = ["TooMuchError", "Verdict", "look_at"]
 
 _COPIED = 1 << 63
 _COMPRESSED = 1 << 62
@@ -24,6 +24,12 @@ _L2_RESERVED = 0x3F00_0000_0000_01FE
 _DATA_FILE = 1 << 2
 _EXTENDED = 1 << 4
 _BITMAPS = 0x23852875
+#: Entries of all tables together, beyond which an image is not small.
+_MOST_ENTRIES = 1 << 20
+
+
+class TooMuchError(Exception):
+    """This image is not small."""
 
 
 @attrs.define
@@ -59,6 +65,7 @@ class _Look:
         self.image = image
         self.found = Verdict()
         self.references: Counter[int] = Counter()
+        self.entries = 0
         #: What has the COPIED flag, or could have it: what refers, its flag, the cluster.
         self.copied: list[tuple[str, bool, int]] = []
 
@@ -110,6 +117,9 @@ class _Look:
 
     def words(self, offset: int, count: int) -> tuple[int, ...]:
         """Numbers of a table; past the end of the file they are zero."""
+        self.entries += count
+        if self.entries > _MOST_ENTRIES:
+            raise TooMuchError
         raw = self.image[offset : offset + count * 8]
         return struct.unpack(f">{count}Q", raw.ljust(count * 8, b"\0"))
 
@@ -241,6 +251,8 @@ class _Look:
         bits = b""
         if self.whole(table, what):
             self.reference(table, entries * 8, what)
+            if entries * self.cluster > _MOST_ENTRIES * 8:
+                raise TooMuchError
             for entry in self.words(table, entries):
                 host = entry & _OFFSET
                 if host:
@@ -260,7 +272,8 @@ class _Look:
         for index in range(-(-clusters // in_block)):
             block = self.blocks.get(index)
             raw = b"" if block is None else self.image[block : block + self.cluster]
-            counts += _numbers(raw.ljust(self.cluster, b"\0"), self.width)
+            needed = -(-min(clusters - len(counts), in_block) * self.width // 64) * 8
+            counts += _numbers(raw.ljust(self.cluster, b"\0")[:needed], self.width)
         return counts[:clusters]
 
     def compare(self) -> None:
