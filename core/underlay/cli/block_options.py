@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from typing import Any, Final, TypedDict, cast
 
 import attrs
 
@@ -45,7 +45,6 @@ _SWITCHES: Final = (
     "pass-discard-other",
     "pass-discard-request",
     "pass-discard-snapshot",
-    "read-only",
     "x-check-cache-dropped",
 )
 _WITHOUT_EFFECT: Final = (
@@ -108,21 +107,15 @@ class BlockNode:
     format_options: Mapping[str, object] = attrs.field(factory=dict[str, object])
     storage_options: Mapping[str, object] = attrs.field(factory=dict[str, object])
     lock: bool = True
+    #: Whether the user says that it is not to be written.
+    read_only: bool = False
+    #: Whether it is open elsewhere, and may be, so that it must not be written here.
+    shared: bool = False
     #: What to lay below it, in place of what it names.
     backing: BlockNode | FromImage | None = FROM_IMAGE
     data_file: str | FromImage = FROM_IMAGE
     #: What it is called where its file's name would not say all.
     name: str | None = None
-
-    @property
-    def plain(self) -> bool:
-        """Whether its target and its format say all."""
-        return (
-            not (self.format_options or self.storage_options)
-            and self.lock
-            and self.backing is FROM_IMAGE
-            and self.data_file is FROM_IMAGE
-        )
 
 
 def option_pairs(text: str, *, implied: str) -> dict[str, object]:
@@ -147,7 +140,7 @@ def from_options(text: str) -> BlockNode:
     Raises:
         BlockOptionError: it describes none.
     """
-    return _node(option_pairs(text, implied=_FILE))
+    return _node(option_pairs(text, implied=_FILE) if text else {})
 
 
 def from_json(text: str) -> BlockNode:
@@ -227,7 +220,7 @@ def _node(options: dict[str, object]) -> BlockNode:
     storage = _storage(kind, file)
     changes: dict[str, Any] = {"format": driver, "storage_options": dict(storage.storage_options)}
     changes["backing"], changes["data_file"] = _chain(options)
-    changes["lock"] = _locked(options, changes["storage_options"], lock=storage.lock)
+    changes |= _rights(options, changes["storage_options"], storage)
     part: dict[str, object] = {key: options[key] for key in _PART if key in options}
     if part:
         changes["name"] = _json_name(driver, part, kind, storage.target)
@@ -277,7 +270,7 @@ def _storage(kind: str, options: dict[str, object]) -> BlockNode:
     if not isinstance(name, str) or (kind == _FILE and not name):
         raise BlockOptionError(f"The '{kind}' block driver requires a file name")
     storage_options: dict[str, object] = {}
-    lock = _locked(options, storage_options, lock=True)
+    rights = _rights(options, storage_options)
     locking = options.pop("locking", "auto")
     if locking not in (*_ON, *_OFF, "auto"):
         raise BlockOptionError(f"invalid parameter value: {locking}")
@@ -287,17 +280,32 @@ def _storage(kind: str, options: dict[str, object]) -> BlockNode:
             raise BlockOptionError(f"Block protocol 'file' doesn't support the option '{option}'")
         storage_options[option] = value
     return BlockNode(
-        target=name, storage_options=storage_options, lock=lock and locking not in _OFF
+        target=name, storage_options=storage_options, lock=locking not in _OFF, **rights
     )
 
 
-def _locked(options: dict[str, object], storage_options: dict[str, object], *, lock: bool) -> bool:
+class _Rights(TypedDict):
+    read_only: bool
+    shared: bool
+
+
+def _rights(
+    options: dict[str, object],
+    storage_options: dict[str, object],
+    below: BlockNode | None = None,
+) -> _Rights:
     """Take out what may be said of either layer, and means something here."""
-    if "cache.direct" in options and _switch("cache.direct", options.pop("cache.direct")):
+    if _is_on(options, "cache.direct"):
         storage_options["direct"] = "on"
-    return lock and not (
-        "force-share" in options and _switch("force-share", options.pop("force-share"))
-    )
+    return {
+        "read_only": _is_on(options, "read-only") or (below is not None and below.read_only),
+        "shared": _is_on(options, "force-share") or (below is not None and below.shared),
+    }
+
+
+def _is_on(options: dict[str, object], name: str) -> bool:
+    """Take out a switch."""
+    return name in options and _switch(name, options.pop(name))
 
 
 def _format_options(driver: str | None, options: dict[str, object]) -> dict[str, object]:

@@ -164,19 +164,11 @@ def command(
             **access,
             "storage_options": options.in_cache_mode(cache, target_storage_options),
         }
-        target: SyncFormatAccess | str = target_name
-        if target_exists and (target_image_opts or target_name.startswith("json:")):
-            target = disks.enter_context(
-                options.open_disk(
-                    target_name,
-                    format_name=output_format,
-                    force_share=False,
-                    access=to,
-                    writable=True,
-                    by_options=target_image_opts,
-                )
-            )
-            kind = target.format_name
+        target, kind = _target(
+            target_name, kind, to, exists=target_exists, by_options=target_image_opts
+        )
+        if isinstance(target, SyncFormatAccess):
+            disks.enter_context(target)
         given = {} if target_exists else {**settings.given, **_upon(backing, backing_format)}
         _check_target(
             kind, given, upon=bool(backing or "backing_file" in given), sources=len(sources)
@@ -300,6 +292,25 @@ def _show_options(names: Sequence[str], output_format: str) -> int:
     known = registry().driver(output_format).create_options
     title = "Supported options:" if len(names) > 1 else f"Supported {output_format} options:"
     return show_options(title, {**known, **_IGNORED})
+
+
+def _target(
+    name: str, kind: str, access: options.Access, *, exists: bool, by_options: bool
+) -> tuple[SyncFormatAccess | str, str]:
+    """What to write, opened where it is described, and its format."""
+    if not exists:
+        options.refuse_description(name)
+    if not exists or not (by_options or options.is_description(name)):
+        return name, kind
+    disk = options.open_disk(
+        name,
+        format_name=None if by_options else kind,  # -O goes before what is in "json:"
+        force_share=False,
+        access=access,
+        writable=True,
+        by_options=by_options,
+    )
+    return disk, disk.format_name
 
 
 def _upon(backing: str | None, backing_format: str | None) -> dict[str, str]:

@@ -79,6 +79,7 @@ def command(
     options.known_format(format_name, f"{name}: Unknown file format")
     try:
         upon = {"backing_file": backing, "backing_fmt": backing_format}
+        options.refuse_description(name)
         image = _NewImage.read(name, format_name, settings, size=size, upon=upon)
         with reporting(bar=bar, progress=progress, quiet=quiet) as report:
             disk = run_blocking(

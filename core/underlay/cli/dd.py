@@ -63,6 +63,7 @@ def command(
     with options.open_disk(
         given["if"], format_name=format_name, force_share=force_share, access=access
     ) as disk:
+        options.refuse_description(given["of"])
         try:
             with reporting(bar=bar, progress=progress, quiet=False) as report:
                 done = dd(

@@ -33,10 +33,12 @@ __all__ = [
     "as_typed",
     "block_node",
     "by_image_options",
+    "is_description",
     "known_format",
     "look_for_raw",
     "named",
     "open_disk",
+    "refuse_description",
 ]
 
 #: Where the click context keeps whether names are descriptions.
@@ -44,6 +46,9 @@ IMAGE_OPTIONS: Final = "underlay.image-opts"
 
 #: And where what the user typed for each target that ``named`` was asked about.
 _TYPED: Final = "underlay.typed"
+
+#: How a description begins that needs no option.
+_JSON: Final = "json:"
 
 #: How many bytes of each end of a disk signatures are looked for in.
 _ENDS: Final = 512
@@ -91,7 +96,7 @@ def open_disk(
     says how to read this one) it describes the image, and so does one that begins with ``json:``.
     """
     node = block_node(filename, by_options=by_options)
-    _check(filename, format_name, shared=force_share, writable=writable)
+    _check(filename, node, format_name, shared=force_share, writable=writable)
     given: dict[str, Any] = {"gate": access["gate"], "writable": writable}
     if snapshot is not None:
         given["snapshot"] = snapshot
@@ -101,7 +106,7 @@ def open_disk(
         )
         disk = _opened(target, opening, given)
     if opening["format"] is None and disk.format_name == RAW:
-        _warn_of_raw(filename, disk, writable=writable)
+        _warn_of_raw(target, disk, writable=writable)
     return disk
 
 
@@ -124,7 +129,7 @@ def named(
         UnderlayError: the backing image that is described cannot be opened.
     """
     node = block_node(filename)
-    _check(filename, format_name, shared=force_share, writable=writable)
+    _check(filename, node, format_name, shared=force_share, writable=writable)
     with _called(filename):
         target, opening = _opening(
             filename, node, format_name, access, shared=force_share, below=below
@@ -132,15 +137,25 @@ def named(
     typed: dict[str, str] = click.get_current_context().meta.setdefault(_TYPED, {})
     typed[target] = filename
     if look and opening["format"] is None:
-        look_for_raw(filename, target, opening, writable=writable)
+        look_for_raw(target, opening, writable=writable)
     return target, opening
 
 
-def _check(filename: str, format_name: str | None, *, shared: bool, writable: bool) -> None:
-    if shared and writable:
-        raise CommandError(
-            f"Could not open '{filename}': force-share=on can only be used with read-only images"
-        )
+def _check(
+    filename: str,
+    node: BlockNode | None,
+    format_name: str | None,
+    *,
+    shared: bool,
+    writable: bool,
+) -> None:
+    wrong = None
+    if writable and node is not None and node.read_only:
+        wrong = "Block node is read-only"
+    elif writable and (shared or (node is not None and node.shared)):
+        wrong = "force-share=on can only be used with read-only images"
+    if wrong is not None:
+        raise CommandError(f"Could not open '{filename}': {wrong}")
     known_format(format_name, f"Could not open '{filename}': Unknown driver")
 
 
@@ -175,7 +190,7 @@ def _opening(
         return target, opening
     options = opening["format_options"] = dict(node.format_options)
     opening["format"] = format_name or node.format
-    opening["lock"] = node.lock and not shared
+    opening["lock"] = node.lock and not (shared or node.shared)
     opening["storage_options"] = {**access["storage_options"], **node.storage_options}
     if node.data_file is not FROM_IMAGE:
         options["data_file"] = node.data_file
@@ -207,13 +222,13 @@ def _opened(target: str, opening: Opening, given: Mapping[str, Any]) -> SyncForm
     return open_image(target, **how)
 
 
-def look_for_raw(filename: str, target: str, opening: Opening, *, writable: bool = False) -> None:
+def look_for_raw(target: str, opening: Opening, *, writable: bool = False) -> None:
     """Warn of an image that will only be taken for raw; what else is wrong, its job says."""
     where = opening["storage_options"]
     try:
         if probe(target, storage_options=where).guessed:
             with open_image(target, format=RAW, lock=False, storage_options=where) as disk:
-                _warn_of_raw(filename, disk, writable=writable)
+                _warn_of_raw(target, disk, writable=writable)
     except UnderlayError:
         pass
 
@@ -255,9 +270,9 @@ def block_node(filename: str, *, by_options: bool | None = None) -> BlockNode | 
     """
     if by_options is None:
         by_options = by_image_options()
-    if not filename:
+    if not (filename or by_options):
         raise CommandError("Could not open '': The 'file' block driver requires a file name")
-    if not by_options and not filename.startswith("json:"):
+    if not (by_options or is_description(filename)):
         return None
     from underlay.cli.block_options import BlockOptionError, from_json, from_options
 
@@ -265,6 +280,21 @@ def block_node(filename: str, *, by_options: bool | None = None) -> BlockNode | 
         return from_options(filename) if by_options else from_json(filename)
     except BlockOptionError as error:
         raise CommandError(f"Could not open '{filename}': {error}", hints=error.hints) from error
+
+
+def is_description(filename: str) -> bool:
+    """Whether it describes an image without the help of an option."""
+    return filename.startswith(_JSON)
+
+
+def refuse_description(name: str) -> None:
+    """Refuse to make a new image of what describes one.
+
+    Raises:
+        CommandError: it is a description, in words of qemu-img.
+    """
+    if is_description(name):
+        raise CommandError("Unknown protocol 'json'")
 
 
 def by_image_options() -> bool:

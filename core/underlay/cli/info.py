@@ -86,7 +86,7 @@ def _chain(
     target, opening = options.named(name, format_name, access, force_share=force_share, look=False)
     chain = info(target, backing_chain=backing_chain, gate=access["gate"], **opening)
     if opening["format"] is None and chain[0].format == RAW:
-        options.look_for_raw(name, target, opening)
+        options.look_for_raw(target, opening)
     if node is not None and node.name is not None:
         chain[0] = attrs.evolve(chain[0], filename=node.name)
     return chain

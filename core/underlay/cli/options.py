@@ -17,10 +17,12 @@ from underlay.cli.images import (
     Opening,
     block_node,
     by_image_options,
+    is_description,
     known_format,
     look_for_raw,
     named,
     open_disk,
+    refuse_description,
 )
 from underlay.cli.numbers import given_size, warn_of_hexadecimal, whole_number
 from underlay.cli.problems import CommandError
@@ -50,6 +52,7 @@ __all__ = [
     "given_size",
     "image_opts",
     "in_cache_mode",
+    "is_description",
     "known_format",
     "look_for_raw",
     "named",
@@ -60,6 +63,7 @@ __all__ = [
     "output_option",
     "own_access_options",
     "pair",
+    "refuse_description",
     "target_storage_option",
     "warn_of_hexadecimal",
     "whole_number",

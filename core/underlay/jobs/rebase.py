@@ -165,10 +165,10 @@ def _check(disk: SyncFormatAccess, name: str | None, format: str | None) -> None
     """Refuse what could not be recorded in the end."""
     error: UnderlayError | None = None
     amendable = disk.capability(Amendable)
-    if amendable is None or _NAME not in amendable.amend_options:
-        error = UnsupportedOperationError("Operation not supported")
-    elif name is not None and format is None:
+    if name is not None and format is None:
         error = OptionError("backing format must be specified", option="backing_format")
+    elif amendable is None or _NAME not in amendable.amend_options:
+        error = UnsupportedOperationError("Operation not supported")
     if error is not None:
         error.step = "reference"
         raise error
