@@ -31,8 +31,10 @@ from underlay.plugins import registry
 
 __all__ = ["ADDRESS_SPACE", "PEAK", "SECONDS", "Outcome", "Warm", "Watch"]
 
-#: How long a use may take.
-SECONDS = 5.0
+#: How much processor time a use may take. The machine may be busy with other things.
+SECONDS = 5
+#: When it is ended in any case, though it takes none.
+_DEADLINE = 4.0 * SECONDS
 #: How much resident memory a child may have at any moment, with everything that is imported.
 PEAK = 256 << 20
 #: What ends a use that asks for much more, before it harms the machine.
@@ -90,7 +92,7 @@ class Outcome:
     def broken(self, allowed: Collection[str | os.PathLike[str]]) -> list[str]:
         """Which rules it broke that hold for every use, where it may open ``allowed``."""
         told: list[str] = []
-        if self.signal == signal.SIGKILL and self.seconds >= SECONDS:
+        if self.signal in {signal.SIGKILL, signal.SIGXCPU}:
             told.append(f"not over after {self.seconds:.1f} s")
         elif self.signal is not None:
             told.append(f"ended by signal {self.signal}")
@@ -170,7 +172,7 @@ def _in_child(function: Callable[..., object], arguments: tuple[object, ...]) ->
         os.close(reading)
         _be_child(function, arguments, writing)
     os.close(writing)
-    told = _all_of(reading, began + SECONDS)
+    told = _all_of(reading, began + _DEADLINE)
     os.close(reading)
     if told is None:
         os.kill(pid, signal.SIGKILL)
@@ -205,6 +207,7 @@ def _be_child(
         os.dup2(nowhere, 1)
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
         told = _packed(_used(function, arguments))
         with os.fdopen(pipe, "wb") as file:
             file.write(told)
@@ -236,7 +239,7 @@ class Watch:
         if self._watching and event in _AUDITED:
             which = _AUDITED[event]
             target = "" if which is None else details[which]
-            if event != "open" or not _is_of_python(target):
+            if event != "open" or not _is_module(target):
                 self._reached.append((event, _named(target)))
 
 
@@ -252,13 +255,9 @@ def _used(function: Callable[..., object], arguments: tuple[object, ...]) -> Out
     return Outcome(value=value, error=error, where=where, peak=peak, reached=reached)
 
 
-def _is_of_python(target: object) -> bool:
-    """Whether it is a module, or what the interpreter looks at to find one."""
-    return (
-        isinstance(target, str)
-        and any(folder and target.startswith(folder) for folder in (*sys.path, sys.prefix))
-        and not target.startswith(str(_ROOT / "tests"))
-    )
+def _is_module(target: object) -> bool:
+    """Whether it is what the interpreter opens to import something."""
+    return isinstance(target, str) and target.endswith((".py", ".pyc", ".so"))
 
 
 def _named(target: object) -> str:

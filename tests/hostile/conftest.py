@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from .bases import Bases
+from .child import Warm
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +15,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory, qemu: Callable[[str], str]) 
     """The undamaged images."""
     qemu("qemu-img"), qemu("qemu-io")  # skips, or fails, where they are not installed
     return Bases(tmp_path_factory.mktemp("bases"))
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Runs uses in children."""
+    with Warm() as parent:
+        yield parent

@@ -35,7 +35,8 @@ class Writing(enum.Enum):
     #: It works, reads back, and the image has no more faults than before.
     WORKS = enum.auto()
     #: A typed error, at the open or at the write; the file stays byte for byte what it was, but for
-    #: the bit that marks it corrupt.
+    #: the bit that marks it corrupt. Said of a write at the start of the damaged bytes, or where
+    #: there are none, of one that allocates; elsewhere it is ``EITHER``.
     REFUSED = enum.auto()
     #: One of these two.
     EITHER = enum.auto()
@@ -45,7 +46,8 @@ class Writing(enum.Enum):
 class Rule:
     """What is owed for a recipe."""
 
-    #: A typed error at every open.
+    #: A typed error at every open for the disk's bytes, though files in the image's own folder may
+    #: be opened. What looks at nothing but metadata may still tell of them.
     refused: bool = False
     reading: Reading = Reading.SAME
     #: The damaged guest bytes: from, to. Only where ``reading`` speaks of a range.

@@ -14,13 +14,14 @@ import attrs
 import underlay
 import underlay.jobs
 from underlay import DirectoryGate, SyncFormatAccess, UnderlayError
-from underlay.capabilities import BitmapStore, Snapshottable
+from underlay.capabilities import BitmapStore, CheckResult, Snapshottable
 
 __all__ = [
     "READ_ONLY",
     "WRITTEN",
     "Contents",
     "Faults",
+    "Mended",
     "Written",
     "change",
     "check",
@@ -47,12 +48,22 @@ class Contents:
     """What a full read came to."""
 
     size: int
-    #: The guest bytes, with zeroes where reading fails.
-    data: bytes
+    #: How many guest bytes were to be read, from the start of the disk.
+    length: int
+    #: Those that are not zero, by their offsets; zero is also what reading fails for.
+    pieces: tuple[tuple[int, bytes], ...]
     #: From, to: where reading fails.
     failed: tuple[tuple[int, int], ...]
     #: What the error was, where there was one.
     error: str | None
+
+    @property
+    def data(self) -> bytes:
+        """The guest bytes."""
+        data = bytearray(self.length)
+        for offset, piece in self.pieces:
+            data[offset : offset + len(piece)] = piece
+        return bytes(data)
 
 
 @attrs.frozen(kw_only=True)
@@ -74,6 +85,15 @@ class Written:
     #: Afterwards, if it worked.
     contents: Contents | None = None
     faults: Faults | str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Mended:
+    """What a repair came to."""
+
+    left: Faults
+    #: Afterwards, or why that cannot be read.
+    contents: Contents | str
 
 
 # -- read-only
@@ -99,7 +119,10 @@ def info(path: str) -> list[str]:
 
 def check(path: str) -> Faults:
     """What is wrong with it."""
-    result = underlay.jobs.check(path, format="qcow2")
+    return _faults(underlay.jobs.check(path, format="qcow2"))
+
+
+def _faults(result: CheckResult) -> Faults:
     return Faults(corruptions=result.corruptions, leaks=result.leaks, errors=result.check_errors)
 
 
@@ -155,7 +178,7 @@ def _read_snapshot(path: str, name: str) -> None:
 def write(path: str, offset: int) -> Written:
     """Write there, and read it all again."""
     disk = underlay.open_image(path, format="qcow2", writable=True, gate=DirectoryGate())
-    length = min(len(WRITTEN), disk.size - offset)
+    length = min(len(WRITTEN), disk.size - offset) if offset < disk.size else len(WRITTEN)
     try:
         for stage, step in (
             ("write", lambda: disk.write(WRITTEN[:length], offset)),
@@ -175,11 +198,14 @@ def write(path: str, offset: int) -> Written:
     return Written(contents=read(path), faults=faults)
 
 
-def mend(path: str) -> tuple[Faults, Faults]:
-    """Repair it: what there was to find before, and what is left."""
-    before = check(path)
-    underlay.jobs.repair(path, format="qcow2")
-    return before, check(path)
+def mend(path: str) -> Mended:
+    """Repair it, and read it all."""
+    left = _faults(underlay.jobs.repair(path, format="qcow2"))
+    try:
+        contents: Contents | str = read(path)
+    except UnderlayError as error:
+        contents = str(error)
+    return Mended(left=left, contents=contents)
 
 
 def change(path: str) -> list[str]:
@@ -245,7 +271,12 @@ def _contents(disk: SyncFormatAccess) -> Contents:
                     failed.append((piece, until))
     return Contents(
         size=disk.size,
-        data=bytes(data),
+        length=length,
+        pieces=tuple(
+            (start, piece)
+            for start in range(0, length, _CHUNK)
+            if (piece := bytes(data[start : start + _CHUNK])).strip(b"\0")
+        ),
         failed=tuple(failed),
         error=errors[0] if errors else None,
     )

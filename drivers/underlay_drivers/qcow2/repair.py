@@ -132,6 +132,14 @@ class _ImageRepair:
 
     async def mend(self) -> None:
         """Find out what is wrong, and mend what can be."""
+        if not self.checker.l1_is_there():
+            raise CorruptImageError(
+                f"'{self._image.name()}': its L1 table is not inside the file, so that all data "
+                "would be taken for lost, and freed; restore the header, or what was cut off",
+                offset=self._header.l1_table_offset,
+                field="l1_table_offset",
+                value=self._header.l1_table_offset,
+            )
         await self.checker.count()
         if not self._entries_are_entries():
             self._entries = False
@@ -217,15 +225,6 @@ class _ImageRepair:
 
     async def _rebuild(self) -> None:
         """Count anew without the old refcount structures, and build new ones."""
-        if not self.checker.l1_is_there():
-            raise CorruptImageError(
-                f"'{self._image.name()}': its L1 table is not inside the file, and new "
-                "refcounts would make the file so long that it seems to be; restore the header, or "
-                "what was cut off",
-                offset=self._header.l1_table_offset,
-                field="l1_table_offset",
-                value=self._header.l1_table_offset,
-            )
         self._report.note("Rebuilding refcount structure", "the refcounts are built anew")
         found = self._report
         corruptions, leaks = found.corruptions - self.corruptions_fixed, found.leaks

@@ -113,8 +113,8 @@ def repaired_as_qemu_does(image: Image, qemu_check: Ask, *, keeps_bytes: bool = 
         assert guest_bytes(after) == before
 
 
-#: The L1 table is not inside the file, and the refcounts must be built anew, behind its end.
-WITHOUT_L1 = {"24 L1 past the end", "145 cut after the refcount table"}
+#: The L1 table is not inside the file: whatever is in the file nothing leads to any more.
+WITHOUT_L1 = {"24 L1 past the end", "27 l1 offset past the end", "145 cut after the refcount table"}
 
 
 @pytest.mark.parametrize("name", sorted(PLAIN.keys() - LEFT_TO_PEOPLE - WITHOUT_L1))
@@ -143,11 +143,14 @@ def test_nothing_is_thrown_away(snapshotted: Image, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_L1))
-def test_a_file_that_lost_its_l1_table_is_not_made_longer(plain: Image, name: str) -> None:
-    """What was put behind its end would be taken for the table."""
+@pytest.mark.parametrize("leaks_only", [False, True])
+def test_a_file_that_lost_its_l1_table_keeps_its_data(
+    plain: Image, name: str, *, leaks_only: bool
+) -> None:
+    """All of it would be taken for leaks, though the header may only need to be put right."""
     PLAIN[name](plain)
     with pytest.raises(CorruptImageError, match="L1 table is not inside the file"):
-        repair_bytes(plain.data)
+        repair_bytes(plain.data, leaks_only=leaks_only)
 
 
 def test_new_refcounts_do_not_lie_where_a_lost_cluster_was(plain: Image) -> None:
