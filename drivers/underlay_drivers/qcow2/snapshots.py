@@ -164,6 +164,11 @@ async def read_snapshots(
             entry, end = SnapshotEntry.unpack(data, at)
         except ValueError as error:
             raise damage(str(error)) from None
+        if entry is None and end > left:
+            raise damage("lies past the end of the file")
+        if end > layout.SNAPSHOT_TABLE_BYTES_MAX:
+            raise damage("makes the table larger than 64 MiB")
+        limits.check("metadata", end, what=f"'{image.name()}': the size of the snapshot table")
         if entry is not None:
             longest = max(len(entry.id), len(entry.name))
             what = f"'{image.name()}': the name of snapshot {len(entries)}"
@@ -171,11 +176,6 @@ async def read_snapshots(
             entries.append(entry)
             at = end
             continue
-        if end > left:
-            raise damage("lies past the end of the file")
-        if end > layout.SNAPSHOT_TABLE_BYTES_MAX:
-            raise damage("makes the table larger than 64 MiB")
-        limits.check("metadata", end, what=f"'{image.name()}': the size of the snapshot table")
         more = min(max(end - len(data), _CHUNK), left - len(data))
         data += await image.read_bytes(table + len(data), more)
     return tuple(entries)

@@ -341,11 +341,9 @@ def check_limits(header: Header, limits: Limits, *, name: str) -> None:
         (len(header.extensions), "header extensions"),
     ):
         limits.check("entries", count, what=f"{where}the number of {what}")
-    for size, what in (
-        (header.refcount_table_clusters << header.cluster_bits, "the refcount table"),
-        (sum(len(extension.data) for extension in header.extensions), "the header extensions"),
-    ):
-        limits.check("metadata", size, what=f"{where}the size of {what}")
+    # The extensions are together smaller than one cluster, and so than the refcount table.
+    table = header.refcount_table_clusters << header.cluster_bits
+    limits.check("metadata", table, what=f"{where}the size of the refcount table")
 
 
 def metadata_regions(header: Header) -> tuple[Region, ...]:
