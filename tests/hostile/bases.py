@@ -44,6 +44,8 @@ class Layout:
     writes: tuple[tuple[str, int, int], ...]
     #: Further commands, each the arguments of qemu-img; "@" stands for the image.
     then: tuple[tuple[str, ...], ...] = ()
+    #: Written after ``then``.
+    later: tuple[tuple[str, int, int], ...] = ()
     #: A raw backing file that holds text in its first MiB.
     backed: bool = False
 
@@ -124,6 +126,7 @@ LAYOUTS: dict[str, Layout] = {
             ("resize", "-q", "-f", "qcow2", "@", "6M"),
             ("snapshot", "-c", "second", "@"),
         ),
+        later=(("write", 128 * _KIB, 64 * _KIB),),
     ),
     # "dirty" has something recorded, "fine" (granularity 512) too, "off" records nothing.
     "bitmaps": Layout(
@@ -133,15 +136,11 @@ LAYOUTS: dict[str, Layout] = {
             ("bitmap", "--add", "-g", "512", "@", "fine"),
             ("bitmap", "--add", "--disable", "@", "off"),
         ),
+        later=(("write", 0, 128 * _KIB), ("write", _MIB, 64 * _KIB)),
     ),
     "refcount-1": Layout(options="refcount_bits=1", writes=_UNCOMPRESSED),
     "refcount-64": Layout(options="refcount_bits=64", writes=_PLAIN),
     "dirty": Layout(options="lazy_refcounts=on", writes=_PLAIN),
-}
-#: Written after ``then``.
-_LATER: dict[str, tuple[tuple[str, int, int], ...]] = {
-    "snapshots": (("write", 128 * _KIB, 64 * _KIB),),
-    "bitmaps": (("write", 0, 128 * _KIB), ("write", _MIB, 64 * _KIB)),
 }
 
 
@@ -195,9 +194,8 @@ def _write(folder: Path, writes: tuple[tuple[str, int, int], ...]) -> None:
         (folder / f"text-{number}").unlink(missing_ok=True)
 
 
-def make(name: str, folder: Path) -> Base:
+def make(name: str, layout: Layout, folder: Path) -> Base:
     """Make a base in an empty folder."""
-    layout = LAYOUTS[name]
     create = ["create", "-q", "-f", "qcow2"]
     if layout.options:
         create += ["-o", layout.options]
@@ -208,7 +206,7 @@ def make(name: str, folder: Path) -> Base:
     _write(folder, layout.writes)
     for command in layout.then:
         _run(folder, "qemu-img", *(IMAGE if word == "@" else word for word in command))
-    _write(folder, _LATER.get(name, ()))
+    _write(folder, layout.later)
     _run(folder, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", IMAGE, "content")
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
     return Base(name=name, data=found.pop(IMAGE), content=found.pop("content"), beside=found)
@@ -225,6 +223,6 @@ class Bases:
         if name not in self._made:
             folder = self._folder / name
             folder.mkdir(parents=True)
-            self._made[name] = make(name, folder)
+            self._made[name] = make(name, LAYOUTS[name], folder)
             shutil.rmtree(folder)
         return self._made[name]
