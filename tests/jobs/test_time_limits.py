@@ -129,15 +129,18 @@ def test_looking_at_an_image_ends_too_and_gives_no_verdict(
 
 def test_a_chain_is_opened_no_further(tmp_path: Path) -> None:
     for number in range(20):
-        below = {"backing_file": f"{number - 1}", "backing_fmt": "qcow2"} if number else {}
+        below: dict[str, Any] = {}
+        if number:
+            below = {"backing_file": f"{number - 1}", "backing_fmt": "qcow2"}
         underlay.create(
             tmp_path / str(number), size=_MIB, gate=underlay.DirectoryGate(), **below
         ).close()
-    asked: list[float] = []
+    asked: list[str] = []
 
     class Dawdling(underlay.PermissiveImplicitOpenGate):
         def decide(self, request: underlay.ImplicitOpenRequest) -> Any:
-            asked.append(time.sleep(_READ) or 0.0)
+            asked.append(request.reference.name)
+            time.sleep(_READ)
             return super().decide(request)
 
     with pytest.raises(underlay.TimeLimitError), underlay.TimeLimit(_LIMIT):

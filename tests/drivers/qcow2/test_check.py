@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from underlay.capabilities import Finding
-from underlay.errors import LimitExceededError, UnderlayError
-from underlay.limits import Limits
+from underlay.errors import UnderlayError
 from underlay_drivers.qcow2 import layout
 
 from .checking import check_bytes, exit_status
@@ -449,9 +448,3 @@ def test_a_finding_says_where_and_what_was_expected(plain: Image) -> None:
     refcount(6, 3)(plain)
     (leak, *_) = check_bytes(plain.data).findings
     assert (leak.kind, leak.offset, leak.found, leak.expected) == ("leak", 6 * 65536, 3, 1)
-
-
-def test_counting_is_bounded_by_the_limits(plain: Image) -> None:
-    plain.add_cluster()
-    with pytest.raises(LimitExceededError, match="metadata"):
-        check_bytes(plain.data, limits=Limits(metadata=8))

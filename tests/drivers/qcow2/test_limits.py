@@ -121,7 +121,7 @@ def _many_snapshots(image: Image) -> None:
 
 
 def _snapshot_table_size(image: Image) -> int:
-    count, at = struct.unpack_from(">IQ", image.data, 60)
+    count, at = (int(word) for word in struct.unpack_from(">IQ", image.data, 60))
     _, end = SnapshotEntry.unpack(bytes(image.data), at)
     return count * (end - at)
 
