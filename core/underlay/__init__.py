@@ -12,10 +12,10 @@ Functions here block; ``underlay.aio`` has awaitable twins. ``underlay.jobs`` wo
 """
 
 import sys
-from typing import TYPE_CHECKING
 
 from underlay.lazy import LazyPackage
 
+TYPE_CHECKING = False  # in place of typing's, whose import takes longer than all that is here
 if TYPE_CHECKING:
     from underlay.public import *  # noqa: F403 - the names, for type checkers
     from underlay.public import __all__ as __all__

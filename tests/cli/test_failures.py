@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -197,25 +196,3 @@ def test_output_that_cannot_be_written_is_a_failure(plain: Path, words: tuple[st
     assert err.decode() == (
         f"underlay: Could not write to 'standard output': {os.strerror(errno.ENOSPC)}\n"
     )
-
-
-@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_copy_that_is_told_to_end_leaves_nothing_behind(
-    here: Path, qemu_img: Tool, told: signal.Signals
-) -> None:
-    qemu_img("create", "-q", "-f", "raw", "large.raw", "8G")
-    process = start("convert", "--progress=json", "-S", "0", "large.raw", "copy.raw")
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith(b'{"done": 0,')
-    time.sleep(0.1)
-    process.send_signal(told)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + told
-    assert all(line.startswith(b'{"done"') for line in err.splitlines())
-    assert not Path("copy.raw").exists()
-
-
-def test_what_a_process_does_with_signals_stays_as_it_was(run: Run, plain: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    assert run("info", plain.name)[0] == 0
-    assert signal.getsignal(signal.SIGTERM) is before

@@ -9,8 +9,11 @@ import atexit
 import gc
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+
+TYPE_CHECKING = False  # in place of typing's: while that is imported Ctrl-C shows a traceback
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 __all__ = ["main"]
 
@@ -18,6 +21,8 @@ __all__ = ["main"]
 #: How many threads numpy starts, where a command needs it, for linear algebra that none does: that
 #: would be half of what importing it takes.
 _BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+#: What a shell reports of a program that Ctrl-C ended.
+_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -25,20 +30,43 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     It may be called again in the same process.
     """
-    # When the process ends its memory goes whole: no need to look for garbage once more.
-    atexit.unregister(gc.freeze)
-    atexit.register(gc.freeze)
+    try:
+        status = _status(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        status = _INTERRUPTED
+    sys.exit(status)
+
+
+def _status(argv: Sequence[str]) -> int:
+    atexit.unregister(_leave)
+    atexit.register(_leave)
     thresholds = gc.get_threshold()
     # What is loaded stays: looking through it again and again meanwhile costs some milliseconds.
     gc.set_threshold(50_000, *thresholds[1:])
     threads = os.environ.get(_BLAS_THREADS)
     os.environ.setdefault(_BLAS_THREADS, "1")
     try:
-        from underlay.cli.problems import exit_status
+        from underlay.cli.signals import undisturbed
 
-        status = exit_status(sys.argv[1:] if argv is None else argv)
+        with undisturbed():
+            from underlay.cli.problems import exit_status
+        return exit_status(argv)
     finally:
+        if not gc.get_freeze_count():  # else somebody else's objects would thaw
+            # Call what was loaded old: with the thresholds back it would be looked through at once.
+            gc.freeze()
+            gc.unfreeze()
         gc.set_threshold(*thresholds)
         if threads is None:
             os.environ.pop(_BLAS_THREADS, None)
-    sys.exit(status)
+
+
+def _leave() -> None:
+    """What is to be done when the process ends."""
+    import signal
+
+    # Its memory goes whole: no need to look for garbage once more.
+    gc.freeze()
+    # What there was to do is done, and nobody is left to tell of Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -31,7 +31,7 @@ _ENCRYPTED: Final = {"encrypt.": "encrypted images cannot be opened yet"}
 @options.command("amend")
 @options.format_option("-f", "format_name", what="The image's format.")
 @click.option("-o", "changes", metavar="OPTIONS", multiple=True, help="What to change; or help.")
-@options.cache_option("-t", "cache", what="cache")
+@options.cache_option("-t", "cache", invalid="Invalid cache option: {}")
 @options.output_option
 @progress_options
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")

@@ -40,12 +40,6 @@ def _size(what: str, most: int = _LARGEST) -> options.Reader:
     return read
 
 
-def _cache(_context: object, _parameter: object, value: str | None) -> str | None:
-    if value is not None and value not in options.CACHE_MODES:
-        raise CommandError("Invalid cache mode")
-    return value
-
-
 def _aio(_context: object, _parameter: object, value: str | None) -> str | None:
     if value is not None and value not in _AIO:
         raise CommandError(f"Invalid aio option: {value}")
@@ -91,7 +85,7 @@ def _aio(_context: object, _parameter: object, value: str | None) -> str | None:
     callback=_size("step_size"),
     help="From one request to the next (default: the bytes of a request).",
 )
-@click.option("-t", "cache", metavar="CACHE", callback=_cache, help="none: past the page cache.")
+@options.cache_option("-t", "cache", invalid="Invalid cache mode", honoured=True)
 @click.option("-w", "write", is_flag=True, help="Write instead of reading: the data is lost.")
 @options.output_option
 @progress_options

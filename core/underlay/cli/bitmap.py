@@ -145,7 +145,7 @@ def _carry_out(
     sources: Iterator[str],
     source: SyncFormatAccess | None,
     granularity: int | None,
-    progress: ProgressCallback | None,
+    progress: ProgressCallback,
 ) -> None:
     try:
         if action == "add":
@@ -167,10 +167,8 @@ def _carry_out(
         ) from error
 
 
-def _part(report: ProgressCallback | None, number: int, count: int) -> ProgressCallback | None:
+def _part(report: ProgressCallback, number: int, count: int) -> ProgressCallback:
     """What tells of one of several actions, each of which goes over the same bytes."""
-    if report is None:
-        return None
     return lambda told: report(Progress(number * told.total + told.done, count * told.total))
 
 

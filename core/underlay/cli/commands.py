@@ -9,6 +9,7 @@ import click
 
 from underlay.cli.help import CONTEXT, help_option
 from underlay.cli.output import echo
+from underlay.cli.signals import undisturbed
 
 __all__ = ["COMMANDS", "underlay"]
 
@@ -45,7 +46,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module: Any = importlib.import_module(f"underlay.cli.{cmd_name}")
+        with undisturbed():
+            module: Any = importlib.import_module(f"underlay.cli.{cmd_name}")
         return cast("click.Command", module.command)
 
     def resolve_command(

@@ -25,7 +25,7 @@ _VERSION = 1
 @click.option("-d", "keep", is_flag=True, help="Do not empty the image afterwards.")
 @click.option("-r", "rate", metavar="RATE", help="How many bytes a second to write at most.")
 @options.output_option
-@options.cache_option("-t", "cache", what="cache")
+@options.cache_option("-t", "cache", invalid="Invalid cache option: {}")
 @progress_options
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @options.access_options

@@ -74,7 +74,7 @@ _IGNORED: Final = {"size": OptionSpec("Virtual disk size", type="size")}
     "-W", is_flag=True, expose_value=False, help="Accepted: we write in any order anyway."
 )
 @click.option("-C", "offload", is_flag=True, help="Let the system copy; only holes are left out.")
-@options.cache_option("-t", "cache", what="cache", honoured=True)
+@options.cache_option("-t", "cache", invalid="Invalid cache option: {}", honoured=True)
 @options.cache_option("-T", "source_cache", honoured=True)
 @options.output_option
 @progress_options

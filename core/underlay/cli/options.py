@@ -36,7 +36,6 @@ from underlay.limits import DEFAULT_LIMITS, Limits
 from underlay.units import parse_size
 
 __all__ = [
-    "CACHE_MODES",
     "Access",
     "Below",
     "Command",
@@ -109,13 +108,15 @@ def _read_gate(_context: object, _parameter: object, value: str | None) -> Impli
     )
 
 
+_LIMITS = [field.name for field in attrs.fields(Limits)]
+
+
 def _read_limits(_context: object, _parameter: object, given: Sequence[str]) -> Limits:
-    known = [field.name for field in attrs.fields(Limits)]
     limits = DEFAULT_LIMITS
     for text in given:
         name, value = pair("--limit", text)
-        if name not in known:
-            raise CommandError(f"--limit: unknown limit '{name}'; known: {', '.join(known)}")
+        if name not in _LIMITS:
+            raise CommandError(f"--limit: unknown limit '{name}'; known: {', '.join(_LIMITS)}")
         limits = attrs.evolve(limits, **{name: parse_size(value, option=name)})
     return limits
 
@@ -178,7 +179,7 @@ _limit = click.option(
     metavar="NAME=N",
     multiple=True,
     callback=_read_limits,
-    help="How much an image may ask for: chain_depth, virtual_size, metadata or decoded_unit.",
+    help=f"How much an image may ask for: {', '.join(_LIMITS)}. Takes suffixes: 10G.",
 )
 _storage_option = click.option(
     "--storage-option",
@@ -209,9 +210,7 @@ def format_option(*flags: str, what: str) -> Callable[[F], F]:
     return click.option(*flags, metavar="FMT", help=what)
 
 
-CACHE_MODES = ("directsync", "none", "off", "unsafe", "writeback", "writethrough")
-
-
+_CACHE_MODES = ("directsync", "none", "off", "unsafe", "writeback", "writethrough")
 #: Those that go past the page cache.
 _DIRECT_MODES = ("directsync", "none", "off")
 
@@ -220,8 +219,7 @@ def cache_option(
     flag: str,
     name: str,
     *,
-    what: str = "source cache",
-    status: int = 1,
+    invalid: str = "Invalid source cache option: {}",
     honoured: bool = False,
 ) -> Callable[[F], F]:
     """A cache mode: checked, for the sake of scripts.
@@ -230,8 +228,8 @@ def cache_option(
     """
 
     def read(_context: object, _parameter: object, value: str | None) -> str | None:
-        if value is not None and value not in CACHE_MODES:
-            raise CommandError(f"Invalid {what} option: {value}", status=status)
+        if value is not None and value not in _CACHE_MODES:
+            raise CommandError(invalid.format(value))
         return value
 
     direct = "none and directsync go past the page cache, others have no effect."

@@ -12,7 +12,7 @@ import click
 
 from underlay.chain import quotable
 from underlay.cli.output import complain, flush, printable, say
-from underlay.cli.signals import Ended, ended_cleanly
+from underlay.cli.signals import Ended, signals_heard, undisturbed
 from underlay.errors import (
     AmbiguousFormatError,
     ImageInUseError,
@@ -53,7 +53,7 @@ class CommandError(Exception):
 def exit_status(argv: Sequence[str]) -> int:
     """Run a command line, and say on stderr what went wrong."""
     try:
-        with ended_cleanly():
+        with signals_heard():
             status = _run(argv)
             flush()
     except BrokenPipeError:
@@ -88,7 +88,8 @@ def exit_status(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    from underlay.cli.commands import underlay
+    with undisturbed():
+        from underlay.cli.commands import underlay
 
     try:
         with underlay.make_context("underlay", list(argv)) as context:

@@ -12,6 +12,7 @@ import click
 
 from underlay.cli.output import human_size
 from underlay.cli.problems import CommandError
+from underlay.cli.signals import asked_how_far
 
 if TYPE_CHECKING:
     from underlay.jobs.progress import Progress, ProgressCallback
@@ -47,13 +48,16 @@ def _read_style(_context: object, _parameter: object, value: str | None) -> str 
 @contextmanager
 def reporting(
     *, bar: bool, progress: str | None, quiet: bool, steps: bool = False
-) -> Generator[ProgressCallback | None]:
-    """What to give a job as its ``progress``; ``steps`` where it counts other things than bytes."""
+) -> Generator[ProgressCallback]:
+    """What to give a job as its ``progress``; ``steps`` where it counts other things than bytes.
+
+    Where nothing shows how far it is, ``SIGUSR1`` asks for a line that does.
+    """
     if progress == "json":
         with _json_lines() as report:
             yield report
     elif not bar or quiet:
-        yield None
+        yield _told_when_asked
     elif sys.stderr.isatty():
         with _drawn_bar(steps=steps) as report:
             yield report
@@ -98,13 +102,26 @@ def _percentages() -> ProgressCallback:
 
     def report(progress: Progress) -> None:
         nonlocal last
-        percent = 100 * progress.done / progress.total if progress.total else _ALL
+        percent = _percent(progress)
         if percent - last >= _STEP or percent >= _ALL > last:
             last = percent
-            sys.stderr.write(f"    ({percent:.2f}/100%)\r")
-            sys.stderr.flush()
+            _show(percent, end="\r")
 
     return report
+
+
+def _told_when_asked(progress: Progress) -> None:
+    if asked_how_far():
+        _show(_percent(progress), end="\n")
+
+
+def _percent(progress: Progress) -> float:
+    return 100 * progress.done / progress.total if progress.total else _ALL
+
+
+def _show(percent: float, *, end: str) -> None:
+    sys.stderr.write(f"    ({percent:.2f}/100%){end}")
+    sys.stderr.flush()
 
 
 @contextmanager

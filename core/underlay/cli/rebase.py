@@ -29,7 +29,7 @@ _VERSION = 1
 @options.format_option("-F", "backing_format", what="The format of that image.")
 @click.option("-u", "unsafe", is_flag=True, help="Change the name alone, and open nothing.")
 @options.output_option
-@options.cache_option("-t", "cache", what="cache")
+@options.cache_option("-t", "cache", invalid="Invalid cache option: {}")
 @options.cache_option("-T", "source_cache")
 @progress_options
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")

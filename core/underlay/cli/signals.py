@@ -1,18 +1,17 @@
-"""Being told to end: what a command has begun is cleaned up, as after Ctrl-C."""
+"""Signals: being told to end, which cleans up as Ctrl-C does; being asked how far the work is."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
 
-__all__ = ["Ended", "ended_cleanly"]
+__all__ = ["Ended", "asked_how_far", "signals_heard", "undisturbed"]
 
-#: ``timeout``, ``kill`` and service managers send the one, a terminal that goes away the other.
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_asked = threading.Event()
 
 
 class Ended(KeyboardInterrupt):
@@ -27,9 +26,46 @@ def _end(number: int, _frame: FrameType | None) -> NoReturn:
     raise Ended(number)
 
 
+def _ask(_number: int, _frame: FrameType | None) -> None:
+    _asked.set()
+
+
+def asked_how_far() -> bool:
+    """Whether somebody wants to know how far the work is, since this was last called."""
+    if not _asked.is_set():
+        return False
+    _asked.clear()
+    return True
+
+
+#: ``timeout``, ``kill`` and service managers send the first, a terminal that goes away the second,
+#: and the third whoever waits for a long job. Not every system has all of them.
+_HANDLERS: Final[Mapping[str, Callable[[int, FrameType | None], None]]] = {
+    "SIGTERM": _end,
+    "SIGHUP": _end,
+    "SIGUSR1": _ask,
+}
+
+
 @contextmanager
-def ended_cleanly() -> Generator[None]:
-    """Raise :class:`Ended` in place of dying.
+def undisturbed() -> Generator[None]:
+    """Let Ctrl-C wait until the end of the ``with`` block.
+
+    That is for imports: in their midst it can be lost, or come out as another exception.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def signals_heard() -> Generator[None]:
+    """Raise :class:`Ended`, or note that somebody asks, in place of dying.
 
     A signal that the process handles or ignores stays as it is, and so does everything where this
     is not the main thread.
@@ -37,9 +73,17 @@ def ended_cleanly() -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ours = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, _end)
+    known = {
+        signal.Signals[name]: heard for name, heard in _HANDLERS.items() if hasattr(signal, name)
+    }
+    ours = {
+        number: heard
+        for number, heard in known.items()
+        if signal.getsignal(number) is signal.SIG_DFL
+    }
+    _asked.clear()
+    for number, heard in ours.items():
+        signal.signal(number, heard)
     try:
         yield
     finally:

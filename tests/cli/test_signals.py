@@ -1,0 +1,97 @@
+"""Signals: those that end a command leave nothing behind, and one asks how far it is."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Run
+    from tests.conftest import Tool
+
+#: Moments within these first seconds, in which Python imports what the command needs.
+MOMENTS, EARLY = 30, 0.12
+#: Says that our first line comes next; what was before is Python's own start.
+FROM_OUR_FIRST_LINE = """
+import sys
+from underlay.cli import main
+sys.stderr.write("main\\n")
+main(sys.argv[1:])
+"""
+
+
+def start(*words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@pytest.mark.parametrize("moment", range(MOMENTS))
+def test_ctrl_c_is_quiet_from_the_first_line_on(plain: Path, moment: int) -> None:
+    process = start(sys.executable, "-c", FROM_OUR_FIRST_LINE, "info", plain.name)
+    assert process.stderr is not None
+    assert process.stderr.readline() == b"main\n"
+    time.sleep(EARLY * moment / MOMENTS)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert err == b""
+    assert process.returncode in {128 + signal.SIGINT, 0, -signal.SIGINT}
+    assert out.startswith(b"image: ") or process.returncode != 0
+
+
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_copy_that_is_told_to_end_leaves_nothing_behind(
+    here: Path, qemu_img: Tool, told: signal.Signals
+) -> None:
+    qemu_img("create", "-q", "-f", "raw", "large.raw", "8G")
+    process = start(
+        sys.executable,
+        "-m",
+        "underlay",
+        "convert",
+        "--progress=json",
+        "-S",
+        "0",
+        "large.raw",
+        "copy.raw",
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith(b'{"done": 0,')
+    time.sleep(0.1)
+    process.send_signal(told)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + told
+    assert all(line.startswith(b'{"done"') for line in err.splitlines())
+    assert not Path("copy.raw").exists()
+
+
+def test_what_a_process_does_with_signals_stays_as_it_was(run: Run, plain: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("info", plain.name)[0] == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("shown", ["", "-p", "-q"])
+@pytest.mark.parametrize(
+    "tool", ["qemu-img", f"{sys.executable} -m underlay"], ids=["qemu-img", "underlay"]
+)
+def test_usr1_asks_for_a_line_where_no_progress_is_shown(
+    here: Path, qemu_img: Tool, tool: str, shown: str
+) -> None:
+    Path("disk.raw").write_bytes(b"d" * (24 << 20))
+    process = start(*f"{tool} convert {shown} -r 32M disk.raw copy.raw".split())
+    time.sleep(0.4)
+    while process.poll() is None:
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(0.1)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    lines = re.findall(rb"^    \(\d+\.\d\d/100%\)\n", err, re.MULTILINE)
+    assert bool(lines) == (shown != "-p")
