@@ -15,16 +15,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
 
 from underlay import hookspecs
+from underlay.limits import Limits
+from underlay.units import parse_size
 
 if TYPE_CHECKING:
     from tests.conftest import Tool
     from tests.packaging.conftest import RunPython
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "SECURITY.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
 
 
 def rows() -> Iterator[tuple[str, str]]:
@@ -83,6 +90,12 @@ def test_the_error_tree_is_drawn_as_it_is() -> None:
         if cls.__module__ == "underlay.errors"
     ]
     assert sorted(drawn) == sorted(defined)
+
+
+def test_the_documents_tell_of_each_limit_and_its_default() -> None:
+    told = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \| (\w+) \|", told, re.MULTILINE)
+    assert {name: parse_size(size) for name, size in listed} == attrs.asdict(Limits())
 
 
 def test_links_between_documents_lead_somewhere() -> None:

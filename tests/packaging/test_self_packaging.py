@@ -58,6 +58,7 @@ def test_the_sdist_holds_exactly_this(built: Path) -> None:
         "LICENSE",
         "PKG-INFO",
         "README.md",
+        "SECURITY.md",
         "benchmarks",
         "core",
         "docs",
