@@ -106,11 +106,15 @@ class Dependencies(ClusterMap):
         return self._backing
 
     def nothing_stays_zero(self) -> bool:
-        """Whether what is not mapped reads as zeroes, whoever opens the image next.
-
-        Unlike ``nothing_reads_zero`` not where it names a backing image that was declined.
-        """
+        """Whether what is not mapped reads as zeroes, whoever opens the image next."""
         return self.nothing_reads_zero() and self.header.backing_file is None
+
+    def lacks_backing(self) -> bool:
+        """Whether it names a backing image that was declined.
+
+        What is not mapped reads as zeroes now, and as something else another time.
+        """
+        return self.nothing_reads_zero() and self.header.backing_file is not None
 
     # -- for programs: what the image says
 

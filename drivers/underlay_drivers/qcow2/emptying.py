@@ -108,7 +108,7 @@ def _empty_tables(disk: Dependencies, l1: Table, limits: Limits, *, start: int) 
     """What an image has beside its header that has nothing else, from the cluster ``start`` on."""
     header = disk.header
     references = References(
-        start,
+        1,
         refcount_bits=header.refcount_bits,
         overflow=_cannot_be,
         limits=limits,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from underlay.driver import DetectZeroes, FormatOpenOptions, WriteTicket
 from underlay.errors import OptionError, ReadOnlyError, UnsupportedOperationError
 from underlay.steps import Steps, StepsCallback
-from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.dependencies import Dependencies
 from underlay_drivers.qcow2.header import Header
 
@@ -71,16 +70,10 @@ class Writable(Dependencies):
     def leases(self) -> Leases | None:
         """See ``FormatDriverInstance.leases``.
 
-        In an external data file nothing ever moves; but where there are bitmaps, a change of them
-        waits for those who write there.
+        In an external data file nothing ever moves; but changes of bitmaps, and emptying, wait for
+        those who use it.
         """
-        if self._writer is None:
-            return None
-        if self.geometry.external and not (
-            self.header.autoclear_features & layout.BITMAPS_CONSISTENT
-        ):
-            return None
-        return self._writer.back.leases
+        return None if self._writer is None else self._writer.back.leases
 
     def detect_zeroes(self) -> DetectZeroes:
         """See ``FormatDriverInstance.detect_zeroes``."""
@@ -126,7 +119,7 @@ class Writable(Dependencies):
 
     async def discard_to_any(self, offset: int, length: int) -> tuple[int, int]:
         """See ``FormatDriverInstance.discard_to_any``."""
-        if self._discards:
+        if self._discards and not self.lacks_backing():
             with suppress(UnsupportedOperationError):
                 return await self._change(offset, length, "FREED")
         return offset, length  # each byte has its old value

@@ -36,7 +36,9 @@ async def change_range(
 ) -> tuple[int, int]:
     """Change what can be changed of guest bytes ``offset`` on, up to the end of one L2 table.
 
-    The offset and the length that were changed; with a length of 0, where to go on.
+    The offset and the length that were changed; with a length of 0, where to go on. Where the
+    backing image was declined, zeroes that no entry can say become data: left as they are they
+    would show it another time.
 
     Raises:
         UnsupportedOperationError: version 2 cannot say "zero" where that hides something.
@@ -47,6 +49,11 @@ async def change_range(
     end = offset + length
     start = offset + -offset % unit
     end = end + -end % unit if end >= disk.size() else end - end % unit
+    if goal is not Goal.BACKING and disk.lacks_backing():
+        version_2 = disk.header.version == 2  # noqa: PLR2004 (a version is its own best name)
+        if version_2 or offset < start or start >= end:
+            up_to = offset + length if version_2 or offset == start else start
+            return await _write_zeroes(writer, offset, min(offset + length, up_to))
     if start >= end:
         return start, 0
     if goal is not Goal.BACKING and not _can_say_zero(writer, goal):
@@ -77,6 +84,21 @@ async def change_range(
         raise
     finally:
         writer.tickets.release(holder)
+
+
+async def _write_zeroes(writer: ImageWriter, start: int, end: int) -> tuple[int, int]:
+    """Write zeroes as data, up to the end of one L2 table; what that was."""
+    geometry = writer.disk.geometry
+    bits, shift = geometry.cluster_bits, geometry.l1_shift
+    end = min(end, (start >> shift) + 1 << shift)
+    await writer.prepare()
+    clusters = start >> bits, (end - 1 >> bits) + 1
+    async with writer.back.condemning(), writer.tickets.hold(*clusters, exclusive=True):
+        await writer.make_ready()
+        if writer.tracking is not None:
+            writer.tracking.mark(start, end)
+        await writer.write_zeroes(start, end)
+    return start, end - start
 
 
 def _can_say_zero(writer: ImageWriter, goal: Goal) -> bool:

@@ -109,6 +109,19 @@ def test_bitmaps_do_not_change_while_somebody_writes_through_a_mapping(
     assert dirty(ends.path, "all") == []
 
 
+def test_the_first_bitmap_waits_for_those_who_write_through_a_mapping(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writeback, "_LONGEST_LEASE", 0.01)
+    ends.create(SIZE, data_file="data.raw")
+    with ends.open() as disk:
+        with disk.lease():
+            disk.ensure_data_mapping(65536, 65536)
+            with pytest.raises(ConflictError, match="holds a lease"):
+                jobs.add_bitmap(disk, "all")
+        jobs.add_bitmap(disk, "all")
+
+
 def test_going_back_to_a_snapshot_may_change_everything(ends: Ends) -> None:
     ends.create(SIZE, theirs=True)
     with ends.open() as disk:

@@ -275,3 +275,31 @@ def test_random_zeroing_and_writing(ends: Ends) -> None:
                     disk.flush()
         assert disk.read_bytes(0, SIZE) == ends.model
     ends.agree()
+
+
+@pytest.mark.parametrize(("offset", "length"), RANGES)
+@pytest.mark.parametrize("method", ["write_zeroes", "discard_to_zero"])
+@pytest.mark.parametrize("layout", ["v2", "v3", "subclusters", "512-byte clusters"])
+def test_zeroes_stay_when_the_backing_image_is_there_again(
+    ends: Ends, layout: str, method: str, offset: int, length: int
+) -> None:
+    ends.create(SIZE, theirs=True, below=pattern(SIZE), **LAYOUTS[layout])
+    with ends.open(backing=None) as disk:
+        getattr(disk, method)(offset, length)
+        assert not any(disk.read_bytes(0, SIZE))
+    content = ends.their_bytes()
+    assert content[offset : offset + length] == bytes(length)
+    start, end = offset - offset % CLUSTER, offset + length + -(offset + length) % CLUSTER
+    assert content[:start] == ends.model[:start]
+    assert content[end:] == ends.model[end:]
+    ends.qemu_img("check", "-q", ends.path)
+
+
+def test_discarding_to_anything_writes_nothing_where_the_backing_image_is_missing(
+    ends: Ends,
+) -> None:
+    ends.create(SIZE, theirs=True, below=pattern(SIZE), compat="v2")
+    before = ends.path.read_bytes()
+    with ends.open(backing=None) as disk:
+        disk.discard_to_any(100, SIZE // 2)
+    assert ends.path.read_bytes() == before
