@@ -71,7 +71,8 @@ def test_ctrl_c_leaves_an_image_sound(here: Path, oracle: Run, line: str) -> Non
         out, err = child.communicate(timeout=60)
     assert (child.returncode, out) == (130, "")
     assert all(told.startswith("{") for told in err.splitlines())
-    assert oracle("check", "-q", "large.qcow2").status == 0
+    # It may leak a little where a system call or a change in memory was cut off.
+    assert oracle("check", "-q", "large.qcow2").status in {0, 3}
     assert jobs.snapshots("large.qcow2") == ()
 
 

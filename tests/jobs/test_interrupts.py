@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from underlay import jobs
 from underlay.jobs.workers import in_parallel
+from underlay_drivers.qcow2.allocation import Allocator
+from underlay_drivers.qcow2.writeback import Writeback
 
 _ROUNDS = """
 import random, signal
@@ -62,3 +66,44 @@ def test_an_executor_that_was_shut_down_says_so() -> None:
     executor.shutdown()
     with pytest.raises(RuntimeError, match="after shutdown"):
         list(in_parallel(abs, [1], parallel=1, executor=executor, stop=lambda: None))
+
+
+@pytest.mark.parametrize("moment", [1, 2, 50, 120])
+@pytest.mark.parametrize("where", ["let go", "freed"])
+def test_a_shrinking_that_is_interrupted_leaks_at_worst(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, moment: int
+) -> None:
+    """At the worst moments: when half of what belongs together has happened."""
+    path = tmp_path / "disk.qcow2"
+    jobs.create(path, size="64k", cluster_size=512, preallocation="metadata")
+    calls = 0
+
+    def hit() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == moment:
+            raise KeyboardInterrupt
+
+    release, change = Writeback.release, Allocator.change
+
+    def interrupted_release(self: Writeback, offset: int, clusters: int = 1) -> None:
+        release(self, offset, clusters)
+        hit()
+
+    async def interrupted_change(self: Allocator, offset: int, delta: int) -> int:
+        left = await change(self, offset, delta)
+        hit()
+        return left
+
+    if where == "let go":
+        monkeypatch.setattr(Writeback, "release", interrupted_release)
+    else:
+        monkeypatch.setattr(Allocator, "change", interrupted_change)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.resize(path, "1k", shrink=True)
+    monkeypatch.undo()
+    found = jobs.check(path)
+    assert not found.corruptions
+    assert found.leaks <= (64 if where == "let go" else 1)
+    assert jobs.info(path)[0].virtual_size == 1024
+    assert not jobs.info(path)[0].description.corrupt

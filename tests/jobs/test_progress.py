@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +39,12 @@ class Change:
     run: Callable[..., object]
     image: str = "full"
     #: More about the result than ``state`` tells.
-    also: Callable[[Path], object] = lambda _: None
+    also: Callable[[Path], object] = bool
 
 
-def _amend(**options: object) -> Callable[..., object]:
-    return lambda path, progress=None: jobs.amend(path, options, progress=progress)
-
-
-def _resize(size: int, **more: Any) -> Callable[..., object]:
+def _resize(size: int, preallocation: str = "off") -> Callable[..., object]:
     gate = underlay.PermissiveImplicitOpenGate()
-    return lambda path, progress=None: jobs.resize(
-        path, size, shrink=True, gate=gate, progress=progress, **more
-    )
-
-
-def _on_bitmap(job: Callable[..., object], *more: str) -> Callable[..., object]:
-    return lambda path, progress=None: job(path, "b", *more, progress=progress)
+    return partial(jobs.resize, size=size, preallocation=preallocation, shrink=True, gate=gate)
 
 
 def _refcount_order(path: Path) -> object:
@@ -69,15 +60,17 @@ CHANGES = {
     "grow raw": Change(_resize(2 * SIZE, preallocation="full"), "raw"),
     "shrink": Change(_resize(SIZE // 4)),
     "shrink raw": Change(_resize(SIZE // 4), "raw"),
-    "create a snapshot": Change(lambda path, **more: jobs.create_snapshot(path, "new", **more)),
-    "apply a snapshot": Change(lambda path, **more: jobs.apply_snapshot(path, "s", **more)),
-    "delete a snapshot": Change(lambda path, **more: jobs.delete_snapshot(path, "s", **more)),
-    "add a bitmap": Change(lambda path, **more: jobs.add_bitmap(path, "new", **more)),
-    "remove a bitmap": Change(_on_bitmap(jobs.remove_bitmap), "marked"),
-    "clear a bitmap": Change(_on_bitmap(jobs.clear_bitmap), "marked"),
-    "merge a bitmap": Change(_on_bitmap(jobs.merge_bitmap, "c"), "marked"),
-    "amend refcounts": Change(_amend(refcount_bits=64), also=_refcount_order),
-    "amend the size": Change(_amend(size=2 * SIZE)),
+    "create a snapshot": Change(partial(jobs.create_snapshot, name="new")),
+    "apply a snapshot": Change(partial(jobs.apply_snapshot, id_or_name="s")),
+    "delete a snapshot": Change(partial(jobs.delete_snapshot, id_or_name="s")),
+    "add a bitmap": Change(partial(jobs.add_bitmap, name="new")),
+    "remove a bitmap": Change(partial(jobs.remove_bitmap, name="b"), "marked"),
+    "clear a bitmap": Change(partial(jobs.clear_bitmap, name="b"), "marked"),
+    "merge a bitmap": Change(partial(jobs.merge_bitmap, name="b", source="c"), "marked"),
+    "amend refcounts": Change(
+        partial(jobs.amend, options={"refcount_bits": 64}), also=_refcount_order
+    ),
+    "amend the size": Change(partial(jobs.amend, options={"size": 2 * SIZE})),
 }
 
 
@@ -266,7 +259,7 @@ def test_a_repair_can_be_cancelled(
     tmp_path: Path,
     qemu_img: Tool,
     damage: Callable[[Path], None],
-    options: dict[str, bool],
+    options: dict[str, Any],
 ) -> None:
     original, path = tmp_path / "original", tmp_path / "disk"
     build("full", original)
@@ -313,7 +306,13 @@ def test_a_disk_goes_on_after_a_repair_that_was_cancelled(tmp_path: Path, qemu_i
 def test_what_reads_only_tells_too(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     build("full", path)
-    for job in (jobs.check, jobs.picture, jobs.measure, jobs.digest):
+    readers: tuple[Callable[..., object], ...] = (
+        jobs.check,
+        jobs.picture,
+        jobs.measure,
+        jobs.digest,
+    )
+    for job in readers:
         told = Told()
         job(path, progress=told)
         assert told.calls[-1].done == told.calls[-1].total > 0

@@ -111,12 +111,13 @@ class DirtyState(Condition):
 
     def unlink_l2(self, number: int) -> None:
         """Let L1 entry ``number`` lead nowhere, and free its table late."""
-        self.release(self._disk.l1[number] & layout.HOST_OFFSET)
+        offset = self._disk.l1[number] & layout.HOST_OFFSET
+        self._dirty_l1.add(number)
         self._disk.l1[number] = 0
         self._disk.forget_table(number)
         self._dirty_l2.pop(number, None)
         self._new_l2.discard(number)
-        self._dirty_l1.add(number)
+        self.release(offset)
 
     def touch_l1(self, number: int) -> None:
         """L1 entry ``number`` was changed."""

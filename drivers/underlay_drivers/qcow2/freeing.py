@@ -152,10 +152,16 @@ class LateFreeing(DirtyState):
             await self._punch(sorted(unused))
             async with self.lock:
                 while references:
-                    cluster = next(reversed(references))
-                    if not await self.allocator.change(cluster, -references[cluster]):
+                    cluster, count = references.popitem()
+                    try:
+                        left = await self.allocator.change(cluster, -count)
+                    except KeyboardInterrupt:
+                        raise  # it may be counted down already, so it is leaked at worst
+                    except BaseException:
+                        references[cluster] = count
+                        raise
+                    if not left:
                         self.allocator.metadata.discard(cluster)
-                    del references[cluster]
         except CorruptImageError as error:
             await self.condemn(error)
             raise

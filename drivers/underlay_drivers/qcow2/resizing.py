@@ -121,6 +121,8 @@ async def shrink(writer: ImageWriter, size: int, progress: StepsCallback | None 
             return
         await writer.make_ready()
         steps = Steps(progress, 2 * (disk.size() - size))
+        async with writer.back.lock:
+            await writer.allocator.believe()  # before its size is another
         # What is beyond the end no longer counts; only then it is taken away.
         await writer.back.flush()
         await _publish(writer, size)
@@ -208,13 +210,16 @@ async def _clear_table(writer: ImageWriter, number: int, index: int) -> None:
             return
     elif index:
         table = await writer.table(number)
-    writer.let_go(*table[index * words :: words])
+    held = [run for entry in table[index * words :: words] for run in writer.clusters_of(entry)]
+    # Interrupted in here, it leaks; the other way round, entries would lead to what is free.
     if index:
         count = disk.geometry.l2_entries - index
         table[index * words :] = array("Q", [0]) * (count * words)
         writer.back.touch_l2(number, table, index, count, shows=False)
     else:
         writer.back.unlink_l2(number)
+    for offset, clusters in held:
+        writer.back.release(offset, clusters)
 
 
 async def _zero_tail(writer: ImageWriter, size: int) -> None:
