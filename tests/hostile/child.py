@@ -53,6 +53,7 @@ _PRELOADED = (
     "rich.console",
     "zstandard",
     "underlay.public",
+    "tests.hostile.commands",
     "tests.hostile.uses",
 )
 #: Events that reach out of the process, and which argument says whereto.
@@ -69,6 +70,7 @@ _AUDITED = {
     "os.rename": 0,
     "os.mkdir": 0,
 }
+_OF_FILES = {"open", "os.remove", "os.rename", "os.mkdir"}
 
 
 @attrs.frozen(kw_only=True)
@@ -90,7 +92,10 @@ class Outcome:
     reached: tuple[tuple[str, str], ...] = ()
 
     def broken(self, allowed: Collection[str | os.PathLike[str]]) -> list[str]:
-        """Which rules it broke that hold for every use, where it may open ``allowed``."""
+        """Which rules it broke that hold for every use.
+
+        It may reach what is ``allowed``: files, and whatever lies in folders.
+        """
         told: list[str] = []
         if self.signal in {signal.SIGKILL, signal.SIGXCPU}:
             told.append(f"not over after {self.seconds:.1f} s")
@@ -104,7 +109,7 @@ class Outcome:
         told += [
             f"reached out: {event} {target}"
             for event, target in self.reached
-            if event != "open" or target not in names
+            if event not in _OF_FILES or names.isdisjoint((target, os.path.dirname(target)))
         ]
         return told
 

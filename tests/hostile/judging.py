@@ -7,15 +7,23 @@ from pathlib import Path
 
 import attrs
 
-from .bases import IMAGE, Base
+from .bases import IMAGE, Base, Bases
 from .child import Outcome
-from .recipe import Reading, Rule, Writing
+from .recipe import Reading, Recipe, Rule, Writing
 from .uses import WRITTEN, Contents, Faults, Mended, Written
 
-__all__ = ["Before", "files", "mending_faults", "reading_faults", "writing_faults"]
+__all__ = ["Before", "files", "mending_faults", "placed", "reading_faults", "writing_faults"]
 
 #: Where the bit is that marks an image as corrupt.
 _CORRUPT_AT, _CORRUPT = 79, 2
+
+
+def placed(recipe: Recipe, bases: Bases, folder: Path) -> tuple[Base, Path]:
+    """The damaged image's base, and its name, after it was written into the folder."""
+    base = bases[recipe.base]
+    image = base.image()
+    recipe.damage(image)
+    return base, base.put(folder, image.data)
 
 
 def files(folder: Path, base: Base) -> dict[str, bytes]:

@@ -7,24 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from .bases import IMAGE, Base, Bases
+from .bases import IMAGE, Bases
 from .child import Outcome, Warm
 from .corpus import RECIPES
-from .judging import Before, files, mending_faults, reading_faults, writing_faults
+from .judging import Before, files, mending_faults, placed, reading_faults, writing_faults
 from .recipe import Recipe
 from .uses import READ_ONLY, change, check, info, inspect, mend, probe, write
 
 each = pytest.mark.parametrize(
     "recipe", RECIPES, ids=lambda recipe: f"{recipe.number}-{recipe.name}"
 )
-
-
-def _placed(recipe: Recipe, bases: Bases, folder: Path) -> tuple[Base, Path]:
-    """The damaged image, in the folder."""
-    base = bases[recipe.base]
-    image = base.image()
-    recipe.damage(image)
-    return base, base.put(folder, image.data)
 
 
 def _copied(content: dict[str, bytes], folder: Path) -> Path:
@@ -37,7 +29,7 @@ def _copied(content: dict[str, bytes], folder: Path) -> Path:
 
 @each
 def test_uses(recipe: Recipe, bases: Bases, warm: Warm, tmp_path: Path) -> None:
-    base, path = _placed(recipe, bases, tmp_path)
+    base, path = placed(recipe, bases, tmp_path)
     original = files(tmp_path, base)
     told: list[str] = []
 
