@@ -40,8 +40,8 @@ class Layout:
     options: str = ""
     #: The virtual disk, in bytes.
     size: int = 4 * _MIB
-    #: Commands of qemu-io; "@" stands for the file whose bytes are to be written.
-    writes: tuple[tuple[str, int, int], ...]
+    #: Commands of qemu-io with an offset and a length; those that write data write text.
+    writes: tuple[tuple[str, int, int], ...] = ()
     #: Further commands, each the arguments of qemu-img; "@" stands for the image.
     then: tuple[tuple[str, ...], ...] = ()
     #: Written after ``then``.
@@ -96,6 +96,8 @@ LAYOUTS: dict[str, Layout] = {
             ("write", 2 * _MIB, 64 * _KIB),
         ),
     ),
+    # As small as can be: many of them make a long chain.
+    "tiny-overlay": Layout(options="cluster_size=512", size=64 * _KIB, backed=True),
     "data-file": Layout(options="data_file=data.raw", writes=_UNCOMPRESSED),
     "data-file-raw": Layout(options="data_file=data.raw,data_file_raw=on", writes=_UNCOMPRESSED),
     # Subclusters of 2 KiB. Cluster 0: text in the first 8 KiB, zeroes from 16 to 20 KiB. Cluster 1:
@@ -130,7 +132,6 @@ LAYOUTS: dict[str, Layout] = {
     ),
     # "dirty" has something recorded, "fine" (granularity 512) too, "off" records nothing.
     "bitmaps": Layout(
-        writes=(),
         then=(
             ("bitmap", "--add", "@", "dirty"),
             ("bitmap", "--add", "-g", "512", "@", "fine"),

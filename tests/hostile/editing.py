@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 from typing import Any, Self
 
+from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.header import Header
 
 __all__ = ["Image"]
@@ -62,19 +63,17 @@ class Image:
         """Where the first refcount block lies."""
         return self.word(self.header.refcount_table_offset)
 
+    def count(self, offset: int) -> int:
+        """Where the count of the host cluster at ``offset`` lies, with 16 bits a count."""
+        assert self.header.refcount_bits == 16
+        return self.refcount_block() + 2 * (offset // self.cluster)
+
     def add_cluster(self, content: bytes = b"") -> int:
         """A cluster at the end of the file."""
         offset = len(self.data) + -len(self.data) % self.cluster
         self.data.extend(bytes(offset - len(self.data)))
         self.data.extend(content.ljust(self.cluster, b"\0"))
         return offset
-
-    def name_backing(self, name: bytes) -> Self:
-        """Let it name another backing file; it must name one already."""
-        at = self.header.backing_file_offset
-        self.data[at : self.cluster] = bytes(self.cluster - at)
-        self.data[at : at + len(name)] = name
-        return self.put(16, "I", len(name))
 
     def extensions(self, *extensions: tuple[int, bytes]) -> Self:
         """Replace the header extensions, and mark their end."""
@@ -85,3 +84,11 @@ class Image:
             self.data[at + 8 : at + 8 + len(content)] = content
             at += 8 + len(content) + -len(content) % 8
         return self
+
+    def name_backing(self, name: bytes, backing_format: bytes | None = b"raw") -> Self:
+        """Let it name a backing file, in place of all its extensions."""
+        kind = layout.EXTENSION_BACKING_FORMAT
+        self.extensions(*([] if backing_format is None else [(kind, backing_format)]))
+        at = self.cluster - len(name)
+        self.data[at : at + len(name)] = name
+        return self.put(8, "QI", at, len(name))

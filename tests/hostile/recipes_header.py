@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from underlay_drivers.qcow2 import layout
+
+from .bases import IMAGE
 from .editing import Image
 from .recipe import HARMLESS, REFUSED, Reading, Recipe, Rule, Writing
 
@@ -236,14 +239,37 @@ _FEATURES = [
         46,
         "data-file-nul",
         "the data file's name holds a NUL byte",
-        lambda image: image.extensions((0x44415441, b"data\0.raw")),
+        lambda image: image.extensions((layout.EXTENSION_DATA_FILE, b"data\0.raw")),
         base="data-file",
     ),
     _recipe(
         46,
         "data-file-missing",
         "there is no data file of the name that it says",
-        lambda image: image.extensions((0x44415441, b"none.raw")),
+        lambda image: image.extensions((layout.EXTENSION_DATA_FILE, b"none.raw")),
+        base="data-file",
+    ),
+    _recipe(
+        46,
+        "data-file-itself",
+        "it is its own data file",
+        lambda image: image.extensions((layout.EXTENSION_DATA_FILE, IMAGE.encode())),
+        base="data-file",
+    ),
+    _recipe(
+        46,
+        "data-file-absolute",
+        "its data file is a file of the host",
+        lambda image: image.extensions((layout.EXTENSION_DATA_FILE, b"/etc/passwd")),
+        base="data-file",
+    ),
+    _recipe(
+        46,
+        "data-file-json",
+        "its data file is a block device in JSON",
+        lambda image: image.extensions(
+            (layout.EXTENSION_DATA_FILE, b'json:{"driver":"file","filename":"/etc/passwd"}')
+        ),
         base="data-file",
     ),
     _recipe(47, "compression-bit", "a compression type is declared, and is 0", _incompatible(3)),

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from underlay_drivers.qcow2 import layout
-
 from .bases import IMAGE
 from .editing import Image
 from .recipe import REFUSED, Recipe
@@ -49,22 +47,6 @@ def _recipe(number: int, name: str, lie: str, damage: Damage, *, base: str = "ba
     return Recipe(number=number, name=name, lie=lie, base=base, damage=damage, rule=REFUSED)
 
 
-def _format(name: bytes | None) -> Damage:
-    return lambda image: _kept_name(image, name)
-
-
-def _kept_name(image: Image, backing_format: bytes | None) -> None:
-    """Replace the format that is recorded for the backing file; the name moves behind it."""
-    at = image.header.backing_file_offset
-    name = bytes(image.data[at:]).split(b"\0", 1)[0]
-    extensions = (
-        [] if backing_format is None else [(layout.EXTENSION_BACKING_FORMAT, backing_format)]
-    )
-    image.extensions(*extensions)
-    image.data[1024 : 1024 + len(name)] = name
-    image.put(8, "QI", 1024, len(name))
-
-
 RECIPES: list[Recipe] = [
     _recipe(82, "backing-1024", "the backing file's name has 1,024 bytes", _backing(1024, 1024)),
     _recipe(
@@ -102,10 +84,18 @@ RECIPES: list[Recipe] = [
         88,
         "backing-itself",
         "it is its own backing file",
-        lambda image: _format(b"qcow2")(image.name_backing(IMAGE.encode())),
+        lambda image: image.name_backing(IMAGE.encode(), b"qcow2"),
     ),
     _recipe(
-        90, "backing-format-unknown", "the backing file's format is unknown", _format(b"qcow9")
+        90,
+        "backing-format-unknown",
+        "the backing file's format is unknown",
+        lambda image: image.name_backing(b"base.raw", b"qcow9"),
     ),
-    _recipe(90, "backing-format-absent", "the backing file's format is not said", _format(None)),
+    _recipe(
+        90,
+        "backing-format-absent",
+        "the backing file's format is not said",
+        lambda image: image.name_backing(b"base.raw", None),
+    ),
 ]
