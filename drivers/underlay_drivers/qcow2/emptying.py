@@ -32,11 +32,7 @@ __all__ = ["make_empty"]
 
 
 async def make_empty(writer: ImageWriter, limits: Limits) -> None:
-    """See ``Emptiable.make_empty``.
-
-    Raises:
-        LimitExceededError: the clusters of the file are more than ``limits.metadata`` can count.
-    """
+    """See ``Emptiable.make_empty``."""
     disk, back = writer.disk, writer.back
     await writer.prepare()
     async with writer.alone(), back.condemning():
@@ -70,16 +66,16 @@ def _check_possible(disk: Dependencies) -> None:
 
 async def _empty(writer: ImageWriter, limits: Limits) -> None:
     disk = writer.disk
-    former, place = disk.l1, disk.header.l1_table_offset
+    former, header = disk.l1, disk.header
     nothing = array("Q", bytes(8 * len(former)))
     # At once: nobody maps anew what is about to go, and so what is mapped comes to an end.
-    disk.follow(disk.header, nothing)
+    disk.follow(header, nothing)
     try:
         await writer.back.leases_ended()
         await to_the_end(_replace_all(writer, nothing, limits))
     except BaseException:
-        if disk.header.l1_table_offset == place:
-            disk.follow(disk.header, former)
+        if disk.header is header:
+            disk.follow(header, former)
         raise
 
 
