@@ -288,6 +288,13 @@ class Checker:
         self.ledger.region("the bitmap directory", place.directory_offset, place.directory_size)
         for bitmap in bitmaps:
             offset, entries = bitmap.bitmap_table_offset, bitmap.bitmap_table_size
+            if offset % cluster_size:
+                self.report.corruption(
+                    "",
+                    f"the table of bitmap '{text(bitmap.name)}' starts no cluster",
+                    offset=place.directory_offset,
+                    found=offset,
+                )
             if not self.ledger.region("a bitmap table", offset, entries * 8):
                 continue
             table = await self._load_table(offset, entries, what="a bitmap table")

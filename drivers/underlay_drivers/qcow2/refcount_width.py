@@ -51,8 +51,6 @@ class RefcountWidth:
         writer, back = self._writer, self._writer.back
         async with back.all_at_once():
             disk = writer.disk
-            async with back.lock:
-                await writer.allocator.believe()  # what they call free is about to be written
             old = self._structures(await StoredRefcounts.load(disk.image, disk.header))
             rebuild = await self._rebuild(steps)
             rebuild.plan()
@@ -80,6 +78,8 @@ class RefcountWidth:
         """New structures for the counts that are stored, less those of the old structures."""
         disk = self._writer.disk
         image, header = disk.image, disk.header
+        async with self._writer.back.lock:
+            await self._writer.allocator.believe()  # what they call free is about to be written
         stored = await StoredRefcounts.load(image, header)
         numbers = np.flatnonzero(stored.table).tolist()
         clusters = (numbers[-1] + 1) * stored.in_block if numbers else 0
