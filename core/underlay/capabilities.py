@@ -420,7 +420,8 @@ class Emptiable(Protocol):
 
         Raises:
             UnsupportedOperationError: this image keeps something else that stands in the way.
-            ConflictError: somebody holds a lease for too long; nothing was changed.
+            ConflictError: somebody holds a lease, or goes on writing, for too long; nothing was
+                changed.
             ReadOnlyError: the image is not open for writing.
         """
         ...
