@@ -124,7 +124,16 @@ LINES = [
     Line("resize -Z plain.qcow2 8M"),
     Line("resize --shrink 5M"),
     Line("resize -U plain.qcow2 8M"),
-    Line("resize -p plain.qcow2 8M"),
+    Line(
+        "resize -p plain.qcow2 8M",
+        Differs(
+            "more-flags",
+            status=0,
+            out="Image resized....",
+            err="...(100.00/100%)...",
+            files=["plain.qcow2"],
+        ),
+    ),
     Line("resize missing 8M"),
     Line("resize orphan.qcow2 8M"),
     Line("resize -- plain.qcow2 8M"),

@@ -92,7 +92,11 @@ LINES = [
     Line("snapshot -l -a b plain.qcow2"),
     Line("snapshot -f qcow2 -l plain.qcow2"),
     Line("snapshot --quiet -l plain.qcow2"),
-    Line("snapshot -p -l plain.qcow2"),
+    Line("snapshot -p -l plain.qcow2", Differs("more-flags", status=0, err="")),
+    Line(
+        "snapshot -p -c new plain.qcow2",
+        Differs("more-flags", status=0, err="...(100.00/100%)...", files=["plain.qcow2"]),
+    ),
     Line(
         "snapshot -l --output=json snaps.qcow2",
         Differs(
