@@ -29,7 +29,7 @@ import attrs
 from underlay.errors import UnderlayError
 from underlay.plugins import registry
 
-__all__ = ["ADDRESS_SPACE", "PEAK", "SECONDS", "Outcome", "Warm", "Watch"]
+__all__ = ["ADDRESS_SPACE", "PEAK", "SECONDS", "Outcome", "Warm", "Watch", "serve"]
 
 #: How much processor time a use may take. The machine may be busy with other things.
 SECONDS = 5
@@ -101,7 +101,10 @@ class Outcome:
             told.append(f"not over after {self.seconds:.1f} s")
         elif self.signal is not None:
             told.append(f"ended by signal {self.signal}")
-        if self.error is not None and not isinstance(self.error, UnderlayError):
+        if isinstance(self.error, UnderlayError):
+            if not str(self.error).isprintable():
+                told.append(f"its error is not one line: {str(self.error)!r}")
+        elif self.error is not None:
             told.append(f"raised {type(self.error).__name__}: {self.error}\n{self.where}")
         if self.peak > PEAK:
             told.append(f"had {self.peak >> 20} MiB of memory")
@@ -153,7 +156,8 @@ class Warm:
 # -- in the parent of the children
 
 
-def _serve(seconds: int) -> None:
+def serve(seconds: int) -> None:
+    """Answer ``Warm`` on stdin and stdout until it goes away."""
     for module in _PRELOADED:
         importlib.import_module(module)
     for name in _PRELOADED_PACKAGES:
@@ -271,7 +275,7 @@ def _is_module(target: object) -> bool:
 
 
 def _named(target: object) -> str:
-    return os.fsdecode(target) if isinstance(target, str | bytes | os.PathLike) else repr(target)
+    return os.fsdecode(target) if isinstance(target, str | bytes) else str(target)
 
 
 def _peak() -> int:
@@ -293,4 +297,4 @@ def _packed(outcome: Outcome) -> bytes:
 
 if __name__ == "__main__":
     # By the name that whoever asked knows the classes by.
-    importlib.import_module("tests.hostile.child")._serve(int(sys.argv[1]))
+    importlib.import_module("tests.hostile.child").serve(int(sys.argv[1]))

@@ -13,7 +13,8 @@ from .child import Warm
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory, qemu: Callable[[str], str]) -> Bases:
     """The undamaged images."""
-    qemu("qemu-img"), qemu("qemu-io")  # skips, or fails, where they are not installed
+    for tool in ("qemu-img", "qemu-io"):
+        qemu(tool)  # skips, or fails, where it is not installed
     return Bases(tmp_path_factory.mktemp("bases"))
 
 

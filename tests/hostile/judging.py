@@ -7,6 +7,15 @@ from pathlib import Path
 
 import attrs
 
+from underlay import (
+    ImplicitOpenDeniedError,
+    InvalidImageError,
+    LimitExceededError,
+    PluginError,
+    StorageNotFoundError,
+    UnsupportedFeatureError,
+)
+
 from .bases import IMAGE, Base, Bases
 from .child import Outcome
 from .recipe import Reading, Recipe, Rule, Writing
@@ -16,6 +25,16 @@ __all__ = ["Before", "files", "mending_faults", "placed", "reading_faults", "wri
 
 #: Where the bit is that marks an image as corrupt.
 _CORRUPT_AT, _CORRUPT = 79, 2
+
+#: What says that the image, or what it names, is to blame.
+_REFUSALS = (
+    ImplicitOpenDeniedError,
+    InvalidImageError,
+    LimitExceededError,
+    PluginError,
+    StorageNotFoundError,
+    UnsupportedFeatureError,
+)
 
 
 def placed(recipe: Recipe, bases: Bases, folder: Path) -> tuple[Base, Path]:
@@ -39,6 +58,8 @@ def reading_faults(rule: Rule, base: Base, read: Outcome) -> Iterator[str]:
     if rule.refused:
         if read.error is None:
             yield "it opens to be read"
+        elif not isinstance(read.error, _REFUSALS):
+            yield f"it is refused for no fault of its own: {read.error!r}"
         return
     if read.error is not None:
         yield f"it does not open to be read: {read.error}"

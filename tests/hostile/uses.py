@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 
 import attrs
 
 import underlay
 import underlay.jobs
 from underlay import DirectoryGate, SyncFormatAccess, UnderlayError
-from underlay.capabilities import BitmapStore, CheckResult, Snapshottable
+from underlay.capabilities import CheckResult
 
 __all__ = [
     "READ_ONLY",
@@ -134,37 +135,32 @@ def read(path: str) -> Contents:
 
 def look(path: str) -> list[str]:
     """Everything else that can be asked of an image: the errors that told it no."""
+    jobs = underlay.jobs
     told: list[str] = []
-
-    def attempt(step: Callable[[], object]) -> None:
-        try:
-            step()
-        except UnderlayError as error:
-            told.append(f"{type(error).__name__}: {error}")
-
+    bitmaps: list[str] = []
+    snapshots: list[str] = []
     with underlay.open_image(path, format="qcow2", gate=DirectoryGate()) as disk:
-        attempt(lambda: list(underlay.jobs.map_image(disk)))
-        attempt(lambda: underlay.jobs.digest(disk))
-        store = disk.capability(BitmapStore)
-        if store is not None:
-            attempt(lambda: [_dirty(store, bitmap.name) for bitmap in store.bitmaps()])
-        names: list[str] = []
-        able = disk.capability(Snapshottable)
-        if able is not None:
-            attempt(lambda: names.extend(snapshot.id for snapshot in able.snapshots()))
-    for name in names[:10]:
-        attempt(lambda name=name: _read_snapshot(path, name))  # type: ignore[misc]
+        _attempt(told, lambda: list(jobs.map_image(disk)))
+        _attempt(told, lambda: jobs.digest(disk))
+        _attempt(told, lambda: bitmaps.extend(one.name for one in jobs.bitmaps(disk)))
+        for name in bitmaps:
+            _attempt(told, partial(_read_bitmap, disk, name))
+        _attempt(told, lambda: snapshots.extend(one.id for one in jobs.snapshots(disk)))
+    for name in snapshots[:10]:
+        _attempt(told, partial(_read_snapshot, path, name))
     return told
 
 
-def _dirty(store: BitmapStore, name: str) -> None:
-    offset = 0
-    while True:
-        found = store.dirty_ranges(name, offset)  # type: ignore[misc]
-        if found.end >= found.size:
-            return
-        assert found.end > offset, "no progress"
-        offset = found.end
+def _attempt(told: list[str], step: Callable[[], object]) -> None:
+    """Take a step; what told it no is part of the answer."""
+    try:
+        step()
+    except UnderlayError as error:
+        told.append(f"{type(error).__name__}: {error}")
+
+
+def _read_bitmap(disk: SyncFormatAccess, name: str) -> None:
+    list(underlay.jobs.dirty_ranges(disk, name))
 
 
 def _read_snapshot(path: str, name: str) -> None:
@@ -180,11 +176,12 @@ def write(path: str, offset: int) -> Written:
     disk = underlay.open_image(path, format="qcow2", writable=True, gate=DirectoryGate())
     length = min(len(WRITTEN), disk.size - offset) if offset < disk.size else len(WRITTEN)
     try:
-        for stage, step in (
-            ("write", lambda: disk.write(WRITTEN[:length], offset)),
-            ("flush", disk.flush),
-            ("close", disk.close),
-        ):
+        steps: dict[str, Callable[[], None]] = {
+            "write": lambda: disk.write(WRITTEN[:length], offset),
+            "flush": disk.flush,
+            "close": disk.close,
+        }
+        for stage, step in steps.items():
             try:
                 step()
             except UnderlayError as error:
@@ -210,26 +207,33 @@ def mend(path: str) -> Mended:
 
 def change(path: str) -> list[str]:
     """Everything else that changes an image, one after the other: what was refused, and why."""
-    told: list[str] = []
     jobs = underlay.jobs
+    told: list[str] = []
     steps: list[Callable[[], object]] = [
-        lambda: [jobs.apply_snapshot(path, one.id) for one in jobs.snapshots(path)[:3]],
+        lambda: _each_snapshot(path, jobs.apply_snapshot),
         lambda: jobs.create_snapshot(path, "taken", format="qcow2"),
-        lambda: [jobs.delete_snapshot(path, one.id) for one in jobs.snapshots(path)[:3]],
-        lambda: [jobs.clear_bitmap(path, one.name) for one in jobs.bitmaps(path)[:3]],
+        lambda: _each_snapshot(path, jobs.delete_snapshot),
+        lambda: _each_bitmap(path, jobs.clear_bitmap),
         lambda: jobs.add_bitmap(path, "added", format="qcow2"),
-        lambda: [jobs.remove_bitmap(path, one.name) for one in jobs.bitmaps(path)[:3]],
+        lambda: _each_bitmap(path, jobs.remove_bitmap),
         lambda: _discard(path),
         lambda: jobs.resize(path, 5 << 20, format="qcow2"),
         lambda: jobs.amend(path, {"lazy_refcounts": True}, format="qcow2"),
         lambda: check(path),
     ]
     for step in steps:
-        try:
-            step()
-        except UnderlayError as error:
-            told.append(f"{type(error).__name__}: {error}")
+        _attempt(told, step)
     return told
+
+
+def _each_snapshot(path: str, change: Callable[..., None]) -> None:
+    for snapshot in underlay.jobs.snapshots(path, format="qcow2")[:3]:
+        change(path, snapshot.id, format="qcow2")
+
+
+def _each_bitmap(path: str, change: Callable[..., None]) -> None:
+    for bitmap in underlay.jobs.bitmaps(path, format="qcow2")[:3]:
+        change(path, bitmap.name, format="qcow2")
 
 
 def _discard(path: str) -> None:
@@ -262,20 +266,20 @@ def _contents(disk: SyncFormatAccess) -> Contents:
         end = min(start + _CHUNK, length)
         if attempt(start, end):
             continue
-        for piece in range(start, end, _SMALLEST):
-            until = min(piece + _SMALLEST, end)
-            if not attempt(piece, until):
-                if failed and failed[-1][1] == piece:
+        for since in range(start, end, _SMALLEST):
+            until = min(since + _SMALLEST, end)
+            if not attempt(since, until):
+                if failed and failed[-1][1] == since:
                     failed[-1] = failed[-1][0], until
                 else:
-                    failed.append((piece, until))
+                    failed.append((since, until))
     return Contents(
         size=disk.size,
         length=length,
         pieces=tuple(
-            (start, piece)
-            for start in range(0, length, _CHUNK)
-            if (piece := bytes(data[start : start + _CHUNK])).strip(b"\0")
+            (offset, piece)
+            for offset in range(0, length, _CHUNK)
+            if any(piece := bytes(data[offset : offset + _CHUNK]))
         ),
         failed=tuple(failed),
         error=errors[0] if errors else None,

@@ -366,3 +366,17 @@ def test_few_requests_open_an_image(make: Maker) -> None:
     assert handle.stats.read_requests == 2
     run_blocking(disk.close())
     run_blocking(handle.close())
+
+
+def test_a_disk_of_no_bytes_opens(make: Maker) -> None:
+    with open_bytes(make("compat=1.1", "0").data) as disk:
+        assert disk.size() == 0
+        assert disk.locate(0) is None
+        assert mappings(disk) == []
+
+
+def test_a_size_that_is_no_multiple_of_anything_is_kept(plain: Image) -> None:
+    plain.put(24, "Q", (1 << 20) + 17)
+    with open_bytes(plain.data) as disk:
+        assert disk.size() == (1 << 20) + 17
+        assert sum(mapping.length for _, mapping in mappings(disk)) == (1 << 20) + 17

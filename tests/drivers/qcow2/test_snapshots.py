@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from underlay.errors import CorruptImageError, LimitExceededError, OptionError
+from underlay.errors import CorruptImageError, LimitExceededError, OptionError, ReadOnlyError
 from underlay.face import run_blocking
 from underlay.limits import Limits
 from underlay_drivers.qcow2.header import Header
@@ -193,4 +193,12 @@ def test_a_data_file_keeps_no_snapshots(with_data_file: Image, snapshotted: Imag
     with_data_file.put(60, "IQ", 1, with_data_file.add_cluster(entry.pack()))
     assert Header.unpack(bytes(with_data_file.data)).external_data_file
     with pytest.raises(CorruptImageError), open_bytes(with_data_file.data, snapshot="first"):
+        pass
+
+
+def test_a_snapshot_is_read_only(snapshotted: Image) -> None:
+    with (
+        pytest.raises(ReadOnlyError),
+        open_bytes(snapshotted.data, writable=True, snapshot="first"),
+    ):
         pass
