@@ -29,7 +29,7 @@ class Allocator(RefcountBlocks):
     out only when all counts were verified.
     """
 
-    __slots__ = ("_believed", "_packed_to", "_verify", "fresh_from")
+    __slots__ = ("_packed_to", "_verify", "believed", "fresh_from", "limit")
 
     def __init__(
         self,
@@ -43,30 +43,47 @@ class Allocator(RefcountBlocks):
         """``verify`` raises ``CorruptImageError`` if a count is too low."""
         super().__init__(image, header, metadata=metadata, cache_size=cache_size)
         self._verify = verify
-        self._believed = False
+        #: Whether no count is too low.
+        self.believed = False
         #: From here on no cluster was ever used or handed out, for metadata neither: they read as
         #: zeroes.
         self.fresh_from = 0
+        #: From here on nothing may be handed out, since an entry leads there (see ``strays``).
+        self.limit = layout.HOST_OFFSET
         #: Where the compressed data that was packed last ends.
         self._packed_to = 0
 
     async def load(self, header: Header) -> None:
         """See ``RefcountBlocks.load``."""
-        self._believed = False
+        self.believed = False
         await super().load(header)
         self._packed_to = 0
         used_to = max(self.metadata, default=0) + self._cluster_size
-        self.fresh_from = max(self._image.size(), used_to)
+        self.fresh_from = await self._end_of_counts(max(self._image.size(), used_to))
+        self.limit = layout.HOST_OFFSET
+
+    async def _end_of_counts(self, end: int) -> int:
+        """Where the counts end that there are for clusters from host offset ``end`` on."""
+        index = -(-end >> self._cluster_bits)
+        while (block := await self.block(index // self.counts.per_block)) is not None:
+            number, at = divmod(index, self.counts.per_block)
+            last = self.counts.last_used(block)
+            if last < at:
+                break
+            index = number * self.counts.per_block + last + 1
+            if last + 1 < self.counts.per_block:
+                break
+        return index << self._cluster_bits
 
     async def believe(self) -> None:
-        """Make sure, once, that no count is too low: before one decides that something is free.
+        """Make sure, once, that no count is too low: before something that is in use is let go.
 
         Raises:
             CorruptImageError: one is.
         """
-        if not self._believed:
+        if not self.believed:
             await self._verify()
-            self._believed = True
+            self.believed = True
 
     async def allocate(self, count: int) -> tuple[int, int]:
         """Up to ``count`` free clusters in a row (at least one): their offset, and how many.
@@ -83,9 +100,12 @@ class Allocator(RefcountBlocks):
             if block is None:
                 # Behind what it is made for, as QEMU does it.
                 await self._cover(self._hint, min(count, self.counts.per_block - at))
-            elif self.counts.find_free(block, at) < 0:
+                continue
+            found = self.counts.find_free(block, at)
+            self._hint = number * self.counts.per_block + found
+            if found < 0:
                 self._hint = (number + 1) * self.counts.per_block
-            else:
+            elif self._hint << self._cluster_bits < self.fresh_from:
                 await self.believe()
         return room
 
@@ -103,7 +123,7 @@ class Allocator(RefcountBlocks):
         if not got:
             return None
         index = number * counts.per_block + found
-        if not (self._believed or index << bits >= self.fresh_from):
+        if not (self.believed or index << bits >= self.fresh_from):
             return None
         self._take(index, got)
         counts.fill(block, found, got)
@@ -158,6 +178,14 @@ class Allocator(RefcountBlocks):
                 limit="host offset",
                 value=end,
                 allowed=layout.HOST_OFFSET,
+            )
+        if end > self.limit:
+            raise CorruptImageError(
+                f"'{self._image.name()}': an L2 entry leads to {self.limit:#x}, which counts as "
+                "free, and comes next; repair the image",
+                offset=self.limit,
+                field="refcount",
+                value=0,
             )
         start = index << self._cluster_bits
         if start >= self.fresh_from:

@@ -305,6 +305,9 @@ class BitmapChange:
                     field="bitmap table entry",
                     value=host,
                 )
+        if len(hosts) > clusters:
+            async with self.writer.back.lock:
+                await allocator.believe()
         return table, [(host, 1) for host in hosts]
 
     async def write_table(self, table: Table) -> int:

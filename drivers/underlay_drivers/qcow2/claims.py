@@ -138,10 +138,12 @@ class Claims:
         """
         disk = self.disk
         table = await self.table(offset >> disk.geometry.l1_shift)
-        kind, host, count = find(disk, self.allocator.metadata, table, offset, end)
+        kind, host, count = find(disk, self.allocator, table, offset, end)
         if kind != NO_ROOM or disk.geometry.external:
             clean = self._is_clean(host)
         else:
+            if self._lets_go(table, offset, count):
+                await self.allocator.believe()
             fresh_from = self.allocator.fresh_from
             host, count = await self.allocator.allocate(count)
             clean = host >= fresh_from
@@ -153,11 +155,13 @@ class Claims:
         table = self._table_at_hand(offset >> disk.geometry.l1_shift)
         if table is None:
             return None
-        kind, host, count = find(disk, self.allocator.metadata, table, offset, end)
+        kind, host, count = find(disk, self.allocator, table, offset, end)
         if kind != NO_ROOM or disk.geometry.external:
             clean = self._is_clean(host)
         else:
             fresh_from = self.allocator.fresh_from
+            if not self.allocator.believed and self._lets_go(table, offset, count):
+                return None
             room = self.allocator.try_allocate(count)
             if room is None:
                 return None
@@ -201,6 +205,15 @@ class Claims:
                 start - guest,
                 filled - guest,
             ),
+        )
+
+    def _lets_go(self, table: Table, offset: int, count: int) -> bool:
+        """Whether any of ``count`` clusters from guest ``offset`` on has room that it will lose."""
+        geometry = self.disk.geometry
+        index = (offset >> geometry.cluster_bits) % geometry.l2_entries
+        words = geometry.words
+        return any(
+            entry > layout.ZERO for entry in table[index * words : (index + count) * words : words]
         )
 
     def _is_clean(self, host: int) -> bool:
@@ -320,7 +333,7 @@ class Claims:
         Raises:
             CorruptImageError: there is metadata.
         """
-        return references(self.disk, self.allocator.metadata, entry)
+        return references(self.disk, self.allocator, entry)
 
     def clusters(self, length: int) -> int:
         """How many clusters hold so many bytes."""
@@ -335,6 +348,8 @@ class Claims:
         old = await disk.l2_table(number)
         if old is not None and entry & layout.COPIED:
             return old
+        if entry:
+            await self.allocator.believe()  # a snapshot may have it too
         offset, _ = await self.allocator.allocate(1)
         self.allocator.metadata.add(offset)
         table = empty_table(disk.geometry.cluster_size // 8) if old is None else old[:]

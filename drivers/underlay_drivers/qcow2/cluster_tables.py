@@ -19,6 +19,7 @@ from underlay_drivers.qcow2.validation import Region, metadata_regions
 
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
+    from underlay_drivers.qcow2.strays import Strays
 
 __all__ = ["NEVER_WRITABLE", "ClusterTables"]
 
@@ -49,6 +50,7 @@ class ClusterTables(FormatDriverInstance):
         "_metadata",
         "_plain_bad",
         "_size",
+        "_strays",
         "_table",
         "_whole_end",
         "_writable_from",
@@ -65,6 +67,8 @@ class ClusterTables(FormatDriverInstance):
         self._data: StorageHandle | None = None if header.external_data_file else image
         #: Whether nobody has attached or declined it yet.
         self._data_pending = header.external_data_file
+        #: What watches over the tables that are read, once the image is written to.
+        self._strays: Strays | None = None
         self._backing: FormatDriverInstance | None = None
         #: The name of a backing image that nobody has attached or declined yet.
         self._backing_pending = header.backing_file
@@ -161,6 +165,8 @@ class ClusterTables(FormatDriverInstance):
         table = empty_table(self.geometry.cluster_size // 8)
         await self.image.readv((memoryview(table).cast("B"),), offset)
         swap(table)
+        if self._strays is not None:
+            self._strays.look(number, table)
         return self._cache.put(number, table, epoch)
 
     def cached_table(self, number: int) -> Table | None:
@@ -169,6 +175,8 @@ class ClusterTables(FormatDriverInstance):
 
     def pin_table(self, number: int, table: Table) -> None:
         """Keep a table that is changed until it is on disk."""
+        if self._strays is not None:
+            self._strays.expect(number)
         self._cache.pin(number, table)
 
     def unpin_table(self, number: int) -> None:
@@ -249,6 +257,11 @@ class ClusterTables(FormatDriverInstance):
         """
         self._metadata = metadata
         self._writable_from = layout.COPIED if in_place else NEVER_WRITABLE
+
+    def watch(self, strays: Strays) -> None:
+        """Let ``strays`` look at each L2 table; none may be dirty."""
+        self._strays = strays
+        self._cache.clear()
 
     def forbid_writing(self) -> None:
         """Let ``locate`` name no place that may be written."""

@@ -93,6 +93,7 @@ async def _look_over(writer: ImageWriter, units: Sequence[tuple[int, bytes]]) ->
             entry = table[_word(writer, units[at][0])]
             if entry:
                 writer.clusters_of(entry)
+                await writer.allocator.believe()
 
 
 def _by_table(

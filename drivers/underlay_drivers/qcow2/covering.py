@@ -23,6 +23,7 @@ from underlay_drivers.qcow2.tables import (
 )
 
 if TYPE_CHECKING:
+    from underlay_drivers.qcow2.allocation import Allocator
     from underlay_drivers.qcow2.dependencies import Dependencies
 
 __all__ = [
@@ -46,7 +47,7 @@ NO_ROOM: Final = 2
 
 
 def find(
-    disk: Dependencies, metadata: set[int], table: Table, offset: int, end: int
+    disk: Dependencies, allocator: Allocator, table: Table, offset: int, end: int
 ) -> tuple[int, int, int]:
     """What a write of guest bytes ``offset`` to ``end`` finds, in one table: kind, host, clusters.
 
@@ -54,7 +55,7 @@ def find(
     in a row from the host offset on.
 
     Raises:
-        CorruptImageError: an entry makes no sense, or leads to ``metadata``.
+        CorruptImageError: an entry makes no sense, or leads to metadata.
     """
     geometry = disk.geometry
     size, bits = geometry.cluster_size, geometry.cluster_bits
@@ -64,11 +65,11 @@ def find(
     if geometry.words == 1 and not table[index]:
         # By far the most common case: nothing is there.
         return NO_ROOM, NOWHERE, _empty_run(table, index, most)
-    kind, host = _look(disk, metadata, table, offset, end)
+    kind, host = _look(disk, allocator, table, offset, end)
     count = 1
     while count < most:
         there = guest + count * size
-        further, next_host = _look(disk, metadata, table, there, end)
+        further, next_host = _look(disk, allocator, table, there, end)
         if further != kind or (kind != NO_ROOM and next_host != host + count * size):
             break
         count += 1
@@ -85,7 +86,7 @@ def _empty_run(table: Table, index: int, most: int) -> int:
 
 
 def _look(
-    disk: Dependencies, metadata: set[int], table: Table, offset: int, end: int
+    disk: Dependencies, allocator: Allocator, table: Table, offset: int, end: int
 ) -> tuple[int, int]:
     """What a write of ``offset`` to ``end`` finds in the first cluster of these, and its room."""
     geometry = disk.geometry
@@ -93,7 +94,7 @@ def _look(
     index = (offset >> geometry.cluster_bits) & geometry.l2_entries - 1
     entry, bitmap = disk.entry(table, index, guest)
     kind, host = geometry.decode(entry, bitmap)
-    references(disk, metadata, entry)  # what is written over, or let go, is no metadata
+    references(disk, allocator, entry)  # what is written over, or let go, is no metadata
     if kind == COMPRESSED or host == NOWHERE:
         return NO_ROOM, NOWHERE
     if not geometry.external and entry < layout.COPIED:
@@ -104,11 +105,11 @@ def _look(
     return (IN_PLACE if kind == DATA else RESERVED), host
 
 
-def references(disk: Dependencies, metadata: set[int], entry: int) -> list[tuple[int, int]]:
+def references(disk: Dependencies, allocator: Allocator, entry: int) -> list[tuple[int, int]]:
     """What an L2 entry holds a reference to: host offset and clusters, of the image file.
 
     Raises:
-        CorruptImageError: that is no place for data: letting go of it would free ``metadata``.
+        CorruptImageError: that is no place for data: letting go of it would free metadata.
     """
     geometry = disk.geometry
     size = geometry.cluster_size
@@ -120,11 +121,12 @@ def references(disk: Dependencies, metadata: set[int], entry: int) -> list[tuple
         offset, clusters = entry & layout.HOST_OFFSET, 1
         if geometry.external or not offset:
             return []
+    metadata, limit = allocator.metadata, allocator.limit
     for cluster in range(offset, offset + clusters * size, size):
-        if cluster in metadata or cluster & size - 1:
+        if cluster in metadata or cluster & size - 1 or cluster >= limit:
             raise CorruptImageError(
                 f"'{disk.image.name()}': an L2 entry leads to {cluster:#x}, where there is "
-                "metadata, or no cluster starts; check the image",
+                "metadata, or no cluster starts, or nothing was ever put; check the image",
                 offset=cluster,
                 field="L2 entry",
                 value=entry,

@@ -60,17 +60,18 @@ async def _directories(image: StorageHandle, header: Header, limits: Limits) -> 
             rest = Region("snapshot table", header.snapshots_offset + known, table - known)
             regions.append(rest)
         for entry in entries:
-            if entry.l1_table_offset + entry.l1_size * 8 > image.size():
+            offset, size = entry.l1_table_offset, entry.l1_size * 8
+            if size and (offset % header.cluster_size or offset + size > image.size()):
                 raise CorruptImageError(
-                    f"'{image.name()}': the L1 table of a snapshot at {entry.l1_table_offset:#x} "
-                    "lies past the end of the file; repair the image before writing to it",
-                    offset=entry.l1_table_offset,
+                    f"'{image.name()}': the L1 table of a snapshot at {offset:#x} ({size} bytes) "
+                    "starts no cluster, or lies past the end of the file; repair the image before "
+                    "writing to it",
+                    offset=offset,
                     field="snapshot's L1 table",
-                    value=entry.l1_table_offset,
+                    value=offset,
                 )
-            if entry.l1_size:
-                size = entry.l1_size * 8
-                regions.append(Region("snapshot's L1 table", entry.l1_table_offset, size))
+            if size:
+                regions.append(Region("snapshot's L1 table", offset, size))
     if header.autoclear_features & layout.BITMAPS_CONSISTENT:
         from underlay_drivers.qcow2.bitmaps import read_bitmaps
 

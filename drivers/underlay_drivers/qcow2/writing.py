@@ -20,6 +20,7 @@ from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.allocation import Allocator
 from underlay_drivers.qcow2.claims import Claim, Claims
 from underlay_drivers.qcow2.covering import IN_PLACE, NO_ROOM, RESERVED
+from underlay_drivers.qcow2.strays import Strays
 from underlay_drivers.qcow2.surveying import survey
 from underlay_drivers.qcow2.tables import DATA
 from underlay_drivers.qcow2.writeback import Writeback
@@ -167,6 +168,7 @@ class ImageWriter(Claims):
             metadata.clear()
             metadata |= await survey(self.disk, self._limits)
             await self.allocator.load(self.disk.header)
+            self.disk.watch(Strays(self.disk.geometry, self.allocator, name=self.disk.image.name()))
 
     @contextmanager
     def _all_or_no_writing(self) -> Generator[None]:

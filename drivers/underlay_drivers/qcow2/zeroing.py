@@ -148,6 +148,7 @@ async def change_entries(writer: ImageWriter, start: int, end: int, goal: Goal) 
             if entry & (layout.HOST_OFFSET | layout.COMPRESSED) != new[0] & (
                 layout.HOST_OFFSET | layout.COMPRESSED
             ):
+                await writer.allocator.believe()
                 writer.let_go(entry)
             words = geometry.words
             table[index * words : (index + count) * words] = array("Q", new[:words]) * count
