@@ -165,11 +165,9 @@ class _Look:
         words = 2 if self.extended else 1
         count = self.cluster // 8
         entries = self.words(table, count)
-        for number in range(0, count, words):
+        for number in sorted({at - at % words for at, value in enumerate(entries) if value}):
             entry = entries[number]
             bitmap = entries[number + 1] if self.extended else 0
-            if not entry and not bitmap:
-                continue
             name = f"{what}, L2 entry {number // words}"
             if entry & _COMPRESSED:
                 self.compressed(entry, bitmap, name)
@@ -200,6 +198,8 @@ class _Look:
         sectors = (entry >> shift & ((1 << (self.bits - 8)) - 1)) + 1
         if entry & _COPIED or bitmap:
             self.bad(f"{name} is compressed, and has other flags: {entry:#x}")
+        if bitmap:
+            return  # nobody reads that, and nobody counts it
         start = offset & ~511
         self.reference(start, sectors * 512, name)
 
