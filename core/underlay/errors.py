@@ -35,6 +35,8 @@ import io
 import os
 from typing import TYPE_CHECKING, ClassVar
 
+from underlay.escaping import Escapes
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -310,7 +312,7 @@ class StorageAccessError(StorageError, PermissionError):
 
 def printable(text: str) -> str:
     """Text on one line and without control characters: those are escaped, as broken bytes are."""
-    return text if text.isprintable() else "".join(map(_escaped, text))
+    return text if text.isprintable() else text.translate(_ESCAPES)
 
 
 def _escaped(char: str) -> str:
@@ -319,6 +321,9 @@ def _escaped(char: str) -> str:
     if "\udc80" <= char <= "\udcff":  # how Python holds a byte that is no UTF-8
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode()
+
+
+_ESCAPES = Escapes(_escaped)
 
 
 def storage_error(error: OSError, *, doing: str, name: str) -> StorageError:

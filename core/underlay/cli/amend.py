@@ -11,7 +11,7 @@ import click
 from underlay.capabilities import Describable, ImageDescription
 from underlay.cli import options
 from underlay.cli.format_options import FormatOptions, show_options
-from underlay.cli.output import echo, json_text
+from underlay.cli.output import echo_json
 from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
 from underlay.driver import OptionSpec
@@ -82,7 +82,7 @@ def command(
     if output == "json":
         fields: dict[str, object] = {"version": _VERSION, "filename": names[0]}
         fields |= {"format": image.format_name, "changed": sorted(values)}
-        echo(json_text(fields))
+        echo_json(fields)
     return 0
 
 

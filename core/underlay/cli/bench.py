@@ -7,7 +7,7 @@ from typing import Final, Unpack
 import click
 
 from underlay.cli import options
-from underlay.cli.output import echo, json_text
+from underlay.cli.output import echo, echo_json
 from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import OutOfRangeError
@@ -166,5 +166,5 @@ def command(
     fields |= {"operation": "write" if write else "read", "requests": count, "buffer-size": size}
     fields |= {"depth": depth, "offset": offset or 0, "step-size": step or size}
     fields |= {"flushes": done.flushes, "nanoseconds": round(done.seconds * 1e9)}
-    echo(json_text(fields))
+    echo_json(fields)
     return 0

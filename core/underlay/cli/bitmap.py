@@ -10,7 +10,7 @@ import click
 
 from underlay.capabilities import Bitmap
 from underlay.cli import options
-from underlay.cli.output import echo, human_size, json_text, printable
+from underlay.cli.output import echo, echo_json, human_size, json_text, printable
 from underlay.cli.problems import CommandError, explain
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import UnderlayError
@@ -183,7 +183,7 @@ def _list(filename: str, format_name: str | None, output: str, access: options.A
             {"name": one.name, "granularity": one.granularity, "flags": _flags(one)}
             for one in found
         ]
-        echo(json_text({"version": _SCHEMA, "filename": filename, "bitmaps": listed}))
+        echo_json({"version": _SCHEMA, "filename": filename, "bitmaps": listed})
         return 0
     if found:
         width = max(len("BITMAP"), *(len(printable(one.name)) for one in found))

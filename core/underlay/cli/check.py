@@ -10,7 +10,7 @@ import click
 from underlay.capabilities import CheckResult, Finding, Repair
 from underlay.checking import check, repair
 from underlay.cli import options
-from underlay.cli.output import echo, json_text, printable, say
+from underlay.cli.output import echo, echo_json, printable, say
 from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import UnsupportedOperationError
@@ -97,7 +97,7 @@ def command(
         raise CommandError("This image format does not support checks", status=_NO_CHECK) from None
     if not quiet:
         if output == "json":
-            echo(json_text(_as_json(name, result, findings=findings, planned=dry_run)))
+            echo_json(_as_json(name, result, findings=findings, planned=dry_run))
         else:
             for line in _human(result, findings=findings, planned=dry_run):
                 echo(line)

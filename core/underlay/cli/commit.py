@@ -7,7 +7,7 @@ from typing import Unpack
 import click
 
 from underlay.cli import options
-from underlay.cli.output import echo, json_text
+from underlay.cli.output import echo, echo_json
 from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import OptionError, UnderlayError
@@ -72,7 +72,7 @@ def command(
                 error.opened = name
             raise
     if output == "json":
-        echo(json_text(_as_json(name, done)))
+        echo_json(_as_json(name, done))
     elif not quiet:
         echo("Image committed.")
     return 0

@@ -9,7 +9,7 @@ from typing import Unpack
 import click
 
 from underlay.cli import options
-from underlay.cli.output import echo, json_text
+from underlay.cli.output import echo, echo_json
 from underlay.cli.problems import FAILED, CommandError, explain, hints_of
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import UnderlayError
@@ -107,7 +107,7 @@ def command(
                 status = _FAILED.get(error.step or "", _NOT_READ)
                 raise CommandError(explain(error), status=status) from error
     if output == "json":
-        echo(json_text(_as_json(names, result, strict=strict)))
+        echo_json(_as_json(names, result, strict=strict))
     elif not quiet:
         for line in result.lines:
             echo(line)

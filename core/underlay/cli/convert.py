@@ -15,7 +15,7 @@ import click
 from underlay.capabilities import BitmapStore, CompressedWriter, Snapshottable, offers
 from underlay.cli import options
 from underlay.cli.format_options import NOT_OURS, FormatOptions, show_options
-from underlay.cli.output import echo, json_text, warn
+from underlay.cli.output import echo_json, warn
 from underlay.cli.problems import CommandError, explain, hints_of
 from underlay.cli.progress import progress_options, reporting
 from underlay.driver import OptionSpec
@@ -208,7 +208,7 @@ def command(
         fields: dict[str, object] = {"version": _VERSION, "sources": source_names}
         fields |= {"target": target_name, "format": kind}
         fields |= {"virtual-size": copied.size, "data-bytes": copied.data}
-        echo(json_text(fields))
+        echo_json(fields)
     return 0
 
 

@@ -12,7 +12,7 @@ import click
 
 from underlay.cli import options
 from underlay.cli.format_options import NOT_OURS, FormatOptions, show_creation_options
-from underlay.cli.output import echo, json_text, printable
+from underlay.cli.output import echo, echo_json, printable
 from underlay.cli.problems import CommandError, hints_of, said
 from underlay.cli.progress import progress_options, reporting
 from underlay.creating import create_image
@@ -108,7 +108,7 @@ def command(
         fields: dict[str, object] = {"version": _VERSION, "filename": name}
         fields |= {"format": made.format_name, "virtual-size": made.size}
     if output == "json":
-        echo(json_text(fields))
+        echo_json(fields)
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Unpack
 import click
 
 from underlay.cli import options
-from underlay.cli.output import complain, echo, json_text
+from underlay.cli.output import complain, echo_json
 from underlay.cli.problems import CommandError, explain, hints_of
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import ConflictError, UnderlayError
@@ -88,7 +88,7 @@ def command(
     if done.past_end:
         complain(f"{given['if']}: cannot skip to specified offset")
     if output == "json":
-        echo(json_text(_as_json(given, output_format, done)))
+        echo_json(_as_json(given, output_format, done))
     return 0
 
 

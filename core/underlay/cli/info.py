@@ -12,7 +12,7 @@ import click
 from underlay.chain import FROM_IMAGE
 from underlay.chaininfo import image_info_json, info
 from underlay.cli import options
-from underlay.cli.output import echo, human_size, json_text, warn
+from underlay.cli.output import echo, echo_json, human_size, warn
 from underlay.cli.problems import CommandError, seen_from_here
 from underlay.cli.snapshot_table import snapshot_table
 from underlay.errors import StorageError, UnderlayError, printable
@@ -62,9 +62,13 @@ def command(
             warn(warning)
     if output == "json":
         fields = [image_info_json(image) for image in chain]
-        echo(json_text(fields if backing_chain else fields[0]))
+        echo_json(fields if backing_chain else fields[0])
     else:
-        echo("\n".join("".join(f"{line}\n" for line in _human(image)) for image in chain), end="")
+        for number, image in enumerate(chain):
+            if number:
+                echo("")
+            for line in _human(image):
+                echo(line)
     return 0
 
 

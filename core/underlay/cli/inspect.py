@@ -8,7 +8,7 @@ from typing import Unpack
 from underlay.blocking import inspect
 from underlay.chain import quotable
 from underlay.cli import options
-from underlay.cli.output import echo, human_size, json_text
+from underlay.cli.output import echo, echo_json, human_size
 from underlay.errors import printable
 from underlay.inspection import InspectionReport
 
@@ -38,7 +38,7 @@ def command(names: tuple[str, ...], *, output: str, **access: Unpack[options.Acc
         storage_options=access["storage_options"],
     )
     if output == "json":
-        echo(json_text(report.as_json()))
+        echo_json(report.as_json())
     else:
         for line in _human(report):
             echo(line)

@@ -11,7 +11,7 @@ import click
 from underlay.capabilities import Measurement
 from underlay.cli import options
 from underlay.cli.format_options import FormatOptions
-from underlay.cli.output import complain, echo, json_text, say
+from underlay.cli.output import complain, echo, echo_json, say
 from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
 from underlay.driver import OptionSpec
@@ -93,7 +93,7 @@ def command(
         with reporting(bar=bar, progress=progress, quiet=False) as report:
             measured = _measured(source, output_format or "raw", settings, report)
     if output == "json":
-        echo(json_text(_as_json(measured)))
+        echo_json(_as_json(measured))
         return 0
     echo(f"required size: {measured.required}")
     echo(f"fully allocated size: {measured.fully_allocated}")

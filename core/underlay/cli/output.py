@@ -9,10 +9,12 @@ from math import frexp
 from typing import TextIO, cast
 
 from underlay.errors import StorageError, printable, storage_error
+from underlay.escaping import Escapes
 
 __all__ = [
     "complain",
     "echo",
+    "echo_json",
     "flush",
     "human_size",
     "json_text",
@@ -30,6 +32,14 @@ def echo(text: str, *, end: str = "\n") -> None:
     """
     with _writing():
         _write(sys.stdout, text + end)
+
+
+def echo_json(value: object) -> None:
+    """Write JSON as ``json_text`` lays it out, piece by piece; raises as ``echo`` does."""
+    with _writing():
+        for piece in _json(value, 0):
+            _write(sys.stdout, piece)
+        _write(sys.stdout, "\n")
 
 
 def flush() -> None:
@@ -90,7 +100,7 @@ def json_text(value: object, indent: int = 0) -> str:
 def _json(value: object, indent: int) -> Iterator[str]:
     inner, outer = "\n" + "    " * (indent + 1), "\n" + "    " * indent
     if isinstance(value, str):
-        yield f'"{"".join(map(_json_char, value))}"'
+        yield f'"{value.translate(_JSON)}"'
     elif isinstance(value, Mapping):
         yield "{"
         comma = ""
@@ -135,3 +145,6 @@ def _json_char(char: str) -> str:
         return "\\uFFFD"
     units = char.encode("utf-16-be")
     return "".join(f"\\u{units[at] << 8 | units[at + 1]:04X}" for at in range(0, len(units), 2))
+
+
+_JSON = Escapes(_json_char)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from underlay.cli import options
-from underlay.cli.output import echo, json_text
+from underlay.cli.output import echo, echo_json
 from underlay.errors import printable
 from underlay.plugins import PluginRecord, Registry, registry
 
@@ -21,7 +21,7 @@ def command(*, output: str) -> int:
     """List what is loaded and from where, and what is not and why."""
     known = registry()
     if output == "json":
-        echo(json_text(_as_json(known)))
+        echo_json(_as_json(known))
     else:
         for line in _human(known):
             echo(printable(line))

@@ -8,7 +8,7 @@ import attrs
 
 from underlay.blocking import probe
 from underlay.cli import options
-from underlay.cli.output import echo, json_text
+from underlay.cli.output import echo, echo_json
 from underlay.errors import printable
 from underlay.probing import ProbeResult
 
@@ -31,7 +31,7 @@ def command(names: tuple[str, ...], *, output: str, **access: Unpack[options.Acc
     name = options.one_name(names)
     result = probe(name, storage_options=access["storage_options"])
     if output == "json":
-        echo(json_text(_as_json(name, result)))
+        echo_json(_as_json(name, result))
     else:
         echo(_human(name, result))
     return 1 if result.format is None else 0

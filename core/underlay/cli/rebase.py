@@ -7,7 +7,7 @@ from typing import Unpack
 import click
 
 from underlay.cli import options
-from underlay.cli.output import echo, json_text
+from underlay.cli.output import echo_json
 from underlay.cli.problems import CommandError, explain, hints_of, said, seen_from_here
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import (
@@ -78,7 +78,7 @@ def command(
                 options.known_format(backing_format, "Invalid format name:")
             raise _failure(error, name, backing or "") from error
     if output == "json":
-        echo(json_text(_as_json(name, done)))
+        echo_json(_as_json(name, done))
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Final, Unpack
 import click
 
 from underlay.cli import options
-from underlay.cli.output import echo, json_text
+from underlay.cli.output import echo, echo_json
 from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import OptionError
@@ -90,7 +90,7 @@ def command(
         with reporting(bar=bar, progress=progress, quiet=quiet) as report:
             done = resize(disk, size, shrink=shrink, preallocation=mode, progress=report)
     if output == "json":
-        echo(json_text(_as_json(names[0], done)))
+        echo_json(_as_json(names[0], done))
     elif not quiet:
         echo("Image resized.")
     return 0

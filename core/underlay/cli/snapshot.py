@@ -10,7 +10,7 @@ import click
 from underlay.capabilities import Snapshottable
 from underlay.chaininfo import snapshot_json
 from underlay.cli import options
-from underlay.cli.output import echo, json_text
+from underlay.cli.output import echo, echo_json
 from underlay.cli.problems import CommandError, explain
 from underlay.cli.progress import progress_options, reporting
 from underlay.cli.snapshot_table import snapshot_table
@@ -73,7 +73,7 @@ def _list(disk: SyncFormatAccess, name: str, output: str) -> None:
     found = snapshots(disk)
     if output == "json":
         entries = [snapshot_json(snapshot) for snapshot in found]
-        echo(json_text({"version": _VERSION, "filename": name, "snapshots": entries}))
+        echo_json({"version": _VERSION, "filename": name, "snapshots": entries})
     elif found:
         echo("Snapshot list:")
         for line in snapshot_table(found):
