@@ -25,6 +25,7 @@ from underlay.jobs.runs import Run, runs
 from underlay.jobs.workers import in_parallel, worker_count
 from underlay.limits import Limits
 from underlay.sync import SyncFormatAccess
+from underlay.time_limit import check_time
 
 if TYPE_CHECKING:
     import hashlib
@@ -173,6 +174,7 @@ class _Tree:
         self._add(self._zero_block * first)
         groups, rest = divmod(found - first, _GROUP)
         for at in range(0, groups, _AT_ONCE):
+            check_time()
             self._root.update(self._zero_group * min(_AT_ONCE, groups - at))
         self._add(self._zero_block * rest)
         return found
