@@ -109,9 +109,9 @@ def test_a_pipe_or_socket_by_descriptor_lies_in_no_folder(images: Path) -> None:
                 for gate in (DirectoryGate(), DirectoryGate("/dev")):
                     with pytest.raises(underlay.ImplicitOpenDeniedError, match="outside"):
                         _read(images, name, gate)
-                for gate in (DirectoryGate("/proc"), PermissiveImplicitOpenGate()):
+                for anywhere in (DirectoryGate("/proc"), PermissiveImplicitOpenGate()):
                     with pytest.raises(underlay.StorageError, match="only regular files"):
-                        _read(images, name, gate)
+                        _read(images, name, anywhere)
         finally:
             os.close(reading)
             os.close(writing)

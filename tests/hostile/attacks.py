@@ -15,11 +15,21 @@ from underlay.cli import main
 
 from .child import Outcome, Warm
 
-__all__ = ["SECRET", "Done", "Place", "command"]
+__all__ = ["LOOKS", "SECRET", "Done", "Place", "command", "look"]
 
 #: What the host has, and no image may tell.
 SECRET = b"the host's own secret. ".ljust(64 << 10, b"s")
 
+#: Commands that look at one image, and what more each needs.
+LOOKS = (
+    ("map",),
+    ("convert", "copy.raw"),
+    ("compare", "-f", "qcow2", "evil"),
+    ("dd", "of=copy.raw"),
+    ("digest",),
+    ("bench", "-c", "1"),
+    ("measure", "-O", "qcow2"),
+)
 #: A new file that comes to nothing goes again.
 _REMOVED = "reached out: os.remove "
 
@@ -112,3 +122,12 @@ class Place:
             return False
         finally:
             leaked.unlink(missing_ok=True)
+
+
+def look(command: tuple[str, ...], image: str) -> tuple[str, ...]:
+    """The words that look at an image by a command."""
+    if command[0] == "dd":
+        return ("dd", f"if={image}", *command[1:])
+    if command[0] == "convert":
+        return ("convert", image, *command[1:])
+    return (*command, image)
