@@ -54,13 +54,12 @@ def amend(
 
     Names of other images are only recorded, and nothing that the image names is opened, unless its
     ``size`` is to change: then all is opened that ``gate`` allows, since data elsewhere counts.
-    ``progress`` counts tables instead of bytes.
+    ``progress`` counts tables instead of bytes. Cancelled, it has made some of the changes, each of
+    them wholly.
 
     Example::
 
         underlay.jobs.amend("disk.qcow2", {"lazy_refcounts": "on", "refcount_bits": 64})
-
-    Cancelled, it has made some of the changes, each of them wholly.
 
     Raises:
         UnsupportedOperationError: images of this format cannot be amended.
