@@ -73,7 +73,8 @@ def _area(header: Header) -> tuple[object, ...]:
 def _used(header: Header) -> int:
     """Where what the header area holds ends, in bytes."""
     area = header.header_length + len(header.extension_area())
-    return max(area, header.backing_file_offset + header.backing_file_size)
+    # Without an offset there is no name, whatever its size is said to be.
+    return max(area, header.backing_file_offset + len(header.backing_name))
 
 
 def _detour(header: Header, area: bytes, start: int) -> list[Step]:

@@ -18,7 +18,7 @@ def opinion(data: bytes) -> Verdict | None:
     """What is wrong with an image, or None where that cannot be told."""
     try:
         found = look_at(data)
-    except (struct.error, ValueError, IndexError, TooMuchError):
+    except (struct.error, ValueError, IndexError, OverflowError, TooMuchError):
         return None
     return found if len(found.corruptions) <= _MOST else None
 
@@ -47,24 +47,31 @@ def _passed(fault: str, data: bytes) -> bool:
 _RESERVED = 0x3F00_0000_0000_01FE
 
 
-def new_faults(before: bytes, was: Verdict | None, after: bytes) -> list[str]:
+def new_faults(
+    before: bytes, was: Verdict | None, after: bytes, *, checked: bool = False
+) -> list[str]:
     """What is wrong now and was not, as far as that could be avoided; ``was`` is about before.
 
     Where a cluster was counted too low before, whoever frees one of its users gives it away under
-    the others; and a file that grows may grow under an entry that led past its end. Only a check of
-    the whole image could know. There, counts may be wrong afterwards. So may entries, where a table
-    is something else too, and what is written there is written into the table.
+    the others; and a file that grows may grow under an entry that led past its end. Only who has
+    ``checked`` the whole image can know. Nobody can help what becomes of entries where a table is
+    something else too, and what is written there is written into the table.
     """
     now = None if was is None else opinion(after)
     if was is None or now is None:
         return []
+    if before[60:64] != bytes(4) and before[64:72] == bytes(8):
+        return []  # the header is the snapshot table
     known = _faults(was)
+    # What lay past the end of the file may lie in it now, and is not counted there either.
+    past = (int(cluster) for cluster in re.findall(r"to cluster (\d+), past", str(was.corruptions)))
+    known |= {f"cluster {cluster + more} {_TOO_LOW}" for cluster in past for more in range(3)}
     found = _faults(now) - known
-    if any(fault.endswith((_TOO_LOW, _PAST)) for fault in known):
-        found = {fault for fault in found if not fault.endswith((_TOO_LOW, _PAST))}
-        found = {fault for fault in found if "COPIED=" not in fault}
-    if any(f"cluster {cluster} {_TOO_LOW}" in known for cluster in _tables(before)):
+    if any(f"cluster {number} {_TOO_LOW}" in known for number in _tables(before)):
         found = {fault for fault in found if not fault.startswith("entry ")}
+    if not checked and any(fault.endswith((_TOO_LOW, _PAST)) for fault in known):
+        found = {fault for fault in found if not fault.startswith("entry ")}
+        found = {fault for fault in found if not fault.endswith((_TOO_LOW, _PAST))}
     return sorted(found)
 
 

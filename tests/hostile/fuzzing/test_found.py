@@ -15,6 +15,9 @@ from underlay_storage.memory import MemoryStorage
 
 from ..bases import Bases
 from ..editing import Image
+from .fields import fields
+
+_TABLE = "bitmap bitmap_table_offset"
 
 
 @pytest.fixture
@@ -27,19 +30,32 @@ def test_another_refcount_width_where_no_refcount_is_left(plain: Image) -> None:
     plain.put(plain.header.refcount_table_offset, "Q", 0)
     before = bytes(plain.data)
     target = MemoryStorage(before)
+    with (
+        pytest.raises(CorruptImageError, match="reference count"),
+        underlay.open_image(target, format="qcow2", writable=True) as disk,
+    ):
+        disk.capability(Amendable).amend({"refcount_bits": 8})
+
+
+@pytest.mark.parametrize("size", [0x20000, 0x7FFF_FFFF])
+def test_the_size_of_a_backing_name_that_is_not_there(plain: Image, size: int) -> None:
+    """Once, a new header zeroed so many bytes of the image, or asked for so much memory."""
+    plain.put(16, "I", size)
+    target = MemoryStorage(bytes(plain.data))
     with underlay.open_image(target, format="qcow2", writable=True) as disk:
-        ability = disk.capability(Amendable)
-        with pytest.raises(CorruptImageError, match="reference count"):
-            ability.amend({"refcount_bits": 8})
+        content = disk.read_bytes(0, disk.size)
+        disk.capability(Amendable).amend({"compat": "v2", "lazy_refcounts": False})
+        assert disk.read_bytes(0, disk.size) == content
+    assert not checking.check(target).corruptions
 
 
 def test_a_bitmap_table_inside_a_cluster(bases: Bases) -> None:
     """Once taken for sound by a check, though neither QEMU nor we can use the bitmap."""
     image = bases["bitmaps"].image()
-    extension = image.header.bitmaps
-    assert extension is not None
-    image.put(extension.directory_offset, "Q", image.word(extension.directory_offset) + 1)
-    assert checking.check(MemoryStorage(bytes(image.data))).corruptions == 1
+    (place, *_) = (field.offset for field in fields(image.data) if field.name == _TABLE)
+    image.put(place, "Q", image.word(place) + 1)
+    found = checking.check(MemoryStorage(bytes(image.data))).findings
+    assert [finding for finding in found if "starts no cluster" in finding.what]
 
 
 @pytest.mark.parametrize("end", [0x30000, 0x30004, 0x2FE00])

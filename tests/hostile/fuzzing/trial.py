@@ -153,7 +153,7 @@ class Trial:
             left = unseen(after)
             if left:
                 self.problems.append(f"repair: it says that all is well, but {left[:3]}")
-        self._compare("repair", after)
+        self._compare("repair", after, checked=True)
 
     def write(self) -> None:
         """Write to a copy."""
@@ -175,13 +175,13 @@ class Trial:
         if opened:
             self._compare(use, after)
 
-    def _compare(self, use: str, after: bytes) -> None:
+    def _compare(self, use: str, after: bytes, *, checked: bool = False) -> None:
         """Whether it is no worse."""
         if after == self.data or len(after) > _MOST or not self._is_qcow2(self.data):
             return
         if self._before is None:
             self._before = (opinion(self.data),)
-        faults = new_faults(self.data, *self._before, after)
+        faults = new_faults(self.data, *self._before, after, checked=checked)
         if faults:
             self.problems.append(f"{use}: it is worse than before: {faults[:3]}")
 
