@@ -208,6 +208,11 @@ class Resolver:
             return _Opened(handle)
         if not isinstance(decision, Allow):
             raise TypeError(f"A gate answers with Allow, Deny or Substitute, not {decision!r}")
+        if not reference.name:
+            raise InvalidImageError(
+                f"'{request.image}' needs a {reference.kind.value} and does not name it; give one "
+                "when opening it"
+            )
         _check_format(request, decision)
         handle = await self._open(layer, request, decision)
         self.resources.handles.append(handle)
