@@ -1,4 +1,4 @@
-"""Runs one use of one image in a child process, and tells what became of it.
+"""Runs uses of an image in a child process, and tells what became of each.
 
 A child is forked from one parent in which everything is imported already, so that it starts within
 milliseconds and its memory is that of the use. Nothing that it does harms whoever asked for it: it
@@ -8,7 +8,9 @@ is killed when its time is up, and cannot have more address space than ``ADDRESS
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
+import io
 import os
 import pickle
 import pkgutil
@@ -19,17 +21,17 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NoReturn, Self, cast
+from typing import IO, Any, NoReturn, Self, TypeAlias, cast
 
 import attrs
 
 from underlay.errors import UnderlayError
 from underlay.plugins import registry
 
-__all__ = ["ADDRESS_SPACE", "PEAK", "SECONDS", "Outcome", "Warm", "Watch", "serve"]
+__all__ = ["ADDRESS_SPACE", "PEAK", "SECONDS", "Call", "Outcome", "Warm", "Watch", "serve"]
 
 #: How much processor time a use may take. The machine may be busy with other things.
 SECONDS = 5
@@ -117,8 +119,12 @@ class Outcome:
         return told
 
 
+#: A function of a module, and its arguments: what pickles.
+Call: TypeAlias = tuple[Callable[..., object], tuple[object, ...]]
+
+
 class Warm:
-    """The parent of all children: ``run`` calls a function of a module in a child of its own."""
+    """The parent of all children."""
 
     def __init__(self, *, seconds: int = SECONDS) -> None:
         """``seconds`` is how much processor time each child has."""
@@ -130,16 +136,18 @@ class Warm:
         )
 
     def run(self, function: Callable[..., object], *arguments: object) -> Outcome:
-        """Call it, in a child. Function and arguments must pickle."""
-        stdin, stdout = (
-            cast("IO[bytes]", self._process.stdin),
-            cast("IO[bytes]", self._process.stdout),
-        )
-        pickle.dump((function, arguments), stdin)
-        stdin.flush()
-        outcome = pickle.load(stdout)  # noqa: S301 - from our own process
-        assert isinstance(outcome, Outcome)
-        return outcome
+        """Call it, in a child of its own."""
+        return self.run_all([(function, arguments)])[0]
+
+    def run_all(self, calls: Sequence[Call]) -> list[Outcome]:
+        """Make the calls one after the other, in one child: together they have its time.
+
+        What ends the child is the outcome of the call that it was at, and of all that follow.
+        """
+        pickle.dump(calls, cast("IO[bytes]", self._process.stdin))
+        cast("IO[bytes]", self._process.stdin).flush()
+        outcomes = pickle.load(cast("IO[bytes]", self._process.stdout))  # noqa: S301 - ours
+        return cast("list[Outcome]", outcomes)
 
     def __enter__(self) -> Self:
         return self
@@ -165,66 +173,66 @@ def serve(seconds: int) -> None:
         for found in pkgutil.walk_packages(package.__path__, f"{name}."):
             importlib.import_module(found.name)
     registry()
+    gc.freeze()  # a collection in a child would copy all that is shared with it
     stdin, stdout = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with contextlib.suppress(EOFError):
         while True:
-            function, arguments = pickle.load(stdin)  # noqa: S301 - from our own process
-            pickle.dump(_in_child(function, arguments, seconds), stdout)
+            calls = pickle.load(stdin)  # noqa: S301 - from our own process
+            pickle.dump(_in_child(calls, seconds), stdout)
             stdout.flush()
 
 
-def _in_child(
-    function: Callable[..., object], arguments: tuple[object, ...], allowed: int
-) -> Outcome:
+def _in_child(calls: Sequence[Call], allowed: int) -> list[Outcome]:
     reading, writing = os.pipe()
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:
         os.close(reading)
         resource.setrlimit(resource.RLIMIT_CPU, (allowed, allowed + 1))
-        _be_child(function, arguments, writing)
+        _be_child(calls, writing)
     os.close(writing)
-    told = _all_of(reading, began + _PATIENCE * allowed)
+    over, told = _all_of(reading, began + _PATIENCE * allowed)
     os.close(reading)
-    if told is None:
+    if not over:
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     seconds = time.monotonic() - began
+    ended = Outcome(error=RuntimeError("it ended without an answer"), seconds=seconds)
     if os.WIFSIGNALED(status):
-        return Outcome(signal=os.WTERMSIG(status), seconds=seconds)
-    if not told:
-        return Outcome(error=RuntimeError("it ended without an answer"), seconds=seconds)
-    outcome = pickle.loads(told)  # noqa: S301 - from our own process
-    return cast("Outcome", attrs.evolve(outcome, seconds=seconds))
+        ended = Outcome(signal=os.WTERMSIG(status), seconds=seconds)
+    outcomes: list[Outcome] = []
+    with contextlib.suppress(EOFError, pickle.UnpicklingError):  # it was ended while telling
+        while True:
+            outcomes.append(pickle.load(told))  # noqa: S301 - from our own process
+    return outcomes + [ended] * (len(calls) - len(outcomes))
 
 
-def _all_of(pipe: int, deadline: float) -> bytes | None:
-    """Everything until the other end is closed, or None when the time is up before."""
-    chunks: list[bytes] = []
-    while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        chunk = os.read(pipe, 1 << 20)
-        if not chunk:
-            return b"".join(chunks)
-        chunks.append(chunk)
-    return None
+def _all_of(pipe: int, deadline: float) -> tuple[bool, io.BytesIO]:
+    """Whether the other end was closed before the time was up, and what came."""
+    told = io.BytesIO()
+    over = False
+    while not over and select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        over = not told.write(os.read(pipe, 1 << 20))
+    told.seek(0)
+    return over, told
 
 
 # -- in a child
 
 
-def _be_child(
-    function: Callable[..., object], arguments: tuple[object, ...], pipe: int
-) -> NoReturn:
+def _be_child(calls: Sequence[Call], pipe: int) -> NoReturn:
     try:
         nowhere = os.open(os.devnull, os.O_RDWR)
         os.dup2(nowhere, 0)
         os.dup2(nowhere, 1)
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        told = _packed(_used(function, arguments))
+        watch = Watch()
         with os.fdopen(pipe, "wb") as file:
-            file.write(told)
+            for function, arguments in calls:
+                file.write(_packed(_used(watch, function, arguments)))
+                file.flush()
     except BaseException:  # noqa: BLE001 - nothing may return into the parent's loop
         traceback.print_exc()
     os._exit(0)
@@ -257,16 +265,23 @@ class Watch:
                 self._reached.append((event, _named(target)))
 
 
-def _used(function: Callable[..., object], arguments: tuple[object, ...]) -> Outcome:
-    watch = Watch()
-    watch.begin()
+def _used(watch: Watch, function: Callable[..., object], arguments: Sequence[object]) -> Outcome:
     value, error, where = None, None, ""
+    began = time.monotonic()
+    watch.begin()
     try:
         value = function(*arguments)
     except BaseException as raised:  # noqa: BLE001 - which it is says who asks
         error, where = raised, traceback.format_exc()
     peak, reached = watch.end()
-    return Outcome(value=value, error=error, where=where, peak=peak, reached=reached)
+    return Outcome(
+        value=value,
+        error=error,
+        where=where,
+        seconds=time.monotonic() - began,
+        peak=peak,
+        reached=reached,
+    )
 
 
 def _is_module(target: object) -> bool:
@@ -288,7 +303,8 @@ def _peak() -> int:
 def _packed(outcome: Outcome) -> bytes:
     try:
         packed = pickle.dumps(outcome)
-        pickle.loads(packed)  # noqa: S301 - our own
+        if outcome.error is not None:
+            pickle.loads(packed)  # noqa: S301 - our own
     except Exception as error:  # noqa: BLE001 - what the use raised may do anything
         what = RuntimeError(f"cannot be pickled ({error}): {outcome.error!r}, {outcome.value!r}")
         packed = pickle.dumps(attrs.evolve(outcome, value=None, error=what))

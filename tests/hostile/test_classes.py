@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from pathlib import Path
 
 import pytest
 
 from .bases import IMAGE, Bases
-from .child import Outcome, Warm
+from .child import Call, Outcome, Warm
 from .corpus import RECIPES
 from .judging import Before, files, mending_faults, placed, reading_faults, writing_faults
 from .recipe import Recipe
-from .uses import READ_ONLY, change, check, info, inspect, mend, probe, write
+from .uses import READ_ONLY, change, check, info, inspect, mend, probe, read, write
 
 each = pytest.mark.parametrize(
     "recipe", RECIPES, ids=lambda recipe: f"{recipe.number}-{recipe.name}"
 )
 
 
-def _copied(content: dict[str, bytes], folder: Path) -> Path:
+def _copied(content: dict[str, bytes], folder: Path) -> str:
     """The image's name, in a folder of its own."""
     folder.mkdir()
     for name, data in content.items():
         (folder / name).write_bytes(data)
-    return folder / IMAGE
+    return str(folder / IMAGE)
 
 
 @each
@@ -33,35 +33,35 @@ def test_uses(recipe: Recipe, bases: Bases, warm: Warm, tmp_path: Path) -> None:
     original = files(tmp_path, base)
     told: list[str] = []
 
-    def run(use: Callable[..., object], path: Path, *arguments: object) -> Outcome:
-        outcome = warm.run(use, str(path), *arguments)
-        # Other files are of use only to what reads or writes data.
-        names = (IMAGE,) if use in {probe, inspect, info, check} else original
-        allowed = [path.parent / name for name in names]
-        told.extend(f"{use.__name__}: {fault}" for fault in outcome.broken(allowed))
-        return outcome
+    def run(*calls: Call) -> list[Outcome]:
+        """Uses in turn, each with the name of its image."""
+        outcomes = warm.run_all(calls)
+        for (use, (image, *_)), outcome in zip(calls, outcomes, strict=True):
+            # Other files are of use only to what reads or writes data.
+            names = (IMAGE,) if use in {probe, inspect, info, check} else original
+            folder = os.path.dirname(str(image))
+            broken = outcome.broken([os.path.join(folder, name) for name in names])
+            told.extend(f"{use.__name__}: {fault}" for fault in broken)
+        return outcomes
 
-    outcomes: dict[str, Outcome] = {}
-    for name, use in READ_ONLY.items():
-        outcomes[name] = run(use, path)
-        if files(tmp_path, base) != original:
-            told.append(f"{name}: changed the image")
-    told += reading_faults(recipe.rule, base, outcomes["read"])
-    is_qcow2 = outcomes["probe"].value == ("qcow2", False)
-    if recipe.rule.refused and is_qcow2 and outcomes["inspect"].value == "safe":
+    found = dict(zip(READ_ONLY, run(*((use, (str(path),)) for use in READ_ONLY)), strict=True))
+    if files(tmp_path, base) != original:
+        told.append("what only reads changed the image")
+    told += reading_faults(recipe.rule, base, found[read])
+    is_qcow2 = found[probe].value == ("qcow2", False)
+    if recipe.rule.refused and is_qcow2 and found[inspect].value == "safe":
         told.append("inspect: calls it safe")
 
     before = Before(
-        base=base,
-        rule=recipe.rule,
-        read=outcomes["read"],
-        check=outcomes["check"],
-        files=original,
+        base=base, rule=recipe.rule, read=found[read], check=found[check], files=original
     )
-    for offset in before.places():
-        copy = _copied(original, tmp_path / f"{offset}")
-        outcome = run(write, copy, offset)
-        told += writing_faults(before, offset, outcome, files(copy.parent, base))
-    told += mending_faults(before, run(mend, _copied(original, tmp_path / "mended")))
-    run(change, _copied(original, tmp_path / "changed"))
+    places = {offset: _copied(original, tmp_path / f"{offset}") for offset in before.places()}
+    *written, mended, _ = run(
+        *((write, (copy, offset)) for offset, copy in places.items()),
+        (mend, (_copied(original, tmp_path / "mended"),)),
+        (change, (_copied(original, tmp_path / "changed"),)),
+    )
+    for (offset, copy), outcome in zip(places.items(), written, strict=True):
+        told += writing_faults(before, offset, outcome, files(Path(copy).parent, base))
+    told += mending_faults(before, mended)
     assert not told, "\n".join(told)

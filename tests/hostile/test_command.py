@@ -41,8 +41,7 @@ def test_commands(recipe: Recipe, bases: Bases, warm: Warm, tmp_path: Path) -> N
         told += filter(None, map(told_wrong, outcome.value or ()))
         if lines is LOOKING and files(tmp_path, base) != before:
             told.append("looking at the image changed it")
-        if list(new.iterdir()):
-            told.append(f"left behind: {list(new.iterdir())}")
+        told += (f"left behind: {left.name}" for left in new.iterdir())
     assert not told, "\n".join(told)
 
 

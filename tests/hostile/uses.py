@@ -286,7 +286,5 @@ def _contents(disk: SyncFormatAccess) -> Contents:
     )
 
 
-#: Those that must leave the file as it is, by name.
-READ_ONLY: dict[str, Callable[[str], object]] = {
-    one.__name__: one for one in (probe, inspect, info, check, read, look)
-}
+#: Those that must leave the file as it is.
+READ_ONLY: tuple[Callable[[str], object], ...] = (probe, inspect, info, check, read, look)
