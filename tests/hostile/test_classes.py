@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from underlay_drivers.qcow2 import layout
+
 from .bases import IMAGE, Bases
 from .child import Call, Outcome, Warm
 from .corpus import RECIPES
+from .editing import Image
 from .judging import Before, files, mending_faults, placed, reading_faults, writing_faults
-from .recipe import Recipe
+from .recipe import HARMLESS, Recipe
 from .uses import READ_ONLY, change, check, info, inspect, mend, probe, read, write
 
 each = pytest.mark.parametrize(
@@ -65,3 +68,16 @@ def test_uses(recipe: Recipe, bases: Bases, warm: Warm, tmp_path: Path) -> None:
         told += writing_faults(before, offset, outcome, files(Path(copy).parent, base))
     told += mending_faults(before, mended)
     assert not told, "\n".join(told)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [one for one in RECIPES if one.base == "bitmaps" and one.rule is HARMLESS],
+    ids=lambda recipe: recipe.name,
+)
+def test_a_writer_gives_up_bitmaps_that_lie(recipe: Recipe, bases: Bases, tmp_path: Path) -> None:
+    """It clears the bit that says that they are valid: nobody takes them for what was changed."""
+    _, path = placed(recipe, bases, tmp_path)
+    assert Image.load(path).word(layout.AUTOCLEAR_FEATURES_OFFSET) & 1
+    write(str(path), 0)
+    assert not Image.load(path).word(layout.AUTOCLEAR_FEATURES_OFFSET) & 1
