@@ -167,6 +167,14 @@ _L2 = [
         reading=Reading.SAME,
     ),
     Recipe(
+        number=101,
+        name="zero-room-past-the-end",
+        lie="a zero cluster has its room past the end of the file",
+        base="plain",
+        damage=lambda image: image.put(image.l2(2), "Q", layout.COPIED | 1 << 40 | layout.ZERO),
+        rule=Rule(writing=Writing.EITHER),
+    ),
+    Recipe(
         number=108,
         name="cluster-shared",
         lie="two L2 entries lead to one cluster that counts once",
@@ -284,6 +292,14 @@ _EXTENDED = [
         layout.COPIED | 1 << 40,
         layout.ALL_ALLOCATED,
     ),
+    _extended(
+        101,
+        "one-past-the-end",
+        "with one allocated subcluster leads past the end of the file",
+        layout.COPIED | 1 << 40,
+        1,
+    ),
+    _extended(50, "zero-flag", "has the zero flag of normal ones", layout.ZERO, 0),
     Recipe(
         number=101,
         name="extended-room-past-the-end",

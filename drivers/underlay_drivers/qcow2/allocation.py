@@ -29,7 +29,7 @@ class Allocator(RefcountBlocks):
     out only when all counts were verified.
     """
 
-    __slots__ = ("_packed_to", "_verify", "believed", "fresh_from", "limit")
+    __slots__ = ("_packed_to", "_sound", "_verify", "believed", "fresh_from", "limit")
 
     def __init__(
         self,
@@ -38,13 +38,17 @@ class Allocator(RefcountBlocks):
         *,
         metadata: set[int],
         cache_size: int,
-        verify: Callable[[], Awaitable[None]],
+        verify: Callable[[], Awaitable[bool]],
     ) -> None:
-        """``verify`` raises ``CorruptImageError`` if a count is too low."""
+        """``verify`` raises ``CorruptImageError`` if a count is too low.
+
+        It tells whether every entry leads where it may.
+        """
         super().__init__(image, header, metadata=metadata, cache_size=cache_size)
         self._verify = verify
         #: Whether no count is too low.
         self.believed = False
+        self._sound = False
         #: From here on no cluster was ever used or handed out, for metadata neither: they read as
         #: zeroes.
         self.fresh_from = 0
@@ -75,15 +79,18 @@ class Allocator(RefcountBlocks):
                 break
         return index << self._cluster_bits
 
-    async def believe(self) -> None:
+    async def believe(self) -> bool:
         """Make sure, once, that no count is too low: before something that is in use is let go.
+
+        False if an entry was found, too, that leads where it must not.
 
         Raises:
             CorruptImageError: one is.
         """
         if not self.believed:
-            await self._verify()
+            self._sound = await self._verify()
             self.believed = True
+        return self._sound
 
     async def allocate(self, count: int) -> tuple[int, int]:
         """Up to ``count`` free clusters in a row (at least one): their offset, and how many.

@@ -210,7 +210,8 @@ class Checker:
             self._odd_l1_entry(int(table[number]), offset + number * 8)
         begun = self._steps.done
         async for number, words in self.l2_tables(table):
-            self.tables.scan(words, int(hosts[number]), active=active)
+            guest = number << self.geometry.l1_shift
+            self.tables.scan(words, int(hosts[number]), guest=guest, active=active)
             self._steps.reach(begun + number + 1)
         self._steps.reach(begun + entries)
         return table

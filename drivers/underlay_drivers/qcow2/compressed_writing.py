@@ -87,10 +87,12 @@ def _check_units(disk: Dependencies, units: Sequence[tuple[int, bytes]]) -> None
 
 async def _look_over(writer: ImageWriter, units: Sequence[tuple[int, bytes]]) -> None:
     """See to it that there are tables, and that nothing is wrong with what is to be let go."""
+    disk = writer.disk
     for number, group in _by_table(writer, range(len(units)), units):
         table = await writer.table(number)
         for at in group:
-            entry = table[_word(writer, units[at][0])]
+            word = _word(writer, units[at][0])
+            entry, _ = disk.entry(table, word // disk.geometry.words, units[at][0])
             if entry:
                 writer.clusters_of(entry)
                 await writer.allocator.believe()

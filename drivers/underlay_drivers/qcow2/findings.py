@@ -61,9 +61,9 @@ class Report:
         self.check_errors += 1
         self._add("error", line, what, offset)
 
-    def note(self, line: str, what: str) -> None:
+    def note(self, line: str, what: str, *, offset: int | None = None) -> None:
         """Something that is no finding, and worth knowing."""
-        self._add("note", line, what)
+        self._add("note", line, what, offset)
 
     def repair(
         self, what: str, *, offset: int, before: int | None = None, after: int | None = None

@@ -122,7 +122,8 @@ async def shrink(writer: ImageWriter, size: int, progress: StepsCallback | None 
         await writer.make_ready()
         steps = Steps(progress, 2 * (disk.size() - size))
         async with writer.back.lock:
-            await writer.allocator.believe()  # before its size is another
+            if not await writer.allocator.believe():
+                await _look_beyond(writer, size)  # before its size is another
         # What is beyond the end no longer counts; only then it is taken away.
         await writer.back.flush()
         await _publish(writer, size)
@@ -197,6 +198,26 @@ async def _clear_beyond(writer: ImageWriter, size: int, steps: Steps | None = No
         await writer.back.relieve()
         if steps is not None:
             steps.reach((number + 1 << geometry.l1_shift) - size)
+
+
+async def _look_beyond(writer: ImageWriter, size: int) -> None:
+    """Make sure that all that lies wholly beyond ``size`` can be let go; under the lock.
+
+    Raises:
+        CorruptImageError: it cannot.
+    """
+    disk = writer.disk
+    geometry = disk.geometry
+    guest = size + -size % geometry.cluster_size
+    for number in range(guest >> geometry.l1_shift, len(disk.l1)):
+        table = await disk.l2_table(number)
+        end = number + 1 << geometry.l1_shift
+        while table is not None and guest < end:
+            index = (guest >> geometry.cluster_bits) % geometry.l2_entries
+            entry, _ = disk.entry(table, index, guest)
+            writer.clusters_of(entry)
+            guest += geometry.cluster_size
+        guest = end
 
 
 async def _clear_table(writer: ImageWriter, number: int, index: int) -> None:

@@ -77,10 +77,7 @@ async def create_snapshot(
             steps.did(1 << disk.geometry.l1_shift)
             if word:
                 table = await _active_table(writer, number)
-                for index in range(0, len(table), disk.geometry.words):
-                    await _count(writer, writer.clusters_of(table[index]), 1)
-                    if not table[index] & layout.COMPRESSED:
-                        table[index] &= ~layout.COPIED
+                await _share(writer, table, number << disk.geometry.l1_shift)
                 l1[number] = await _write_new(writer, packed(table)) | layout.COPIED
         place = await _write_new(writer, packed(l1))
         fields, freed = await _write_entries(writer, entries, (*entries, entry))
@@ -343,6 +340,22 @@ async def _count(writer: ImageWriter, references: Sequence[Freed], delta: int) -
                     field="refcount",
                     value=0,
                 )
+
+
+async def _share(writer: ImageWriter, table: Table, guest: int) -> None:
+    """Count all that an active L2 table leads to once more, so that nobody owns it.
+
+    Raises:
+        CorruptImageError: an entry, of clusters from offset ``guest`` on, makes no sense.
+    """
+    disk = writer.disk
+    words, size = disk.geometry.words, disk.geometry.cluster_size
+    for index in range(disk.geometry.l2_entries):
+        entry, _ = disk.entry(table, index, guest + index * size)
+        if entry:
+            await _count(writer, writer.clusters_of(entry), 1)
+            if not entry & layout.COMPRESSED:
+                table[index * words] = entry & ~layout.COPIED
 
 
 async def _count_shared(writer: ImageWriter, offset: int, table: Table) -> None:

@@ -153,7 +153,7 @@ async def read_snapshots(
     def damage(what: str) -> CorruptImageError:
         return CorruptImageError(
             f"'{image.name()}': entry {len(entries)} of the snapshot table at {table:#x} {what}; "
-            "the image is damaged",
+            "check the image",
             offset=table + at,
             field="snapshot table",
             value=len(entries),

@@ -37,10 +37,14 @@ async def survey(disk: Dependencies, limits: Limits) -> set[int]:
     limits.check("metadata", clusters * _REMEMBERED_BYTES, what=what)
     for region in disk.regions:
         _claim(found, region, header, disk.image)
+    shared: set[int] = set()
     for number, entry in enumerate(disk.l1):
         if entry:
             offset = disk.l2_offset(number)
-            _claim(found, Region("L2 table", offset, header.cluster_size), header, disk.image)
+            if entry & layout.COPIED or offset not in shared:
+                _claim(found, Region("L2 table", offset, header.cluster_size), header, disk.image)
+            if not entry & layout.COPIED:
+                shared.add(offset)  # it is copied before it is written, for each of its entries
     for region in regions:
         _claim(found, region, header, disk.image)
     return found

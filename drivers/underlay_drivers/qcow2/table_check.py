@@ -91,15 +91,17 @@ class TableCheck:
         #: Host offsets of entries that are to become zero clusters.
         self.to_zero = array("Q")
 
-    def scan(self, words: Words, where: int, *, active: bool) -> None:
-        """One table, which lies at host offset ``where``."""
+    def scan(self, words: Words, where: int, *, guest: int, active: bool) -> None:
+        """One table, which lies at host offset ``where``, of the clusters from ``guest`` on."""
         if self._is_one_run(words):
             host = int(words[0]) & layout.HOST_OFFSET
             self._ledger.references.add_run(host >> self._geometry.cluster_bits, len(words))
             if active:
                 self.allocated += len(words)
         elif words.any():
-            self._scan(Entries.of(words, self._geometry), where, active=active)
+            found = Entries.of(words, self._geometry)
+            self._scan(found, where, active=active)
+            self._note_unreadable(found, where, guest)
 
     def _is_one_run(self, words: Words) -> bool:
         """Whether the table is what most are: data, one cluster behind the other, not shared."""
@@ -144,6 +146,25 @@ class TableCheck:
             self._ledger.references.add(plain >> geometry.cluster_bits)
         if active:
             self._tell(found, shown)
+
+    def _note_unreadable(self, found: Entries, where: int, guest: int) -> None:
+        """Tell of entries that cannot be read, though a check of QEMU's passes over them."""
+        geometry = self._geometry
+        bad = np.uint64(geometry.standard_bad & layout.ZERO)
+        if geometry.external:
+            own = guest + self._ramp.astype(np.int64)
+            odd = found.allocated & (found.offsets != own)
+        else:
+            odd = found.copied & (found.offsets == 0)
+        odd |= (found.entries & bad) != 0
+        for index in np.flatnonzero(odd & ~found.compressed).tolist():
+            place = where + index * 8 * geometry.words
+            self._report.note(
+                "",
+                f"the L2 entry {int(found.entries[index]):#x} at {place:#x} makes no sense in this "
+                "image, and cannot be read",
+                offset=place,
+            )
 
     def _tell(self, found: Entries, shown: NDArray[np.bool_]) -> None:
         """Keep the statistics; ``shown`` are the entries that count."""

@@ -24,22 +24,26 @@ if TYPE_CHECKING:
 __all__ = ["verify_counts"]
 
 
-async def verify_counts(disk: Dependencies, allocator: Allocator, limits: Limits) -> None:
+async def verify_counts(disk: Dependencies, allocator: Allocator, limits: Limits) -> bool:
     """Make sure that no cluster is counted less often than tables lead to it; under the lock.
 
     The tables are those on disk, the counts those in memory: at whatever moment this is, nothing
     on disk leads to what is not counted. Takes a byte of memory for each cluster of the file.
+    Whether every entry leads where it may, too.
 
     Raises:
         CorruptImageError: one is, or what leads to clusters cannot be read.
         LimitExceededError: the file has too many clusters for ``limits.metadata``.
     """
-    checker = Checker(disk.image, disk.header, limits, Report())
+    report = Report()
+    checker = Checker(disk.image, disk.header, limits, report)
     await checker.count()
     references = checker.ledger.references
     # Metadata is neither handed out nor let go through an entry, so that it counts is enough.
-    known = np.fromiter(allocator.metadata, np.int64) >> disk.geometry.cluster_bits
-    known = known[known < references.size]
+    clusters = (offset >> disk.geometry.cluster_bits for offset in allocator.metadata)
+    # What a damaged image calls its own may lie anywhere.
+    known = np.array([cluster for cluster in clusters if cluster < references.size], np.int64)
+    sound = not report.corruptions and int(references.counts[known].max(initial=0)) <= 1
     references.counts[known] = np.minimum(references.counts[known], 1)
     counts = allocator.counts
     for first in range(0, references.size, counts.per_block):
@@ -62,3 +66,4 @@ async def verify_counts(disk: Dependencies, allocator: Allocator, limits: Limits
                 field="refcount",
                 value=count,
             )
+    return sound

@@ -100,11 +100,11 @@ class ImageWriter(Claims):
             await self.look_around()
         self._known = True
 
-    async def _verify_counts(self) -> None:
+    async def _verify_counts(self) -> bool:
         from underlay_drivers.qcow2.verifying import verify_counts
 
         async with self.back.condemning():
-            await verify_counts(self.disk, self.allocator, self._limits)
+            return await verify_counts(self.disk, self.allocator, self._limits)
 
     async def _make_ready(self) -> None:
         if self.ready:

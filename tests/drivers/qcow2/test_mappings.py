@@ -380,3 +380,23 @@ def test_a_size_that_is_no_multiple_of_anything_is_kept(plain: Image) -> None:
     with open_bytes(plain.data) as disk:
         assert disk.size() == (1 << 20) + 17
         assert sum(mapping.length for _, mapping in mappings(disk)) == (1 << 20) + 17
+
+
+def test_what_lies_before_damage_is_listed(make: Maker) -> None:
+    """By the walk of few clusters, and by the one of many."""
+    for size in ("4M", "4G"):
+        image = make("compat=1.1", size, "write 0 128k", "write 256k 64k")
+        image.put(image.l2(5), "Q", 1 << 5)
+        with open_bytes(image.data) as disk:
+            found: list[int] = []
+
+            async def collect() -> None:
+                async for mapping in disk.iter_mappings(0, disk.size()):
+                    found.append(mapping.length)  # noqa: B023, PERF401
+
+            with pytest.raises(CorruptImageError) as caught:
+                collect().send(None)
+            assert found == [128 << 10, 128 << 10, 64 << 10]
+            assert caught.value.field == "L2 entry"
+            assert caught.value.offset == image.l2(5)
+            assert caught.value.value == 1 << 5
