@@ -24,6 +24,7 @@ _L2_RESERVED = 0x3F00_0000_0000_01FE
 _DATA_FILE = 1 << 2
 _EXTENDED = 1 << 4
 _BITMAPS = 0x23852875
+_BITMAP_RESERVED = 0xFF00_0000_0000_01FE
 #: Entries of all tables together, beyond which an image is not small.
 _MOST_ENTRIES = 1 << 20
 
@@ -255,7 +256,9 @@ class _Look:
                 raise TooMuchError
             for entry in self.words(table, entries):
                 host = entry & _OFFSET
-                if host:
+                if entry & _BITMAP_RESERVED:
+                    self.bad(f"{what} has an entry with reserved bits: {entry:#x}")
+                elif host:
                     self.reference(host, self.cluster, what)
                     bits += self.image[host : host + self.cluster].ljust(self.cluster, b"\0")
                 else:

@@ -63,14 +63,19 @@ def new_faults(
     if before[60:64] != bytes(4) and before[64:72] == bytes(8):
         return []  # the header is the snapshot table
     known = _faults(was)
-    # What lay past the end of the file may lie in it now, and is not counted there either.
+    # What lay past the end of the file may lie in it now, and is not counted there either; nor is
+    # what stands before it in the same stream.
     past = (int(cluster) for cluster in re.findall(r"to cluster (\d+), past", str(was.corruptions)))
-    known |= {f"cluster {cluster + more} {_TOO_LOW}" for cluster in past for more in range(3)}
+    known |= {f"cluster {cluster + more} {_TOO_LOW}" for cluster in past for more in range(-2, 3)}
     found = _faults(now) - known
     if any(f"cluster {number} {_TOO_LOW}" in known for number in _tables(before)):
         found = {fault for fault in found if not fault.startswith("entry ")}
-    if not checked and any(fault.endswith((_TOO_LOW, _PAST)) for fault in known):
-        found = {fault for fault in found if not fault.startswith("entry ")}
+    doubtful = any(fault.endswith((_TOO_LOW, _PAST)) for fault in known)
+    if doubtful:
+        # Flags are no worse than the counts that they tell of.
+        found = {fault for fault in found if "COPIED=" not in fault}
+    if doubtful and not checked:
+        found = {fault for fault in found if not fault.startswith(("entry ", "bitmap "))}
         found = {fault for fault in found if not fault.endswith((_TOO_LOW, _PAST))}
     return sorted(found)
 

@@ -22,13 +22,14 @@ from .targets import TARGETS
 pytestmark = pytest.mark.slow
 
 #: Besides the seeds.
-_RUNS = 250
+_RUNS = 100
 
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory: pytest.TempPathFactory, qemu: Callable[[str], str]) -> Path:
     """A corpus for each target."""
-    qemu("qemu-img"), qemu("qemu-io")
+    for tool in ("qemu-img", "qemu-io"):
+        qemu(tool)
     _needs_atheris()
     folder = tmp_path_factory.mktemp("seeds")
     make_seeds(folder)
