@@ -44,7 +44,7 @@ ADDRESS_SPACE = 2 << 30
 
 _ROOT = Path(__file__).resolve().parents[2]
 #: What is imported once instead of in every child: packages with all that is in them, and modules.
-_PRELOADED_PACKAGES = ("underlay.cli", "underlay.jobs", "underlay_drivers", "underlay_storage")
+_PRELOADED_PACKAGES = ("underlay.cli", "underlay.jobs", "underlay_drivers", "underlay_storage.file")
 _PRELOADED = (
     "asyncio",
     "concurrent.futures.thread",
