@@ -1,0 +1,381 @@
+"""Requests to an object store: each is tried until it works, or its deadline is over.
+
+What a request came to is certain: a write whose answer was lost is known again by the id that it
+left in the object's metadata.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+
+import attrs
+
+from underlay.errors import (
+    StorageAccessError,
+    StorageChangedError,
+    StorageError,
+    StorageExistsError,
+    StorageNotFoundError,
+    UnderlayError,
+    UnsupportedOperationError,
+)
+from underlay_storage.s3.aws import Access, access
+from underlay_storage.s3.location import Location
+from underlay_storage.s3.problems import Kind, Problem, problem_of
+from underlay_storage.s3.retrying import Retrying, TransientError
+from underlay_storage.s3.settings import Settings
+from underlay_storage.s3.stores import Stores
+
+if TYPE_CHECKING:
+    from obstore import GetOptions, GetResult, PutMode
+
+__all__ = ["CREATE", "WRITE_ID", "Condition", "Facts", "Got", "Listed", "ObjectClient"]
+
+T = TypeVar("T")
+
+#: The user metadata that says which write made an object.
+WRITE_ID: Final = "underlay-write-id"
+
+#: How many keys one request deletes, or one page lists; S3 takes no more.
+_PAGE: Final = 1000
+
+
+@attrs.frozen
+class Condition:
+    """What has to hold for a write; the server looks, in one step with the write."""
+
+    #: The object has this ETag; None: there is no object.
+    etag: str | None
+
+
+CREATE: Final = Condition(None)
+
+
+@attrs.frozen(kw_only=True)
+class Facts:
+    """What a server says of an object."""
+
+    #: Bytes.
+    size: int
+    #: Quoted, as it is sent. None where the server gives none that stands for the very bytes.
+    etag: str | None
+    #: What ``put`` and ``upload`` were given; None for an object that somebody else made.
+    write_id: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Got:
+    """A range of an object, and the object's facts at that moment."""
+
+    #: From the offset that was asked for; short only where the object ends. Read-only.
+    data: memoryview
+    facts: Facts
+
+
+@attrs.frozen(kw_only=True)
+class Listed:
+    """An object in a listing."""
+
+    key: str
+    #: Bytes.
+    size: int
+    #: Seconds since the epoch, by the server's clock.
+    modified: float
+
+
+class ObjectClient:
+    """Requests to one bucket. Thread-safe; needs no closing.
+
+    Every method raises, besides what it says itself:
+        StorageNotFoundError: there is no such object, or no such bucket.
+        StorageAccessError: the credentials are wrong, have expired, or do not allow it.
+        UnsupportedOperationError: the server does not have what was asked for.
+        StorageError: it did not work, or not before the deadline.
+    """
+
+    #: So that the images of a chain share connections, and what was learnt of the server.
+    _shared: ClassVar[weakref.WeakValueDictionary[object, ObjectClient]] = (
+        weakref.WeakValueDictionary()
+    )
+    _sharing: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, location: Location, settings: Settings, access: Access | None) -> None:
+        self.location = location
+        self.settings = settings
+        self.access = access
+        self._stores = Stores(location, settings, access)
+        self._retrying = Retrying(deadline=settings.deadline)
+
+    @classmethod
+    def connect(cls, location: Location, settings: Settings) -> ObjectClient:
+        """The client for a location's bucket, with the credentials of this moment.
+
+        Nothing is sent yet.
+
+        Raises:
+            PluginError: the extra ``s3`` is not installed.
+            StorageAccessError: no credentials were found.
+        """
+        found = access(settings, name=str(location)) if location.speaks_s3 else None
+        place = location.scheme, location.bucket
+        # A forked child shares no connection with its parent.
+        same = os.getpid(), place, settings, found
+        with cls._sharing:
+            client = cls._shared.get(same)
+            if client is None:
+                client = cls._shared[same] = cls(location, settings, found)
+            return client
+
+    # -- reading
+
+    def get(self, key: str, start: int, length: int, *, etag: str | None = None) -> Got:
+        """``length`` bytes (at least one) from ``start`` on, or those that there are.
+
+        With ``etag``, of the object that has it and of no other.
+
+        Raises:
+            StorageChangedError: the object has another ETag.
+        """
+        import obstore
+
+        store = self._stores.reading(length)
+        options: GetOptions = {"range": (start, start + length)}
+        if etag is not None:
+            options["if_match"] = etag
+
+        def attempt() -> Got:
+            try:
+                got = _got(obstore.get(store, key, options=options), start, length)
+            except Exception as error:
+                kind = problem_of(error).kind
+                if kind is Kind.RANGE:
+                    got = self._behind_the_end(key, start)
+                elif kind is Kind.WHOLE:
+                    got = self._small_and_whole(key, start, length)
+                else:
+                    raise
+            # A server may ignore If-Match.
+            if etag is not None and got.facts.etag != etag:
+                raise self._changed(key)
+            return got
+
+        return self._request(attempt, doing="read", key=key)
+
+    def _behind_the_end(self, key: str, start: int) -> Got:
+        facts = self._facts(key)
+        if start < facts.size:
+            raise TransientError("the server refused a range that there is")
+        return Got(data=memoryview(b""), facts=facts)
+
+    def _small_and_whole(self, key: str, start: int, length: int) -> Got:
+        """For servers that answer a range which is not shorter than the object with the object."""
+        import obstore
+
+        size = self._facts(key).size
+        if start or length < size:
+            raise TransientError("the server sent another range than was asked for")
+        return _got(obstore.get(self._stores.reading(length), key), 0, size)
+
+    def head(self, key: str) -> Facts:
+        """What is known of an object."""
+        return self._request(lambda: self._facts(key), doing="look at", key=key)
+
+    def _facts(self, key: str) -> Facts:
+        import obstore
+
+        return _facts(obstore.get(self._stores.small(), key, options={"head": True}))
+
+    def listing(self, folder: str) -> Iterator[Listed]:
+        """The objects whose keys begin with ``folder`` and a slash, in the keys' order."""
+        import obstore
+
+        store = self._stores.reading(_PAGE << 10)
+        after: str | None = None
+        while True:
+
+            def page(after: str | None = after) -> list[Listed]:
+                # A page that fails is asked for again, from the last key that came.
+                stream = obstore.list(  # pyright: ignore[reportUnknownMemberType]
+                    store, folder, offset=after, chunk_size=_PAGE
+                )
+                return [
+                    Listed(
+                        key=entry["path"],
+                        size=entry["size"],
+                        modified=entry["last_modified"].timestamp(),
+                    )
+                    for entry in next(iter(stream), ())
+                ]
+
+            listed = self._request(page, doing="list", key=folder)
+            yield from listed
+            if len(listed) < _PAGE:
+                return
+            after = listed[-1].key
+
+    # -- writing
+
+    def put(
+        self,
+        key: str,
+        data: bytes | memoryview,
+        *,
+        write_id: str,
+        condition: Condition | None = None,
+    ) -> str | None:
+        """Write an object whole, in one request; its ETag, as in ``Facts``.
+
+        ``write_id`` is as unique as the write: by it a write is known again whose answer was lost.
+
+        Raises:
+            StorageExistsError: the condition was that there is none, and there is one.
+            StorageChangedError: the condition was another ETag; what others wrote stands.
+        """
+        import obstore
+
+        store = self._stores.writing(len(data))
+        mode: PutMode = "overwrite"
+        if condition is not None:
+            mode = "create" if condition.etag is None else {"e_tag": condition.etag}
+
+        def attempt() -> str | None:
+            try:
+                done = obstore.put(
+                    store,
+                    key,
+                    data,
+                    attributes={WRITE_ID: write_id},
+                    mode=mode,
+                    use_multipart=False,
+                )
+            except Exception as error:  # noqa: BLE001 - as in _request
+                return self.settle(
+                    problem_of(error), key=key, write_id=write_id, condition=condition
+                )
+            return strong(done["e_tag"])
+
+        return self._request(attempt, doing="write", key=key)
+
+    def settle(
+        self, problem: Problem, *, key: str, write_id: str, condition: Condition | None
+    ) -> str | None:
+        """The ETag of a write that seems to have failed and yet was made, maybe at an earlier try.
+
+        Raises:
+            StorageExistsError, StorageChangedError: the condition does not hold.
+            TransientError: it is to be tried again.
+        """
+        name = str(self.location.at(key))
+        if problem.kind in {Kind.TRANSIENT, Kind.DENIED, Kind.UNSUPPORTED} or problem.no_bucket:
+            raise self._typed(problem, doing="write", key=key)
+        facts = self._facts_or_none(key)
+        if facts is not None and facts.write_id == write_id:
+            return facts.etag
+        if problem.kind is Kind.RACE:
+            raise TransientError(str(problem))
+        if condition is None or problem.kind not in {Kind.CONDITION, Kind.MISSING}:
+            raise self._typed(problem, doing="write", key=key)
+        if condition.etag is not None:
+            raise StorageChangedError(
+                f"'{name}' was written by somebody else since it was opened: what they wrote "
+                "stands, and what was written here since the last sync is not in it"
+            )
+        if facts is None:
+            raise TransientError("it was there and is gone again")
+        raise StorageExistsError(
+            f"'{name}' exists; overwriting it was not asked for", filename=name
+        )
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove objects; those that are not there are no error."""
+        waiting: list[str] = []
+        for key in keys:
+            waiting.append(key)
+            if len(waiting) == _PAGE:
+                self._delete(waiting)
+                waiting = []
+        if waiting:
+            self._delete(waiting)
+
+    def _delete(self, keys: list[str]) -> None:
+        import obstore
+
+        # Others than S3 stop at the first that is not there.
+        for some in [keys] if self.location.speaks_s3 else [[key] for key in keys]:
+
+            def attempt(some: list[str] = some) -> None:
+                try:
+                    obstore.delete(self._stores.small(), some)
+                except Exception as error:
+                    problem = problem_of(error)
+                    if problem.kind is not Kind.MISSING or problem.no_bucket:
+                        raise
+
+            self._request(attempt, doing="delete", key=some[0])
+
+    # -- every request
+
+    def _facts_or_none(self, key: str) -> Facts | None:
+        try:
+            return self._facts(key)
+        except FileNotFoundError:
+            return None
+
+    def _request(self, attempt: Callable[[], T], *, doing: str, key: str) -> T:
+        def once() -> T:
+            try:
+                return attempt()
+            except (UnderlayError, TransientError):
+                raise
+            except Exception as error:  # noqa: BLE001 - obstore raises what it likes
+                raise self._typed(problem_of(error), doing=doing, key=key) from None
+
+        return self._retrying.run(once, doing=f"{doing} '{self.location.at(key)}'")
+
+    def _changed(self, key: str) -> StorageChangedError:
+        return StorageChangedError(
+            f"'{self.location.at(key)}' was changed by somebody while it was open: open it again"
+        )
+
+    def _typed(self, problem: Problem, *, doing: str, key: str) -> Exception:
+        if problem.kind is Kind.TRANSIENT:
+            return TransientError(str(problem))
+        if problem.kind is Kind.CONDITION:
+            return self._changed(key)
+        name = str(self.location.at(key))
+        said = f"Could not {doing} '{name}': {problem}"
+        if problem.kind is Kind.MISSING:
+            return StorageNotFoundError(said, errno=errno.ENOENT, filename=name)
+        if problem.kind is Kind.DENIED:
+            return StorageAccessError(said, errno=errno.EACCES, filename=name)
+        if problem.kind is Kind.UNSUPPORTED:
+            return UnsupportedOperationError(said)
+        return StorageError(said, errno=errno.EIO, filename=name)
+
+
+def strong(etag: str | None) -> str | None:
+    """An ETag that stands for the very bytes, quoted as it is sent; None for others."""
+    if not etag or etag[:2].upper() == "W/":
+        return None
+    return etag if etag.startswith('"') else f'"{etag}"'
+
+
+def _got(result: GetResult, start: int, length: int) -> Got:
+    facts = _facts(result)
+    data = memoryview(result.bytes())
+    if result.range[0] != start or len(data) != min(length, facts.size - start):
+        raise TransientError("the server sent another range than was asked for")
+    return Got(data=data, facts=facts)
+
+
+def _facts(result: GetResult) -> Facts:
+    return Facts(
+        size=result.meta["size"],
+        etag=strong(result.meta["e_tag"]),
+        write_id=result.attributes.get(WRITE_ID),
+    )

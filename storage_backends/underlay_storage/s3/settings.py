@@ -1,0 +1,109 @@
+"""How to reach a server, and how much memory and time to spend: the storage options, checked.
+
+What no option says comes from the usual environment and files, which are read at each open.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+
+from underlay.driver import OptionSpec
+from underlay.errors import OptionError
+from underlay.option_values import checked_options
+
+__all__ = ["OPTIONS", "Settings"]
+
+_MIB: Final = 1 << 20
+#: S3: no part but the last may be smaller.
+_PART_LEAST: Final = 5 * _MIB
+_BLOCK_LEAST: Final = 4096
+
+OPTIONS: Final[Mapping[str, OptionSpec]] = {
+    "endpoint": OptionSpec("address of the server", default="AWS_ENDPOINT_URL, else AWS"),
+    "region": OptionSpec("region of the bucket", default="AWS_REGION, else us-east-1"),
+    "access_key_id": OptionSpec("who asks (Azure: the account)", default="AWS_ACCESS_KEY_ID"),
+    "secret_access_key": OptionSpec("the password to it", default="AWS_SECRET_ACCESS_KEY"),
+    "session_token": OptionSpec("of credentials that expire", default="AWS_SESSION_TOKEN"),
+    "anonymous": OptionSpec("send no credentials", "bool", "off"),
+    "path_style": OptionSpec(
+        "name the bucket in the path, not in the host", "bool", "on where there is an endpoint"
+    ),
+    "deadline": OptionSpec("seconds for a request with all its retries", "int", "30"),
+    "cache": OptionSpec("memory for what was read", "size", "64M"),
+    "parallel": OptionSpec("requests at a time", "int", "8"),
+    "part_size": OptionSpec("above it, an upload is made in parts of it", "size", "16M"),
+    "staging": OptionSpec("folder for what is not uploaded yet", default="the temporary folder"),
+    "single_writer": OptionSpec(
+        "nobody else writes: the server need not be able to prevent it", "bool", "off"
+    ),
+    "block_size": OptionSpec("of a new s3+blocks image", "size", "1M"),
+}
+
+#: The least and the most of each number.
+_BOUNDS: Final = {
+    "deadline": (1, 3600),
+    "cache": (_MIB, 1 << 40),
+    "parallel": (1, 64),
+    "part_size": (_PART_LEAST, 1 << 30),
+    "block_size": (_BLOCK_LEAST, 64 * _MIB),
+}
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """The storage options of one open, checked. Secrets do not show in its ``repr``."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    access_key_id: str | None = attrs.field(default=None, repr=False)
+    secret_access_key: str | None = attrs.field(default=None, repr=False)
+    session_token: str | None = attrs.field(default=None, repr=False)
+    anonymous: bool = False
+    #: None: where there is an endpoint.
+    path_style: bool | None = None
+    #: Seconds.
+    deadline: int = 30
+    #: Bytes.
+    cache: int = 64 * _MIB
+    parallel: int = 8
+    #: Bytes.
+    part_size: int = 16 * _MIB
+    staging: str = attrs.field(factory=tempfile.gettempdir)
+    single_writer: bool = False
+    #: Bytes, a power of two.
+    block_size: int = _MIB
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any]) -> Settings:
+        """Check options, each a Python value or the text of a command line.
+
+        Raises:
+            OptionError: one is unknown, or has a value that it cannot have.
+        """
+        given: dict[str, Any] = checked_options(options, OPTIONS, what="object storage")
+        for name, value in given.items():
+            if OPTIONS[name].type == "str" and not (isinstance(value, str) and value):
+                # Not the value: it may be a secret.
+                raise OptionError(f"{name} has to be text, and not empty", option=name)
+            bounds = _BOUNDS.get(name)
+            if bounds and not bounds[0] <= value <= bounds[1]:
+                raise OptionError(
+                    f"{name} is {value}; it can be from {bounds[0]} to {bounds[1]}", option=name
+                )
+        settings = cls(**given)
+        if settings.block_size & settings.block_size - 1:
+            raise OptionError(
+                f"block_size is {settings.block_size}; it has to be a power of two",
+                option="block_size",
+            )
+        if settings.endpoint and not settings.endpoint.startswith(("http://", "https://")):
+            raise OptionError("endpoint has to begin with http:// or https://", option="endpoint")
+        if (settings.access_key_id is None) != (settings.secret_access_key is None):
+            raise OptionError(
+                "access_key_id and secret_access_key belong together", option="access_key_id"
+            )
+        return settings
