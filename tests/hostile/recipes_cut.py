@@ -15,6 +15,14 @@ _MIB = 1 << 20
 _LAST, _HELD = 0x90000, 2 * _MIB
 
 
+def _l2_table(image: Image) -> int:
+    return image.l2(0)
+
+
+def _in_l2_table(image: Image) -> int:
+    return image.l2(0) + 512
+
+
 def _cut(place: Callable[[Image], int]) -> Callable[[Image], object]:
     return lambda image: image.data.__delitem__(slice(place(image), None))
 
@@ -58,8 +66,8 @@ RECIPES = [
             rule=Rule(reading=Reading.FAILS, damaged=(0, 2 * _MIB), writing=Writing.REFUSED),
         )
         for name, lie, place in (
-            ("cut-before-l2-table", "the file ends before an L2 table", lambda i: i.l2(0)),
-            ("cut-in-l2-table", "the file ends inside an L2 table", lambda i: i.l2(0) + 512),
+            ("cut-before-l2-table", "the file ends before an L2 table", _l2_table),
+            ("cut-in-l2-table", "the file ends inside an L2 table", _in_l2_table),
         )
     ),
 ]

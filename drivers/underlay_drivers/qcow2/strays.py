@@ -51,9 +51,7 @@ class Strays:
         allocator, geometry = self._allocator, self._geometry
         size, mask = geometry.cluster_size, layout.HOST_OFFSET
         near = self._end - _TOUCHED * size
-        for entry in table[:: geometry.words]:
-            if entry & mask < near:
-                continue
+        for entry in [entry for entry in table[:: geometry.words] if entry & mask >= near]:
             first = entry & mask & -size
             last = first
             if entry & layout.COMPRESSED:
