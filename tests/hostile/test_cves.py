@@ -354,7 +354,7 @@ def test_cve_2024_44082_an_upload_is_judged_before_any_tool_has_it(
     (place.folder / "raw").write_bytes(bytes(_MIB))
     verdicts |= dict.fromkeys(("plain", "old", "raw"), "safe")
     create("backed", "qcow2", "-b", "plain", "-F", "qcow2")
-    create("elsewhere", "qcow2", "-o", "data_file=plain")
+    create("elsewhere", "qcow2", "-o", f"data_file={place.folder / 'data'}")
     create("future", "qcow2")
     image = Image.load(place.folder / "future").set_bit(72, 40)
     (place.folder / "future").write_bytes(image.data)
