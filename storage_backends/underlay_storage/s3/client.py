@@ -7,6 +7,7 @@ left in the object's metadata.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import threading
 import weakref
@@ -24,7 +25,7 @@ from underlay.errors import (
     UnderlayError,
     UnsupportedOperationError,
 )
-from underlay_storage.s3.aws import Access, access
+from underlay_storage.s3.aws import Access, Uploads, access
 from underlay_storage.s3.location import Location
 from underlay_storage.s3.problems import Kind, Problem, problem_of
 from underlay_storage.s3.retrying import Retrying, TransientError
@@ -34,7 +35,17 @@ from underlay_storage.s3.stores import Stores
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, PutMode
 
-__all__ = ["CREATE", "WRITE_ID", "Condition", "Facts", "Got", "Listed", "ObjectClient"]
+__all__ = [
+    "CREATE",
+    "WRITE_ID",
+    "Condition",
+    "Facts",
+    "Got",
+    "Listed",
+    "ObjectClient",
+    "UploadLostError",
+    "strong",
+]
 
 T = TypeVar("T")
 
@@ -88,6 +99,10 @@ class Listed:
     modified: float
 
 
+class UploadLostError(Exception):
+    """The server does not know an upload in parts (any more), and made no object of it."""
+
+
 class ObjectClient:
     """Requests to one bucket. Thread-safe; needs no closing.
 
@@ -110,6 +125,10 @@ class ObjectClient:
         self.access = access
         self._stores = Stores(location, settings, access)
         self._retrying = Retrying(deadline=settings.deadline)
+        #: What ``conditions`` found out of the server; None: nothing yet. It holds ``learning``.
+        self.honours_conditions: bool | None = None
+        self.honours_upload_conditions: bool | None = None
+        self.learning = threading.Lock()
 
     @classmethod
     def connect(cls, location: Location, settings: Settings) -> ObjectClient:
@@ -121,7 +140,7 @@ class ObjectClient:
             PluginError: the extra ``s3`` is not installed.
             StorageAccessError: no credentials were found.
         """
-        found = access(settings, name=str(location)) if location.speaks_s3 else None
+        found = access(location, settings) if location.speaks_s3 else None
         place = location.scheme, location.bucket
         # A forked child shares no connection with its parent.
         same = os.getpid(), place, settings, found
@@ -164,7 +183,7 @@ class ObjectClient:
                 raise self._changed(key)
             return got
 
-        return self._request(attempt, doing="read", key=key)
+        return self.request(attempt, doing="read", key=key)
 
     def _behind_the_end(self, key: str, start: int) -> Got:
         facts = self._facts(key)
@@ -183,7 +202,7 @@ class ObjectClient:
 
     def head(self, key: str) -> Facts:
         """What is known of an object."""
-        return self._request(lambda: self._facts(key), doing="look at", key=key)
+        return self.request(lambda: self._facts(key), doing="look at", key=key)
 
     def _facts(self, key: str) -> Facts:
         import obstore
@@ -212,7 +231,7 @@ class ObjectClient:
                     for entry in next(iter(stream), ())
                 ]
 
-            listed = self._request(page, doing="list", key=folder)
+            listed = self.request(page, doing="list", key=folder)
             yield from listed
             if len(listed) < _PAGE:
                 return
@@ -253,13 +272,13 @@ class ObjectClient:
                     mode=mode,
                     use_multipart=False,
                 )
-            except Exception as error:  # noqa: BLE001 - as in _request
+            except Exception as error:  # noqa: BLE001 - as in request
                 return self.settle(
                     problem_of(error), key=key, write_id=write_id, condition=condition
                 )
             return strong(done["e_tag"])
 
-        return self._request(attempt, doing="write", key=key)
+        return self.request(attempt, doing="write", key=key)
 
     def settle(
         self, problem: Problem, *, key: str, write_id: str, condition: Condition | None
@@ -291,6 +310,36 @@ class ObjectClient:
             f"'{name}' exists; overwriting it was not asked for", filename=name
         )
 
+    def put_in_pieces(
+        self, key: str, pieces: Callable[[], Iterable[bytes]], *, write_id: str
+    ) -> str | None:
+        """Write an object of any size, with no condition; its ETag, as in ``Facts``.
+
+        It is nowhere to be seen before all of it is there.
+        """
+        import obstore
+
+        settings = self.settings
+
+        def attempt() -> str | None:
+            done = obstore.put(
+                self._stores.writing(settings.part_size),
+                key,
+                pieces(),
+                attributes={WRITE_ID: write_id},
+                chunk_size=settings.part_size,
+                max_concurrency=settings.parallel,
+            )
+            return strong(done["e_tag"])
+
+        return self.request(attempt, doing="write", key=key)
+
+    @functools.cached_property
+    def uploads(self) -> Uploads:
+        """The requests of uploads in parts; only where S3 is spoken."""
+        assert self.access is not None
+        return Uploads(self.location, self.settings, self.access)
+
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; those that are not there are no error."""
         waiting: list[str] = []
@@ -316,7 +365,7 @@ class ObjectClient:
                     if problem.kind is not Kind.MISSING or problem.no_bucket:
                         raise
 
-            self._request(attempt, doing="delete", key=some[0])
+            self.request(attempt, doing="delete", key=some[0])
 
     # -- every request
 
@@ -326,11 +375,16 @@ class ObjectClient:
         except FileNotFoundError:
             return None
 
-    def _request(self, attempt: Callable[[], T], *, doing: str, key: str) -> T:
+    def request(self, attempt: Callable[[], T], *, doing: str, key: str) -> T:
+        """What ``attempt`` gives, tried until the deadline; its failures become typed errors.
+
+        ``doing`` completes "could not …", before the object's name.
+        """
+
         def once() -> T:
             try:
                 return attempt()
-            except (UnderlayError, TransientError):
+            except (UnderlayError, TransientError, UploadLostError):
                 raise
             except Exception as error:  # noqa: BLE001 - obstore raises what it likes
                 raise self._typed(problem_of(error), doing=doing, key=key) from None
@@ -345,6 +399,8 @@ class ObjectClient:
     def _typed(self, problem: Problem, *, doing: str, key: str) -> Exception:
         if problem.kind is Kind.TRANSIENT:
             return TransientError(str(problem))
+        if problem.kind is Kind.LOST:
+            return UploadLostError()
         if problem.kind is Kind.CONDITION:
             return self._changed(key)
         name = str(self.location.at(key))
@@ -367,10 +423,11 @@ def strong(etag: str | None) -> str | None:
 
 def _got(result: GetResult, start: int, length: int) -> Got:
     facts = _facts(result)
-    data = memoryview(result.bytes())
+    # One piece, and no more is waited for or kept than that: a server may send without end.
+    data = next(iter(result.stream(max(length, 1))), b"")
     if result.range[0] != start or len(data) != min(length, facts.size - start):
         raise TransientError("the server sent another range than was asked for")
-    return Got(data=data, facts=facts)
+    return Got(data=memoryview(data), facts=facts)
 
 
 def _facts(result: GetResult) -> Facts:

@@ -79,4 +79,8 @@ def locate(url: str) -> Location:
     key = key.strip("/")
     if not bucket or not key:
         raise OptionError(f"'{url}' names no object; write {scheme}://bucket/name")
+    if not key.isprintable() or not {"", ".", ".."}.isdisjoint(key.split("/")):
+        raise OptionError(
+            f"'{url}': a key with empty parts, dots as parts or control characters cannot be used"
+        )
     return Location(scheme=scheme, bucket=bucket, key=key)

@@ -1,7 +1,7 @@
-"""What went wrong with a request, told from the client library's exception.
+"""What went wrong with a request, told from what obstore or botocore raised.
 
 obstore puts the server's status and its error code into its message only, so they are looked for
-there. The message itself is never shown: it quotes headers, addresses and the whole answer.
+there. The message itself is never shown: it quotes addresses, the whole answer, and tracebacks.
 """
 
 from __future__ import annotations
@@ -12,17 +12,13 @@ from typing import Final
 
 import attrs
 
-__all__ = ["Kind", "Problem", "problem_of", "problem_of_status"]
+__all__ = ["Kind", "Problem", "RequestFailedError", "problem_of", "problem_of_status"]
 
 _STATUS: Final = re.compile(r"non-2xx status code: (\d{3})")
-_CODE: Final = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
-#: Of a longer answer no more is looked at.
-_ANSWER_MOST: Final = 8192
-
-#: Request timeout, too many requests, and what a server or a gateway says of itself.
-_TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-#: Codes that come with a status that says something else.
-_TRANSIENT_CODES: Final = frozenset({"RequestTimeout", "SlowDown", "InternalError"})
+#: In the answer to a request, and in obstore's words for a part of a bulk request.
+_CODE: Final = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>|\(code: ([A-Za-z0-9]{1,64})\)")
+#: Of a longer message no more is looked at.
+_MOST: Final = 16 << 10
 
 
 class Kind(enum.Enum):
@@ -40,6 +36,8 @@ class Kind(enum.Enum):
     RANGE = enum.auto()
     #: The whole object was sent where a range of it was asked for.
     WHOLE = enum.auto()
+    #: The server does not know the upload in parts (any more).
+    LOST = enum.auto()
     #: The same request may work the next time.
     TRANSIENT = enum.auto()
     #: The server does not have what was asked for (conditions, copies).
@@ -65,45 +63,113 @@ class Problem:
         return self.code in {"NoSuchBucket", "ContainerNotFound"}
 
 
-def problem_of_status(status: int, code: str | None = None) -> Problem:
+class RequestFailedError(Exception):
+    """A request of botocore's failed."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+_STATUSES: Final = {
+    301: Kind.OTHER,
+    302: Kind.OTHER,
+    307: Kind.OTHER,
+    308: Kind.OTHER,
+    401: Kind.DENIED,
+    403: Kind.DENIED,
+    404: Kind.MISSING,
+    405: Kind.UNSUPPORTED,
+    # Request timeout, too early, too many requests; what gateways and servers say of themselves.
+    408: Kind.TRANSIENT,
+    409: Kind.RACE,
+    412: Kind.CONDITION,
+    416: Kind.RANGE,
+    425: Kind.TRANSIENT,
+    429: Kind.TRANSIENT,
+    500: Kind.TRANSIENT,
+    501: Kind.UNSUPPORTED,
+    502: Kind.TRANSIENT,
+    503: Kind.TRANSIENT,
+    504: Kind.TRANSIENT,
+}
+
+#: Codes that say more than the status that they come with.
+_CODES: Final = {
+    "AccessDenied": Kind.DENIED,
+    "ExpiredToken": Kind.DENIED,
+    "InvalidAccessKeyId": Kind.DENIED,
+    "InvalidToken": Kind.DENIED,
+    "TokenRefreshRequired": Kind.DENIED,
+    "InternalError": Kind.TRANSIENT,
+    "RequestTimeout": Kind.TRANSIENT,
+    "SlowDown": Kind.TRANSIENT,
+    "NoSuchUpload": Kind.LOST,
+    "NotImplemented": Kind.UNSUPPORTED,
+}
+
+#: What the user can do.
+_ADVICE: Final = {
+    "ExpiredToken": "get new credentials",
+    "NoSuchBucket": "create the bucket first",
+    "RequestTimeTooSkewed": "set this machine's clock",
+}
+_REDIRECTED: Final = "the bucket is at another endpoint or in another region"
+
+#: Pieces of obstore's messages where there is no status. What is not among them may be better the
+#: next time: a connection that broke off, an answer that was mangled on its way.
+_TEXTS: Final = (
+    ("Received non-partial response", Kind.WHOLE, "the server sends no ranges"),
+    ("Received redirect", Kind.OTHER, f"the server sent us away: {_REDIRECTED}"),
+    ("error following redirect", Kind.OTHER, f"the server sent us away: {_REDIRECTED}"),
+    ("InvalidCertificate", Kind.OTHER, "the server's TLS certificate is not trusted"),
+    # The write was done.
+    ("ETag Header missing", Kind.OTHER, "the server gives objects no ETag"),
+    ("HTTP error: builder error", Kind.OTHER, "the endpoint is no address of a server"),
+    ("Could not parse path", Kind.OTHER, "object storage knows no such name"),
+    ("dns error", Kind.TRANSIENT, "the server's name was not found"),
+    ("ConnectError", Kind.TRANSIENT, "no connection to the server"),
+    ("TimedOut", Kind.TRANSIENT, "the server took too long"),
+    ("HTTP error", Kind.TRANSIENT, "the connection broke off"),
+)
+
+
+def problem_of_status(status: int | None, code: str | None = None) -> Problem:
     """What a status, and the code in its answer, stand for."""
-    said = f"the server answered {status}" + (f" ({code})" if code else "")
-    if status in _TRANSIENT or code in _TRANSIENT_CODES:
-        return Problem(Kind.TRANSIENT, said, code)
-    kinds = {
-        301: Kind.OTHER,
-        401: Kind.DENIED,
-        403: Kind.DENIED,
-        404: Kind.MISSING,
-        409: Kind.RACE,
-        412: Kind.CONDITION,
-        416: Kind.RANGE,
-        501: Kind.UNSUPPORTED,
-    }
+    words = [f"the server answered {status}" if status else "the server answered"]
+    if code is not None:
+        words.append(f"({code})" if status else code)
     if status in {301, 302, 307, 308}:
-        return Problem(Kind.OTHER, f"{said}: the bucket is at another endpoint or region", code)
-    return Problem(kinds.get(status, Kind.OTHER), said, code)
+        words[-1] += f": {_REDIRECTED}"
+    elif code in _ADVICE:
+        words[-1] += f": {_ADVICE[code]}"
+    kind = _CODES.get(code or "") or _STATUSES.get(status or 0, Kind.OTHER)
+    return Problem(kind, " ".join(words), code)
 
 
 def problem_of(error: BaseException) -> Problem:
-    """What an exception of obstore's stands for."""
+    """What an exception stands for."""
+    if isinstance(error, RequestFailedError):
+        return error.problem
     from obstore import exceptions
 
-    text = str(error)[:_ANSWER_MOST]
-    status, code = _STATUS.search(text), _CODE.search(text)
-    said = code.group(1) if code else None
-    if status is not None:
-        return problem_of_status(int(status.group(1)), said)
+    text = str(error)[:_MOST]
+    status = _STATUS.search(text)
+    found = _CODE.search(text)
+    code = found.group(found.lastindex or 0) if found else None
+    if status is not None or code is not None:
+        return problem_of_status(int(status.group(1)) if status else None, code)
     if isinstance(error, FileNotFoundError):
-        return Problem(Kind.MISSING, "there is no such object", said)
-    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
-        return Problem(Kind.DENIED, "the server does not allow it", said)
+        return Problem(Kind.MISSING, "there is no such object")
+    if isinstance(error, exceptions.UnauthenticatedError):
+        return Problem(Kind.DENIED, "the credentials could not be renewed")
+    if isinstance(error, exceptions.PermissionDeniedError):
+        return Problem(Kind.DENIED, "the server does not allow it")
     if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
-        return Problem(Kind.CONDITION, "the object is another one", said)
+        return Problem(Kind.CONDITION, "the object is another one")
     if isinstance(error, exceptions.NotSupportedError | NotImplementedError):
-        return Problem(Kind.UNSUPPORTED, "the server cannot do that", said)
-    if "tls" in text.lower() or "certificate" in text.lower():
-        return Problem(Kind.OTHER, "the server's TLS certificate is not trusted", said)
-    if "HTTP error" in text or "error sending request" in text or "timed out" in text:
-        return Problem(Kind.TRANSIENT, "no connection, or it broke off", said)
-    return Problem(Kind.OTHER, "the answer was not understood", said)
+        return Problem(Kind.UNSUPPORTED, "the server cannot do that")
+    for piece, kind, reason in _TEXTS:
+        if piece in text:
+            return Problem(kind, reason)
+    return Problem(Kind.TRANSIENT, "the answer was not understood")

@@ -89,12 +89,13 @@ class Settings:
             if OPTIONS[name].type == "str" and not (isinstance(value, str) and value):
                 # Not the value: it may be a secret.
                 raise OptionError(f"{name} has to be text, and not empty", option=name)
-            bounds = _BOUNDS.get(name)
-            if bounds and not bounds[0] <= value <= bounds[1]:
-                raise OptionError(
-                    f"{name} is {value}; it can be from {bounds[0]} to {bounds[1]}", option=name
-                )
         settings = cls(**given)
+        for name, (least, most) in _BOUNDS.items():
+            number: int = getattr(settings, name)
+            if not least <= number <= most:
+                raise OptionError(
+                    f"{name} is {number}; it can be from {least} to {most}", option=name
+                )
         if settings.block_size & settings.block_size - 1:
             raise OptionError(
                 f"block_size is {settings.block_size}; it has to be a power of two",

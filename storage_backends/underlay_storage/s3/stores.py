@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from underlay.errors import PluginError
+from underlay.errors import ClosedError, PluginError
 from underlay_storage.s3.aws import Access
 from underlay_storage.s3.location import Location
 from underlay_storage.s3.settings import Settings
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 __all__ = ["Stores"]
+
+#: The process in which obstore's threads run; they do not survive in a forked child.
+_home: Final[list[int]] = []
 
 #: A request that carries no more than this is a small one.
 _SMALL: Final = 1 << 20
@@ -67,6 +71,13 @@ class Stores:
 
     def _store(self, use: str, *, whole: float, silence: float) -> ObjectStore:
         with self._lock:
+            if not _home:
+                _home.append(os.getpid())
+            elif _home[0] != os.getpid():
+                raise ClosedError(
+                    f"'{self._location}' was asked for in a forked child, where object storage "
+                    "cannot be used: start processes by 'spawn' or 'forkserver'"
+                )
             store = self._made.get(use)
             if store is None:
                 store = self._made[use] = _make(
@@ -99,7 +110,7 @@ def _make(
     if location.is_web:
         return store.HTTPStore(f"{location.scheme}://{location.bucket}", **common)
     if access is not None:
-        return _s3(location, settings, access, **common)
+        return _s3(location, access, **common)
     options: dict[str, Any] = {"skip_signature": settings.anonymous}
     if location.scheme == "gs":
         if settings.endpoint is not None:
@@ -113,22 +124,22 @@ def _make(
     return store.AzureStore(location.bucket, **options, **common)
 
 
-def _s3(location: Location, settings: Settings, access: Access, **common: Any) -> ObjectStore:
+def _s3(location: Location, access: Access, **common: Any) -> ObjectStore:
     from obstore import store
 
-    bucket = location.bucket
     options: dict[str, Any] = {"region": access.region, "skip_signature": access.keys is None}
-    # A name with a dot has no certificate of its own.
-    virtual = "." not in bucket if access.endpoint is None else False
-    if settings.path_style is not None:
-        virtual = not settings.path_style
     endpoint = access.endpoint
     if endpoint is not None:
-        if virtual:
+        if not access.path_style:
             scheme, _, host = endpoint.partition("://")
-            endpoint = f"{scheme}://{bucket}.{host}"
+            endpoint = f"{scheme}://{location.bucket}.{host}"
         # By this name it counts more than what obstore itself finds in the environment.
         options["aws_endpoint_url_s3"] = endpoint.rstrip("/")
     if access.keys is not None:
         options["credential_provider"] = access.provider()
-    return store.S3Store(bucket, virtual_hosted_style_request=virtual, **options, **common)
+    return store.S3Store(
+        location.bucket,
+        virtual_hosted_style_request=not access.path_style,
+        **options,
+        **common,
+    )
