@@ -479,7 +479,8 @@ class CompressedWriter(Protocol):
     def encoder(self, level: int | None = None) -> Callable[[memoryview], bytes | None]:
         """What encodes one unit, or gives None where that would not be smaller; thread-safe.
 
-        ``level`` is of the image's own codec; None is a quick one of good size.
+        ``level`` is of the image's own codec; None is a quick one of good size. Where the encoder
+        pickles, other processes can encode too.
 
         Raises:
             OptionError: there is no such level.

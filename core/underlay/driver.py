@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from underlay.lease import Leases
 
 __all__ = [
+    "Decoder",
     "DetectZeroes",
     "FormatCreateOptions",
     "FormatDriverInstance",
@@ -126,6 +127,16 @@ class WriteTicket:
     after: int = 0
     #: The driver's own note of what to publish or give back.
     token: object = None
+
+
+class Decoder(Protocol):
+    """Decodes units of one image, in whatever process: it pickles."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def decode(self, host_length: int, raw: memoryview, out: memoryview) -> None:
+        """See ``FormatDriverInstance.decode``."""
 
 
 class FormatDriverInstance(Protocol):
@@ -274,6 +285,10 @@ class FormatDriverInstance(Protocol):
             CorruptImageError: the bytes do not decode to exactly ``len(out)`` bytes.
         """
         raise UnsupportedOperationError(f"{self.format_name} has nothing to decode")
+
+    def decoder(self) -> Decoder | None:
+        """What decodes as ``decode`` does, for other processes; None where only this one can."""
+        return None
 
     # -- writing
 

@@ -21,6 +21,7 @@
      +-- TimeLimitError (TimeoutError)             the work took longer than ``TimeLimit`` allows
      +-- OptionError (ValueError)                  an option that is unknown or has a bad value
      +-- PluginError (LookupError)                 no such format or scheme, or it failed to load
+     +-- WorkerError (RuntimeError)                another process was to do work, and did not
      +-- StorageError (OSError)                    the system failed a request
           +-- StorageNotFoundError (FileNotFoundError)
           +-- StorageAccessError (PermissionError)
@@ -65,6 +66,7 @@ __all__ = [
     "UnderlayError",
     "UnsupportedFeatureError",
     "UnsupportedOperationError",
+    "WorkerError",
     "printable",
     "storage_error",
 ]
@@ -287,6 +289,13 @@ class OptionError(UnderlayError, ValueError):
 
 class PluginError(UnderlayError, LookupError):
     """No plug-in offers this format or scheme, or the one that does failed to load."""
+
+
+class WorkerError(UnderlayError, RuntimeError):
+    """A process that was to do a part of the work died, or could not even begin.
+
+    What the work itself may raise comes from another process as it would from a thread.
+    """
 
 
 class StorageError(UnderlayError, OSError):

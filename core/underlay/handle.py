@@ -35,6 +35,7 @@ from underlay.storage import (
     Extent,
     PreallocateMode,
     ReadBuffers,
+    Reopening,
     Storage,
     WriteBuffers,
     is_blocking_storage,
@@ -140,6 +141,10 @@ class StorageHandle:
     def identity(self) -> Hashable | None:
         """See ``Storage.identity``."""
         return self.storage.identity()
+
+    def reopening(self) -> Reopening | None:
+        """See ``Storage.reopening``."""
+        return self.storage.reopening()
 
     def descriptor(self) -> int | None:
         """See ``Storage.descriptor``."""

@@ -6,6 +6,7 @@ from underlay.blocking import create, inspect, open_any, open_image, probe
 from underlay.buffers import aligned_buffer
 from underlay.chain import FROM_IMAGE
 from underlay.driver import (
+    Decoder,
     FormatCreateOptions,
     FormatDriverInstance,
     FormatOpenOptions,
@@ -36,6 +37,7 @@ from underlay.errors import (
     UnderlayError,
     UnsupportedFeatureError,
     UnsupportedOperationError,
+    WorkerError,
 )
 from underlay.fileobj import DiskFile
 from underlay.gate import (
@@ -62,6 +64,7 @@ from underlay.storage import (
     BlockingStorage,
     Extent,
     PreallocateMode,
+    Reopening,
     Storage,
     StorageCreateOptions,
     StorageOpenOptions,
@@ -79,6 +82,7 @@ __all__ = [
     "ConflictError",
     "CorruptImageError",
     "Data",
+    "Decoder",
     "Deny",
     "DenyImplicitOpenGate",
     "DirectoryGate",
@@ -116,6 +120,7 @@ __all__ = [
     "ReadOnlyError",
     "Reference",
     "ReferenceKind",
+    "Reopening",
     "ShallowMapping",
     "Special",
     "Storage",
@@ -134,6 +139,7 @@ __all__ = [
     "UnderlayError",
     "UnsupportedFeatureError",
     "UnsupportedOperationError",
+    "WorkerError",
     "WriteTicket",
     "Zero",
     "aio",

@@ -33,6 +33,7 @@ __all__ = [
     "Extent",
     "PreallocateMode",
     "ReadBuffers",
+    "Reopening",
     "Storage",
     "StorageCreateOptions",
     "StorageFacts",
@@ -111,6 +112,22 @@ class StorageCreateOptions:
     options: Mapping[str, object] = attrs.field(factory=dict[str, object])
 
 
+@attrs.frozen(kw_only=True)
+class Reopening:
+    """How another process, on another machine too, opens the very object that is open here.
+
+    It pickles, and two are equal where the objects are and hold the same bytes: the other process
+    compares its own with this one.
+    """
+
+    #: A full name: a path, or a URL.
+    name: str
+    #: The ``storage_options``; they may hold secrets.
+    options: Mapping[str, object] = attrs.field(factory=dict[str, object], repr=False)
+    #: What changes when the bytes do: a time of change, an entity tag.
+    state: Hashable = None
+
+
 @attrs.frozen
 class Extent:
     """A run of a storage that is data, or a hole that reads as zeroes without being stored."""
@@ -144,6 +161,14 @@ class StorageFacts(Protocol):
 
     def identity(self) -> Hashable | None:
         """Equal for two handles on one object and for no others; None if that cannot be said."""
+        return None
+
+    def reopening(self) -> Reopening | None:
+        """How other processes can read the object; None where they cannot reach it.
+
+        Raises:
+            StorageError: it cannot be found out.
+        """
         return None
 
     def writable(self) -> bool:

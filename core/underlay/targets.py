@@ -20,7 +20,15 @@ from underlay.storage import (
     is_storage,
 )
 
-__all__ = ["Target", "beside", "create_storage", "open_storage", "open_with", "scheme_of"]
+__all__ = [
+    "Target",
+    "absolute",
+    "beside",
+    "create_storage",
+    "open_storage",
+    "open_with",
+    "scheme_of",
+]
 
 #: A path, a URL whose scheme a back end registered, or an open storage, which stays the caller's.
 Target: TypeAlias = "str | os.PathLike[str] | BlockingStorage | Storage"
@@ -46,6 +54,15 @@ def beside(target: Target, name: str) -> Target:
     beside = os.path.join(os.path.dirname(path), name)
     # What looks like a URL is none here.
     return beside if scheme_of(beside) is None else os.path.join(os.curdir, beside)
+
+
+def absolute(target: Target) -> Target:
+    """The same target for a process with another current folder."""
+    if is_storage(target):
+        return target
+    if isinstance(target, str) and scheme_of(target) is not None and not os.path.lexists(target):
+        return target
+    return os.path.abspath(os.fsdecode(os.fspath(cast("str | os.PathLike[str]", target))))
 
 
 async def open_storage(

@@ -44,6 +44,7 @@ _ALL: list[tuple[UnderlayError, type[BaseException]]] = [
     (errors.TimeLimitError("m", seconds=2.5), TimeoutError),
     (errors.OptionError("m", option="size"), ValueError),
     (errors.PluginError("m"), LookupError),
+    (errors.WorkerError("m"), RuntimeError),
     (errors.StorageError("m", errno=errno.EIO, filename="f"), OSError),
     (errors.StorageNotFoundError("m", errno=errno.ENOENT, filename="f"), FileNotFoundError),
     (errors.StorageAccessError("m", errno=errno.EACCES, filename="f"), PermissionError),

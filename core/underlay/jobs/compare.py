@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -11,13 +11,13 @@ import attrs
 
 from underlay.errors import UnderlayError
 from underlay.gate import ImplicitOpenGate
-from underlay.jobs.loading import PIECE, Buffers, load
+from underlay.jobs.loading import PIECE, Buffers, Scratch, load
 from underlay.jobs.map import map_image
 from underlay.jobs.opened import Source, opened
 from underlay.jobs.places import Places, padded_runs
 from underlay.jobs.progress import Progress, ProgressCallback
 from underlay.jobs.runs import Run
-from underlay.jobs.workers import in_parallel, worker_count
+from underlay.jobs.workers import in_parallel, sent, worker_count
 from underlay.limits import Limits
 from underlay.sync import SyncFormatAccess
 
@@ -142,6 +142,7 @@ def _compare(
             parallel=workers,
             executor=executor,
             stop=comparer.stop,
+            elsewhere=sent(_compare_content),
         )
         for length, found in holds.enter_context(closing(results)):
             if found is not None:
@@ -191,6 +192,10 @@ class _Task(NamedTuple):
     pieces: list[tuple[list[Run], list[Run]]]
     #: How far the task advances the job, in bytes.
     length: int
+
+
+#: The bytes that a task covered, and the first difference or error in them.
+_Compared: TypeAlias = "tuple[int, tuple[int, Difference | UnderlayError] | None]"
 
 
 class _Comparer:
@@ -253,24 +258,33 @@ class _Comparer:
 
     # -- in workers
 
-    def compare(self, task: _Task) -> tuple[int, tuple[int, Difference | UnderlayError] | None]:
-        """Do a task: the bytes that it covered, and the first difference or error in them."""
+    def compare(self, task: _Task) -> _Compared:
+        """Do a task."""
         with self._first.in_use(), self._second.in_use(), self._buffers.lend() as scratch:
-            for first, second in task.pieces:
-                if self._stopped:
-                    break
-                start, length = first[0].start, first[-1].end - first[0].start
-                scratch.make_room(length, twice=True)
-                try:
-                    load(first, memoryview(scratch.first)[:length], scratch)
-                    load(second, memoryview(scratch.second)[:length], scratch)
-                except UnderlayError as error:
-                    error.step = "read"
-                    return task.length, (start, error)
-                at = _first_difference(scratch.first, scratch.second, length)
-                if at is not None:
-                    return task.length, (start + at & -_SECTOR, Difference.CONTENT)
-        return task.length, None
+            return _compare_pieces(task, scratch, lambda: self._stopped)
+
+
+def _compare_content(task: _Task) -> _Compared:
+    """Do a task in another process."""
+    return _compare_pieces(task, Scratch(), lambda: False)
+
+
+def _compare_pieces(task: _Task, scratch: Scratch, stopped: Callable[[], bool]) -> _Compared:
+    for first, second in task.pieces:
+        if stopped():
+            break
+        start, length = first[0].start, first[-1].end - first[0].start
+        scratch.make_room(length, twice=True)
+        try:
+            load(first, memoryview(scratch.first)[:length], scratch)
+            load(second, memoryview(scratch.second)[:length], scratch)
+        except UnderlayError as error:
+            error.step = "read"
+            return task.length, (start, error)
+        at = _first_difference(scratch.first, scratch.second, length)
+        if at is not None:
+            return task.length, (start + at & -_SECTOR, Difference.CONTENT)
+    return task.length, None
 
 
 def _append(pieces: list[tuple[list[Run], list[Run]]], first: Run, second: Run) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import attrs
 
 from underlay.errors import UnsupportedOperationError
 from underlay.jobs.loading import PIECE, Buffers, Scratch, load
+from underlay.jobs.opened import in_use
 from underlay.jobs.rate import RateLimit
-from underlay.jobs.runs import Run
+from underlay.jobs.runs import Run, runs
 from underlay.jobs.salvage import SalvageCallback, load_what_can_be, runs_that_can_be
 from underlay.jobs.sparse import data_ranges
 from underlay.sync import SyncFormatAccess
 
-__all__ = ["Copier", "Stretch", "Task", "Zeroes"]
+__all__ = ["Copier", "CopyTarget", "Stretch", "Task", "Zeroes", "through_the_chain"]
 
 
 class Zeroes(enum.Enum):
@@ -46,18 +47,51 @@ class Stretch:
 class Task(NamedTuple):
     """What a worker does in one go."""
 
-    stretch: Stretch
+    #: None in another process, which needs no more than the runs.
+    disk: SyncFormatAccess | None
+    #: What is added to a guest offset of the source to have that of the target.
+    shift: int
     #: Runs that follow each other, each list fetched and written at once.
     pieces: list[list[Run]]
     #: How far the task advances the job, in bytes.
     length: int
 
 
+class CopyTarget(Protocol):
+    """What is done to the target, which is a disk, or notes of what is to be done to one."""
+
+    @property
+    def size(self) -> int:
+        """Guest bytes."""
+        ...
+
+    def write(self, data: memoryview | bytes, offset: int) -> None:
+        """See ``SyncFormatAccess.write``."""
+
+    def discard_to_zero(self, offset: int, length: int) -> None:
+        """See ``SyncFormatAccess.discard_to_zero``."""
+
+
+def through_the_chain(
+    disk: SyncFormatAccess, piece: Sequence[Run], salvage: SalvageCallback | None
+) -> list[Run]:
+    """A piece that holds data, with the runs of lower images where nobody walked as far."""
+    if piece[0].storage is None and len(piece) == 1:
+        return list(piece)
+    if not any(run.below for run in piece):
+        return list(piece)
+    start = piece[0].start
+    length = piece[-1].end - start
+    if salvage is None:
+        return list(runs(disk, start, length))
+    return list(runs_that_can_be(disk, start, length, salvage))
+
+
 @attrs.define(kw_only=True)
 class Copier:
     """Does the tasks of one copy, in many threads at once."""
 
-    target: SyncFormatAccess
+    target: CopyTarget
     zeroes: Zeroes
     #: The target reads as zeroes from here on already; None where that is not known.
     clean_from: int | None = None
@@ -79,19 +113,19 @@ class Copier:
 
     def copy(self, task: Task) -> tuple[int, int]:
         """Do a task; the bytes that it covered, and those of them that it wrote as data."""
-        written = 0
         # Neither disk can be closed under the requests that go to its storages directly.
-        with task.stretch.disk.in_use(), self.target.in_use(), self._buffers.lend() as scratch:
+        with in_use(task.disk), in_use(self.target), self._buffers.lend() as scratch:
+            written = 0
             for piece in task.pieces:
                 if self._stopped:
                     break
-                written += self._copy_piece(task.stretch, piece, scratch)
+                written += self._copy_piece(task, piece, scratch)
             self._finish(scratch)
         return task.length, written
 
-    def _copy_piece(self, stretch: Stretch, piece: list[Run], scratch: Scratch) -> int:
+    def _copy_piece(self, task: Task, piece: list[Run], scratch: Scratch) -> int:
         """Copy runs that follow each other; how many bytes became data."""
-        run, shift = piece[0], stretch.to - stretch.start
+        run, shift = piece[0], task.shift
         if run.storage is None and len(piece) == 1:
             return 0 if run.below else self._write_zeroes(run.start + shift, run.length)
         length = piece[-1].end - run.start
@@ -99,27 +133,21 @@ class Copier:
             self.rate.take(length, self.stopped)
         if (self.offload or not self.sparse_size) and self._copy_on_host(piece, shift):
             return length
-        return self._copy(stretch, piece, scratch)
+        if task.disk is not None:
+            piece = through_the_chain(task.disk, piece, self.salvage)
+        return self._copy(piece, shift, scratch)
 
     def _finish(self, scratch: Scratch) -> None:
         """Store what a task has kept back so far."""
 
-    def _copy(self, stretch: Stretch, piece: list[Run], scratch: Scratch) -> int:
+    def _copy(self, piece: list[Run], shift: int, scratch: Scratch) -> int:
         start = piece[0].start
         length = piece[-1].end - start
         scratch.make_room(length)
-        self._load(stretch, piece, memoryview(scratch.first)[:length], scratch)
-        return self._write_data(scratch, 0, length, start + stretch.to - stretch.start)
+        self._load(piece, memoryview(scratch.first)[:length], scratch)
+        return self._write_data(scratch, 0, length, start + shift)
 
-    def _load(
-        self, stretch: Stretch, piece: Sequence[Run], into: memoryview, scratch: Scratch
-    ) -> None:
-        if any(run.below for run in piece):
-            start = piece[0].start
-            if self.salvage is None:
-                stretch.disk.read(into, start)
-                return
-            piece = list(runs_that_can_be(stretch.disk, start, len(into), self.salvage))
+    def _load(self, piece: Sequence[Run], into: memoryview, scratch: Scratch) -> None:
         if self.salvage is None:
             load(piece, into, scratch)
         else:
@@ -158,17 +186,17 @@ class Copier:
 
     def _copy_on_host(self, piece: list[Run], shift: int) -> bool:
         """Let the system copy plain data between two files; False if that is not how it is."""
-        run = piece[0]
+        run, disk = piece[0], self.target
         if len(piece) > 1 or run.special is not None or run.storage is None:
             return False
         source = run.storage.descriptor()
-        if source is None:
+        if source is None or not isinstance(disk, SyncFormatAccess):
             return False
         offset, done = run.offset, 0
-        with self.target.lease():
+        with disk.lease():
             while done < run.length:
                 try:
-                    place = self.target.ensure_data_mapping(
+                    place = disk.ensure_data_mapping(
                         run.start + shift + done, run.length - done, overwrite=True
                     )
                     target = place.storage.descriptor()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -24,6 +25,8 @@ from underlay.sync import SyncFormatAccess
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
+
+    from underlay.jobs.fetching import FetchingCopier
 
 __all__ = ["Compress", "Copied", "Stretch", "Zeroes", "copy"]
 
@@ -75,8 +78,8 @@ def copy(
     offset ``clean_from`` of the target on they need not be discarded. With ``layers``, only what
     the first so many images of a source's chain have is copied. ``offload`` copies from file to
     file without looking for zeroes. What cannot be read ends the copy, or becomes zeroes and is
-    told to ``salvage``. At most ``rate`` bytes a second are written. ``executor`` runs the work in
-    threads of the caller's.
+    told to ``salvage``. At most ``rate`` bytes a second are written. ``executor`` is the
+    caller's; one of other processes fetches and encodes, while the writing stays here.
 
     Raises:
         OptionError: ``sparse_size``, ``parallel`` or the level cannot be so.
@@ -101,7 +104,7 @@ def copy(
     if compress is not None:
         from underlay.jobs.encoding import encoding_copier
 
-        copier, unit = encoding_copier(copier, compress.level)
+        copier, unit = encoding_copier(copier, target, compress.level)
     done = data = 0
     with ExitStack() as holds:
         for disk in {id(disk): disk for disk in (s.disk for s in stretches)}.values():
@@ -115,6 +118,7 @@ def copy(
                     parallel=workers,
                     executor=executor,
                     stop=copier.stop,
+                    elsewhere=partial(_fetching, copier),
                 )
             )
         )
@@ -123,6 +127,12 @@ def copy(
             data += written
             report(Progress(done, total))
     return Copied(size=total, data=data)
+
+
+def _fetching(copier: Copier, executor: Executor) -> FetchingCopier:
+    from underlay.jobs.fetching import FetchingCopier
+
+    return FetchingCopier(copier, executor)
 
 
 def _quiet(progress: Progress) -> None:
@@ -135,14 +145,15 @@ def _tasks(
     # Zeroes that are written take as long as data, and are shared out like them.
     most_zeroes = _TASK if copier.zeroes is Zeroes.WRITE else _NO_END
     for stretch in stretches:
-        task = Task(stretch, [], 0)
+        disk, shift = stretch.disk, stretch.to - stretch.start
+        task = Task(disk, shift, [], 0)
         with closing(_pieces(stretch, copier.salvage, unit, most_zeroes, layers)) as found:
             for piece in found:
                 length = piece[-1].end - piece[0].start
-                task = Task(stretch, [*task.pieces, piece], task.length + length)
+                task = Task(disk, shift, [*task.pieces, piece], task.length + length)
                 if task.length >= _TASK or len(task.pieces) >= _TASK_PIECES:
                     yield task
-                    task = Task(stretch, [], 0)
+                    task = Task(disk, shift, [], 0)
         if task.pieces:
             yield task
 

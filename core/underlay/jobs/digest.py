@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import attrs
@@ -18,11 +19,11 @@ import attrs
 from underlay.errors import OptionError
 from underlay.gate import ImplicitOpenGate
 from underlay.jobs.loading import Buffers, load
-from underlay.jobs.opened import Source, opened
+from underlay.jobs.opened import Source, in_use, opened
 from underlay.jobs.pieces import in_whole_units
 from underlay.jobs.progress import Progress, ProgressCallback
 from underlay.jobs.runs import Run, runs
-from underlay.jobs.workers import in_parallel, worker_count
+from underlay.jobs.workers import in_parallel, sent, worker_count
 from underlay.limits import Limits
 from underlay.sync import SyncFormatAccess
 from underlay.time_limit import check_time
@@ -89,7 +90,7 @@ def digest(
     function = _function(algorithm)
     workers = worker_count(parallel)
     with opened(disk, gate=gate, limits=limits) as image:
-        tree = _Tree(function, image.size)
+        tree = _Tree(algorithm, function, image.size)
         _fill(tree, image, workers, executor, progress or _quiet)
         return Digest(algorithm=algorithm, hex=tree.root(), size=image.size)
 
@@ -115,6 +116,7 @@ def _fill(
                     parallel=workers,
                     executor=executor,
                     stop=hasher.stop,
+                    elsewhere=sent(partial(_hash, tree.algorithm)),
                 )
             )
         )
@@ -124,6 +126,12 @@ def _fill(
                 begun += tree.add(waiting.pop(begun))
             done += length
             report(Progress(done, disk.size))
+
+
+def _hash(algorithm: str, task: _Task) -> tuple[int, int, bytes | int]:
+    """Do one task, in another process."""
+    function = _function(algorithm)
+    return _Hasher(None, lambda data: function(data).digest()).hash(task)
 
 
 def _quiet(progress: Progress) -> None:
@@ -152,7 +160,8 @@ def _function(algorithm: str) -> Callable[..., hashlib._Hash]:
 class _Tree:
     """Puts the hashes of blocks together."""
 
-    def __init__(self, function: Callable[..., hashlib._Hash], size: int) -> None:
+    def __init__(self, algorithm: str, function: Callable[..., hashlib._Hash], size: int) -> None:
+        self.algorithm = algorithm
         self._function = function
         self._zero_block = self.leaf(memoryview(_ZEROES))
         self._width = len(self._zero_block)
@@ -226,7 +235,8 @@ def _tasks(disk: SyncFormatAccess) -> Iterator[_Task]:
 class _Hasher:
     """Does the tasks, in many threads at once."""
 
-    def __init__(self, disk: SyncFormatAccess, leaf: Callable[[memoryview], bytes]) -> None:
+    def __init__(self, disk: SyncFormatAccess | None, leaf: Callable[[memoryview], bytes]) -> None:
+        #: None in another process.
         self._disk = disk
         self._leaf = leaf
         self._zero = leaf(memoryview(_ZEROES))
@@ -243,7 +253,7 @@ class _Hasher:
         if not task.pieces:
             return first, task.length, -(-task.length // _BLOCK)
         leaves: list[bytes] = []
-        with self._disk.in_use(), self._buffers.lend() as scratch:
+        with in_use(self._disk), self._buffers.lend() as scratch:
             for piece in task.pieces:
                 if self._stopped:
                     break

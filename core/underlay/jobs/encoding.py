@@ -13,11 +13,12 @@ import attrs
 
 from underlay.capabilities import CompressedWriter
 from underlay.errors import UnsupportedOperationError
-from underlay.jobs.copier import Copier, Stretch, Zeroes
+from underlay.jobs.copier import Copier, Zeroes
 from underlay.jobs.loading import Scratch
 from underlay.jobs.runs import Run
+from underlay.sync import SyncFormatAccess
 
-__all__ = ["encoding_copier"]
+__all__ = ["Encoding", "EncodingCopier", "encoding_copier"]
 
 #: Encoded bytes that a worker keeps before it stores them.
 _KEEP = 512 << 10
@@ -33,14 +34,16 @@ class Encoding:
     store: Callable[[list[tuple[int, bytes]]], None]
 
 
-def encoding_copier(copier: Copier, level: int | None) -> tuple[EncodingCopier, int]:
+def encoding_copier(
+    copier: Copier, target: SyncFormatAccess, level: int | None
+) -> tuple[EncodingCopier, int]:
     """A copier that encodes, and otherwise does as this one; and its unit in bytes.
 
     Raises:
         UnsupportedOperationError: the target stores nothing encoded.
         OptionError: its codec has no such level.
     """
-    writer: Any = copier.target.capability(CompressedWriter)
+    writer: Any = target.capability(CompressedWriter)
     if writer is None:
         raise UnsupportedOperationError("Compression not supported for this file format")
     encoding = Encoding(
@@ -72,15 +75,15 @@ class EncodingCopier(Copier):
     def _copy_on_host(self, piece: list[Run], shift: int) -> bool:
         return False
 
-    def _copy(self, stretch: Stretch, piece: list[Run], scratch: Scratch) -> int:
+    def _copy(self, piece: list[Run], shift: int, scratch: Scratch) -> int:
         unit = self.encoding.unit
         start = piece[0].start
         length = piece[-1].end - start
-        to = start + stretch.to - stretch.start
+        to = start + shift
         room = length + -(to + length) % unit
         scratch.make_room(room)
         view = memoryview(scratch.first)
-        self._load(stretch, piece, view[:length], scratch)
+        self._load(piece, view[:length], scratch)
         view[length:room] = bytes(room - length)  # what the disk's last unit has behind its end
         size = self.target.size
         written = plain = at = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
 from underlay.blocking import open_any, open_image
@@ -16,7 +16,7 @@ from underlay.sync import SyncFormatAccess
 if TYPE_CHECKING:
     from underlay.targets import Target
 
-__all__ = ["OpeningAlone", "Source", "opened", "opened_alone"]
+__all__ = ["OpeningAlone", "Source", "in_use", "opened", "opened_alone"]
 
 #: An open disk, which stays open, or what ``open_any`` can open.
 Source: TypeAlias = "SyncFormatAccess | Target"
@@ -68,3 +68,8 @@ def opened_alone(
     core = open_without_references(source, writable=writable, **opening)
     with SyncFormatAccess(run_blocking(core)) as disk:
         yield disk
+
+
+def in_use(disk: object) -> AbstractContextManager[None]:
+    """Keep from being closed what is a disk; in another process there is none to keep."""
+    return disk.in_use() if isinstance(disk, SyncFormatAccess) else nullcontext()

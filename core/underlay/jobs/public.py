@@ -22,6 +22,7 @@ from underlay.jobs.create import create
 from underlay.jobs.dd import DdResult, dd
 from underlay.jobs.digest import Digest, digest
 from underlay.jobs.info import image_info_json, info
+from underlay.jobs.many import Conversion, convert_many
 from underlay.jobs.map import MapEntry, map_image
 from underlay.jobs.measure import measure
 from underlay.jobs.picture import Picture, picture
@@ -35,6 +36,7 @@ __all__ = [
     "BenchResult",
     "Committed",
     "ComparisonResult",
+    "Conversion",
     "Copied",
     "DdResult",
     "Difference",
@@ -59,6 +61,7 @@ __all__ = [
     "commit",
     "compare",
     "convert",
+    "convert_many",
     "create",
     "create_snapshot",
     "dd",

@@ -5,23 +5,44 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, Protocol, TypeGuard, TypeVar
 
-from underlay.errors import OptionError
+from underlay.errors import OptionError, UnsupportedOperationError
 from underlay.time_limit import check_time, time_left
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
-__all__ = ["MOST_WORKERS", "Running", "in_parallel", "worker_count"]
+__all__ = [
+    "MOST_WORKERS",
+    "Running",
+    "Worker",
+    "in_parallel",
+    "is_elsewhere",
+    "sent",
+    "worker_count",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")
+T_contra = TypeVar("T_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 #: More at a time would need more memory than a job may have.
 MOST_WORKERS = 16
 #: As many by default at most: a disk or a memory bus has enough of them by then.
 _DEFAULT_MOST = 8
+
+
+class Worker(Protocol[T_contra, R_co]):
+    """Does the tasks of a job."""
+
+    def do(self, task: T_contra, /) -> R_co:
+        """Do one; called in threads of the job."""
+        ...
+
+    def stop(self) -> None:
+        """Let the tasks end."""
 
 
 def worker_count(parallel: int | None) -> int:
@@ -46,14 +67,28 @@ def in_parallel(
     parallel: int,
     executor: Executor | None,
     stop: Callable[[], None],
+    elsewhere: Callable[[Executor], Worker[T, R]] | None = None,
 ) -> Generator[R, None, None]:
     """The results of ``work`` for each task, as they are ready; ``tasks`` is read no faster.
 
     However this ends (an error, an interrupt, or because it was closed), it then tells the tasks to
-    ``stop`` and waits for those that run.
+    ``stop`` and waits for those that run. With an executor of other processes, what ``elsewhere``
+    makes of it does the work; twice as many tasks are on their way at a time then.
+
+    Raises:
+        UnsupportedOperationError: such an executor cannot do this work.
+        WorkerError: it does none.
     """
     from concurrent.futures import ThreadPoolExecutor
 
+    if is_elsewhere(executor):
+        if elsewhere is None:
+            raise UnsupportedOperationError(
+                "This job works with threads, and its executor has other processes; leave it out, "
+                "or give one of threads"
+            )
+        worker = elsewhere(executor)
+        work, stop, executor, parallel = worker.do, worker.stop, None, 2 * parallel
     own = None
     if executor is None:
         executor = own = ThreadPoolExecutor(parallel, thread_name_prefix="underlay-job")
@@ -75,6 +110,30 @@ def in_parallel(
             own.shutdown(cancel_futures=True)
         else:
             running.drain()
+
+
+def is_elsewhere(executor: Executor | None) -> TypeGuard[Executor]:
+    """Whether an executor works out of reach of this process's objects: in other processes.
+
+    Raises:
+        WorkerError: it does no work.
+    """
+    if executor is None:
+        return False
+    from underlay.jobs.elsewhere import shares_memory
+
+    return not shares_memory(executor)
+
+
+def sent(work: Callable[[T], R]) -> Callable[[Executor], Worker[T, R]]:
+    """What lets an executor of other processes do tasks by ``work``, which pickles."""
+
+    def make(executor: Executor) -> Worker[T, R]:
+        from underlay.jobs.elsewhere import Elsewhere
+
+        return Elsewhere(executor, work)
+
+    return make
 
 
 class Running(Generic[T, R]):

@@ -12,12 +12,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
+
+from underlay.driver import Decoder
 from underlay.errors import CorruptImageError, OptionError
+from underlay.limits import Limits
 
 if TYPE_CHECKING:
     from zstandard import ZstdCompressor, ZstdDecompressor
 
-__all__ = ["LEVELS", "compress", "decompress", "encoder"]
+__all__ = ["LEVELS", "ClusterDecoder", "compress", "decompress", "encoder"]
 
 #: RFC 8878, 3.1.1.1.2: what a decoder should support, and more than a cluster.
 _WINDOW_MAX: Final = 8 << 20
@@ -41,6 +45,23 @@ _ZSTD_QUICK: Final = {
 }
 #: The highest level by compression type.
 LEVELS: Final = {0: 9, 1: 22}
+
+
+@attrs.frozen
+class ClusterDecoder(Decoder):
+    """Decodes the clusters of one image."""
+
+    compression_type: int
+    #: The image's name, for messages.
+    image: str
+    limits: Limits
+
+    def decode(self, host_length: int, raw: memoryview, out: memoryview) -> None:
+        """See ``FormatDriverInstance.decode``."""
+        if len(out) > self.limits.decoded_unit:
+            what = f"'{self.image}': the size of a compressed cluster"
+            self.limits.check("decoded_unit", len(out), what=what)
+        decompress(self.compression_type, raw[:host_length], out, name=self.image)
 
 
 def decompress(compression_type: int, raw: memoryview, out: memoryview, *, name: str) -> None:
@@ -128,11 +149,7 @@ def _deflate(level: int | None) -> Callable[[memoryview], bytes]:
         return partial(module.compress, level=level or _ISAL_LEVEL, wbits=_RAW_DEFLATE_4K)
     import zlib
 
-    def encode(data: memoryview) -> bytes:
-        stream = zlib.compressobj(-1 if level is None else level, zlib.DEFLATED, _RAW_DEFLATE_4K)
-        return stream.compress(data) + stream.flush()
-
-    return encode
+    return partial(zlib.compress, level=-1 if level is None else level, wbits=_RAW_DEFLATE_4K)
 
 
 def _compress_zstd(level: int | None, data: memoryview) -> bytes:

@@ -47,7 +47,7 @@ from underlay.probing import Match, NoMatch, ProbeVerdict, ProbeView
 from underlay.steps import Steps, StepsCallback
 from underlay.storage import AnyStorage
 from underlay_drivers.qcow2 import layout
-from underlay_drivers.qcow2.compressed import decompress
+from underlay_drivers.qcow2.compressed import ClusterDecoder
 from underlay_drivers.qcow2.create_options import AMEND_OPTIONS, CREATE_OPTIONS
 from underlay_drivers.qcow2.description import bitmap_warnings, describe, flagged_damage
 from underlay_drivers.qcow2.header import Header
@@ -287,10 +287,11 @@ class Qcow2(
 
     def decode(self, host_length: int, raw: memoryview, out: memoryview) -> None:
         """See ``FormatDriverInstance.decode``."""
-        if len(out) > self._limits.decoded_unit:
-            what = f"'{self.image.name()}': the size of a compressed cluster"
-            self._limits.check("decoded_unit", len(out), what=what)
-        decompress(self.header.compression_type, raw[:host_length], out, name=self.image.name())
+        self.decoder().decode(host_length, raw, out)
+
+    def decoder(self) -> ClusterDecoder:
+        """See ``FormatDriverInstance.decoder``."""
+        return ClusterDecoder(self.header.compression_type, self.image.name(), self._limits)
 
     async def invalidate_cache(self) -> None:
         """See ``FormatDriverInstance.invalidate_cache``.

@@ -26,6 +26,7 @@ from underlay.storage import (
     Extent,
     PreallocateMode,
     ReadBuffers,
+    Reopening,
     StorageCreateOptions,
     StorageOpenOptions,
     WriteBuffers,
@@ -184,6 +185,24 @@ class FileStorage(BlockingStorage):
     def identity(self) -> Hashable:
         """Device and inode; of a block device the device that it is."""
         return self._identity
+
+    def reopening(self) -> Reopening | None:
+        """The path, and when the file was changed; a block device is this machine's alone."""
+        if self._folder is None:
+            return None
+        try:
+            facts = os.fstat(self._fd)
+            state: Hashable = facts.st_mtime_ns
+            if self._is_device:
+                with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+                    state = facts.st_rdev, file.read()
+        except OSError as error:
+            self._fail(error, "look at")
+        return Reopening(
+            name=os.path.join(self._folder, os.path.basename(self._path)),
+            options={"direct": True} if self._direct else {},
+            state=(self.size(), state),
+        )
 
     def writable(self) -> bool:
         """Whether it was opened for writing."""

@@ -1,0 +1,248 @@
+"""Whole conversions by workers in other processes, none of which leaves half an image behind.
+
+This process makes each new target, empty, and the worker writes it. As long as the conversion
+lasts, whoever dies in it, the object is this process's to remove. A worker writes only what is as
+it was seen here, and stops when it is gone: so one that was taken for dead harms nobody, one that
+comes after a dead one does not take what that left for somebody's image, and one on a machine that
+has another object under that name leaves it alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Hashable, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, cast
+
+import attrs
+
+from underlay.errors import (
+    StorageExistsError,
+    StorageNotFoundError,
+    UnsupportedOperationError,
+    WorkerError,
+)
+from underlay.face import run_blocking
+from underlay.jobs.copying import Copied
+from underlay.jobs.elsewhere import Elsewhere
+from underlay.jobs.many import Conversion, convert_here
+from underlay.storage import Reopening, is_storage
+from underlay.sync import SyncFormatAccess
+from underlay.targets import Target, absolute, beside, create_storage, open_storage
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from underlay.handle import StorageHandle
+    from underlay.jobs.progress import Progress, ProgressCallback
+
+__all__ = ["ConvertingElsewhere"]
+
+#: Workers that may die with one conversion.
+_TRIES = 4
+#: Seconds after which a worker looks again whether its target is still there.
+_LOOK = 1.0
+
+
+class ConvertingElsewhere:
+    """Lets an executor of other processes make conversions."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._elsewhere = Elsewhere(executor, _convert)
+        self.stop = self._elsewhere.stop
+
+    def convert(
+        self, conversion: Conversion, seconds: float | None, progress: ProgressCallback
+    ) -> Copied:
+        """Have a conversion made, and wait for it.
+
+        Raises:
+            UnsupportedOperationError: something of it cannot be had in another process.
+            WorkerError: its workers died, or have other objects under its names.
+            Exception: what ``convert`` raised.
+        """
+        conversion = _known_everywhere(conversion)
+        for _ in range(_TRIES):
+            with _held(conversion) as held:
+                result = self._elsewhere.do(
+                    _Order(
+                        conversion=conversion,
+                        seconds=seconds,
+                        new=bool(held.made),
+                        target=held.seen,
+                    )
+                )
+                if isinstance(result, Exception):
+                    raise result
+                if result is not None:
+                    held.keep()
+                    return result
+        raise WorkerError(
+            f"No worker made '{conversion.target}': they died, or find something else under that "
+            "name than this process does"
+        )
+
+
+@attrs.frozen(kw_only=True)
+class _Order:
+    """What a worker is told."""
+
+    conversion: Conversion
+    seconds: float | None
+    #: The target is new, and empty.
+    new: bool
+    #: What the target has to be; None where there is none yet.
+    target: Reopening | None
+
+
+def _known_everywhere(conversion: Conversion) -> Conversion:
+    """The same conversion with full names.
+
+    Raises:
+        UnsupportedOperationError: it has no names, but objects that are open.
+    """
+    given = conversion.sources
+    several = given if isinstance(given, list | tuple) else (given,)
+    named: list[Target] = []
+    for each in (*several, conversion.target):
+        if isinstance(each, SyncFormatAccess) or is_storage(each):
+            raise UnsupportedOperationError(
+                "An open disk or storage cannot be sent to other processes; give its name, or use "
+                "threads"
+            )
+        named.append(absolute(cast("Target", each)))
+    return Conversion(tuple(named[:-1]), named[-1], **conversion.arguments)
+
+
+@attrs.define
+class _Held:
+    """The objects that a conversion writes."""
+
+    #: Those that were made for it.
+    made: list[StorageHandle] = attrs.field(factory=list["StorageHandle"])
+    #: What the target is now; None where there is none.
+    seen: Reopening | None = None
+
+    def keep(self) -> None:
+        """They are complete."""
+        while self.made:
+            handle = self.made.pop()
+            run_blocking(handle.sync())  # its name
+            run_blocking(handle.close())
+
+
+@contextmanager
+def _held(conversion: Conversion) -> Generator[_Held]:
+    """See to the target. What is made here goes again, unless it is kept."""
+    arguments = conversion.arguments
+    target = cast("Target", conversion.target)
+    options = arguments.get("target_storage_options")
+    held = _Held()
+    try:
+        if not arguments.get("target_exists"):
+            data_file = (arguments.get("options") or {}).get("data_file")
+            _make(target, options, held.made, overwrite=bool(arguments.get("overwrite")))
+            if held.made and isinstance(data_file, str):
+                _make(beside(target, data_file), None, held.made, overwrite=False)
+        held.seen = _seen(target, options)
+        yield held
+    finally:
+        for handle in held.made:
+            run_blocking(handle.abandon())
+
+
+def _make(
+    target: Target,
+    options: Mapping[str, object] | None,
+    made: list[StorageHandle],
+    *,
+    overwrite: bool,
+) -> None:
+    """Make an empty object, where that is seen at once.
+
+    Where objects appear only when they are complete, a worker that dies leaves nothing.
+    """
+    try:
+        handle = run_blocking(create_storage(target, lock=False, storage_options=options))
+    except StorageExistsError:
+        if not overwrite:
+            raise
+        return
+    try:
+        run_blocking(
+            run_blocking(open_storage(target, lock=False, storage_options=options)).close()
+        )
+    except StorageNotFoundError:
+        run_blocking(handle.abandon())
+    except BaseException:
+        run_blocking(handle.abandon())
+        raise
+    else:
+        made.append(handle)
+
+
+def _seen(target: Target, options: Mapping[str, object] | None) -> Reopening | None:
+    """What is there, as every process sees it; None: nothing."""
+    try:
+        handle = run_blocking(open_storage(target, lock=False, storage_options=options))
+    except StorageNotFoundError:
+        return None
+    try:
+        found = handle.reopening()
+        if found is None:
+            raise UnsupportedOperationError(
+                f"'{handle.name()}' lives in this process alone, and other processes cannot write "
+                "it; use threads, or another target"
+            )
+        return found
+    finally:
+        run_blocking(handle.close())
+
+
+# -- in a worker
+
+
+def _convert(order: _Order) -> Copied | Exception | None:
+    """Make a conversion; None if its target is not what it has to be."""
+    conversion = order.conversion
+    target = cast("Target", conversion.target)
+    options = conversion.arguments.get("target_storage_options")
+    try:
+        if _seen(target, options) != order.target:
+            return None
+        if order.new:
+            arguments = {**conversion.arguments, "overwrite": True}
+            conversion = Conversion(conversion.sources, target, **arguments)
+        return convert_here(conversion, order.seconds, _Watch(target, options))
+    except Exception as error:  # noqa: BLE001 - it is what the conversion came to
+        return error
+
+
+class _Watch:
+    """Stops a conversion whose target was taken away: nobody waits for it any more."""
+
+    def __init__(self, target: Target, options: Mapping[str, object] | None) -> None:
+        self._target = target
+        self._options = options
+        self._first = self._identity()
+        self._next = 0.0
+
+    def __call__(self, _: Progress) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _LOOK
+        # Where an object appears only when it is complete, there is none to look for.
+        if self._first is not None and self._identity() != self._first:
+            raise WorkerError(f"'{self._target}' was taken away while it was written")
+
+    def _identity(self) -> Hashable:
+        with suppress(StorageNotFoundError):
+            handle = run_blocking(
+                open_storage(self._target, lock=False, storage_options=self._options)
+            )
+            try:
+                return handle.identity()
+            finally:
+                run_blocking(handle.close())
+        return None
