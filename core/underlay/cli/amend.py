@@ -70,8 +70,10 @@ def command(
     values = settings.values(
         _known(image.format_name),
         refused=_ENCRYPTED,
-        at_creation=registry().driver(image.format_name).create_options,
+        at_creation={*registry().driver(image.format_name).create_options, "encryption"},
     )
+    if not values.get("size", 1):
+        del values["size"]  # to qemu-img, nothing: to be made empty would be a surprise
     image.refuse(values)
     with reporting(bar=bar, progress=progress, quiet=quiet, steps=True) as report:
         try:
@@ -121,4 +123,5 @@ def _known(format_name: str) -> Mapping[str, OptionSpec]:
 
 
 def _show(format_name: str) -> int:
+    options.known_format(format_name, "Unknown file format")
     return show_options(f"Amend options for '{format_name}':", _known(format_name))

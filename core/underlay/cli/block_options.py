@@ -118,14 +118,14 @@ class BlockNode:
     name: str | None = None
 
 
-def option_pairs(text: str, *, implied: str) -> dict[str, object]:
+def option_pairs(text: str, *, implied: str | None = None) -> dict[str, str]:
     """``a=b,c=d`` as a mapping: a comma in a value is doubled; a bare name is on, or "no…" off."""
-    found: dict[str, object] = {}
+    found: dict[str, str] = {}
     for number, part in enumerate(text.replace(",,", "\0").split(",")):
         name, equals, value = part.replace("\0", ",").partition("=")
         if equals:
             found[name] = value
-        elif number == 0:
+        elif number == 0 and implied is not None:
             found[implied] = name
         elif name.startswith("no"):
             found[name.removeprefix("no")] = "off"
@@ -140,7 +140,7 @@ def from_options(text: str) -> BlockNode:
     Raises:
         BlockOptionError: it describes none.
     """
-    return _node(option_pairs(text, implied=_FILE) if text else {})
+    return _node(dict(option_pairs(text, implied=_FILE)) if text else {})
 
 
 def from_json(text: str) -> BlockNode:

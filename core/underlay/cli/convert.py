@@ -9,22 +9,20 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Final, Unpack
 
-import attrs
 import click
 
-from underlay.capabilities import BitmapStore, CompressedWriter, Snapshottable, offers
+from underlay.capabilities import BitmapStore, CompressedWriter, offers
 from underlay.cli import options
-from underlay.cli.format_options import NOT_OURS, FormatOptions, show_options
+from underlay.cli.format_options import NOT_OURS, FormatOptions, show_creation_options
 from underlay.cli.output import echo_json, warn
-from underlay.cli.problems import CommandError, explain, hints_of
+from underlay.cli.problems import CommandError, explain, hints_of, said_of_new
 from underlay.cli.progress import progress_options, reporting
+from underlay.cli.snapshot_choice import disk_opener
 from underlay.driver import OptionSpec
 from underlay.errors import (
     ImplicitOpenDeniedError,
-    OptionError,
     OutOfRangeError,
     UnderlayError,
-    UnsupportedFeatureError,
 )
 from underlay.jobs.convert import convert
 from underlay.jobs.salvage import Unreadable
@@ -124,12 +122,13 @@ def command(
     zeroes = 4096 if sparse_size is None else _sparse_size(sparse_size)
     threads = None if parallel is None else _parallel(parallel)
     speed = None if rate is None else options.given_size(rate, what="rate limit")
-    part = None if snapshot is None else _Snapshot.read(snapshot)
+    open_source = disk_opener(snapshot)
     if target_image_opts and output_format is not None:
         raise CommandError("--image-opts and --format are mutually exclusive")
     for wrong, message in (
         (skip_broken_bitmaps and not bitmaps, "Use of --skip-broken-bitmaps requires --bitmaps"),
         (offload and sparse_size is not None, "Cannot enable copy offloading when -S is used"),
+        (offload and salvage, "Cannot use copy offloading in salvaging mode"),
         (offload and compress, "Cannot enable copy offloading when -c is used"),
         (
             target_image_opts and not target_exists,
@@ -139,7 +138,7 @@ def command(
         (target_exists and creation, "-o has no effect when skipping image creation"),
         (target_is_zero and not target_exists, "--target-is-zero requires use of -n flag"),
         (len(names) < 2, "Must specify image file name"),  # noqa: PLR2004 (from one to another)
-        (part is not None and len(names) > 2, "No support for concatenating multiple snapshot"),  # noqa: PLR2004
+        (snapshot is not None and len(names) > 2, "No support for concatenating multiple snapshot"),  # noqa: PLR2004
     ):
         if wrong:
             raise CommandError(message)
@@ -148,13 +147,7 @@ def command(
     with ExitStack() as disks:
         sources = [
             disks.enter_context(
-                _source(
-                    name,
-                    format_name=format_name,
-                    force_share=force_share,
-                    access=access,
-                    snapshot=part,
-                )
+                open_source(name, format_name=format_name, force_share=force_share, access=access)
             )
             for name in source_names
         ]
@@ -171,7 +164,11 @@ def command(
             disks.enter_context(target)
         given = {} if target_exists else {**settings.given, **_upon(backing, backing_format)}
         _check_target(
-            kind, given, upon=bool(backing or "backing_file" in given), sources=len(sources)
+            kind,
+            given,
+            upon=bool(backing or "backing_file" in given),
+            is_zero=target_is_zero,
+            sources=len(sources),
         )
         if compress:
             _check_compress(kind, given)
@@ -215,61 +212,6 @@ def command(
 # -- what is read
 
 
-def _source(name: str, *, snapshot: _Snapshot | None, **how: Any) -> SyncFormatAccess:
-    if snapshot is None:
-        return options.open_disk(name, **how)
-    wanted = snapshot.text
-    if snapshot.field is not None:
-        with options.open_disk(name, **how) as disk:
-            wanted = _find(disk, snapshot.field, snapshot.text)
-    try:
-        return options.open_disk(name, snapshot=wanted, **how)
-    except OptionError as error:
-        if error.option != "snapshot":
-            raise
-        raise _no_snapshot() from error
-    except UnsupportedFeatureError as error:
-        if error.feature != "internal snapshots":
-            raise
-        with options.open_disk(name, **how) as disk:
-            raise CommandError(
-                f"Failed to load snapshot: Block format '{disk.format_name}' used by device '' "
-                "does not support temporarily loading internal snapshots"
-            ) from error
-
-
-def _find(disk: SyncFormatAccess, field: str, text: str) -> str:
-    """The ID of the snapshot that has this ID, or this name."""
-    store: Any = disk.capability(Snapshottable)
-    for snapshot in () if store is None else store.snapshots():
-        if text == (snapshot.id if field == "snapshot.id" else snapshot.name):
-            return str(snapshot.id)
-    raise _no_snapshot()
-
-
-def _no_snapshot() -> CommandError:
-    return CommandError("Failed to load snapshot: Can't find snapshot")
-
-
-@attrs.frozen
-class _Snapshot:
-    """What ``-l`` says: an ID or a name, or which of the two."""
-
-    text: str
-    field: str | None = None
-
-    @classmethod
-    def read(cls, text: str) -> _Snapshot:
-        if not text.startswith("snapshot."):
-            return cls(text)
-        name, _, value = text.partition("=")
-        if name not in {"snapshot.id", "snapshot.name"}:
-            raise CommandError(
-                f"Invalid parameter '{name}'", f"Failed in parsing snapshot param '{text}'"
-            )
-        return cls(value, name)
-
-
 def _warning(*, quiet: bool) -> Callable[[Unreadable], None]:
     """What to do with what could not be read: one line for each sector."""
     lock = threading.Lock()
@@ -289,9 +231,8 @@ def _warning(*, quiet: bool) -> Callable[[Unreadable], None]:
 
 
 def _show_options(names: Sequence[str], output_format: str) -> int:
-    known = registry().driver(output_format).create_options
-    title = "Supported options:" if len(names) > 1 else f"Supported {output_format} options:"
-    return show_options(title, {**known, **_IGNORED})
+    options.known_format(output_format, "Unknown file format")
+    return show_creation_options(output_format, for_file=len(names) > 1)
 
 
 def _target(
@@ -318,7 +259,9 @@ def _upon(backing: str | None, backing_format: str | None) -> dict[str, str]:
     return {option: text for option, text in named.items() if text is not None}
 
 
-def _check_target(kind: str, given: dict[str, str], *, upon: bool, sources: int) -> None:
+def _check_target(
+    kind: str, given: dict[str, str], *, upon: bool, is_zero: bool, sources: int
+) -> None:
     """Refuse what cannot be created, in qemu-img's words."""
     if not upon:
         return
@@ -326,6 +269,10 @@ def _check_target(kind: str, given: dict[str, str], *, upon: bool, sources: int)
         raise CommandError(
             "Having a backing file for the target makes no sense when concatenating multiple "
             "input images"
+        )
+    if is_zero:
+        raise CommandError(
+            "Cannot use --target-is-zero when the destination image has a backing file"
         )
     if "backing_file" not in given:
         return
@@ -372,6 +319,10 @@ def _values(target: str, kind: str, given: dict[str, str]) -> dict[str, object]:
             f"{target}: error while converting {kind}: "
             f"Parameter 'preallocation' does not accept value '{mode}'"
         )
+    options.known_format(
+        given.get("backing_fmt"),
+        f"{target}: error while converting {kind}: Parameter 'backing-fmt' does not accept value",
+    )
     if "backing_fmt" in values and "backing_file" not in values:
         raise CommandError(
             f"{target}: error while converting {kind}: "
@@ -391,7 +342,8 @@ def _told(error: UnderlayError, target: str, kind: str) -> Exception:
         return CommandError(
             f"Could not open '{target}': Could not open backing file: {explain(error)}"
         )
-    return CommandError(f"{target}: error while converting {kind}: {explain(error)}", hints=hints)
+    why = said_of_new(error, target)
+    return CommandError(f"{target}: error while converting {kind}: {why}", hints=hints)
 
 
 # -- numbers

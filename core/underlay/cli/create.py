@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Mapping
 from typing import Final, Unpack, cast
 
@@ -13,11 +11,11 @@ import click
 from underlay.cli import options
 from underlay.cli.format_options import NOT_OURS, FormatOptions, show_creation_options
 from underlay.cli.output import echo, echo_json, printable
-from underlay.cli.problems import CommandError, hints_of, said
+from underlay.cli.problems import CommandError, hints_of, said_of_new
 from underlay.cli.progress import progress_options, reporting
 from underlay.creating import create_image
 from underlay.driver import OptionSpec
-from underlay.errors import ImplicitOpenDeniedError, StorageError, UnderlayError
+from underlay.errors import ImplicitOpenDeniedError, UnderlayError
 from underlay.face import run_blocking
 from underlay.jobs.progress import counting
 from underlay.plugins import registry
@@ -103,7 +101,7 @@ def command(
     except CommandError as failure:
         raise CommandError(f"{name}: {failure}", hints=failure.hints) from failure
     except UnderlayError as error:
-        raise CommandError(f"{name}: {_said(error, name)}", hints=hints_of(error)) from error
+        raise CommandError(f"{name}: {said_of_new(error, name)}", hints=hints_of(error)) from error
     with SyncFormatAccess(disk) as made:
         fields: dict[str, object] = {"version": _VERSION, "filename": name}
         fields |= {"format": made.format_name, "virtual-size": made.size}
@@ -176,13 +174,6 @@ class _NewImage:
         mode = self.words.get("preallocation", PreallocateMode.OFF.value)
         if mode not in {known.value for known in PreallocateMode}:
             raise CommandError(f"Parameter 'preallocation' does not accept value '{mode}'")
-
-
-def _said(error: UnderlayError, name: str) -> str:
-    if isinstance(error, StorageError) and error.errno == errno.EISDIR:
-        return f"Could not create '{name}': {os.strerror(errno.EISDIR)}"
-    # Not "Could not open": it is the new image's own name that stands before it.
-    return said(error)
 
 
 def _shown(value: object) -> str:

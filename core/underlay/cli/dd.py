@@ -9,7 +9,7 @@ import click
 
 from underlay.cli import options
 from underlay.cli.output import complain, echo_json
-from underlay.cli.problems import CommandError, explain, hints_of
+from underlay.cli.problems import CommandError, hints_of, said_of_new
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import ConflictError, UnderlayError
 from underlay.jobs.dd import DdResult, dd
@@ -81,9 +81,9 @@ def command(
         except UnderlayError as error:
             if error.step != "create" and not isinstance(error, ConflictError):
                 raise
+            why = said_of_new(error, given["of"])
             raise CommandError(
-                f"{given['of']}: error while creating output image: {explain(error)}",
-                hints=hints_of(error),
+                f"{given['of']}: error while creating output image: {why}", hints=hints_of(error)
             ) from error
     if done.past_end:
         complain(f"{given['if']}: cannot skip to specified offset")

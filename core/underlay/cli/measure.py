@@ -14,6 +14,7 @@ from underlay.cli.format_options import FormatOptions
 from underlay.cli.output import complain, echo, echo_json, say
 from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
+from underlay.cli.snapshot_choice import disk_opener
 from underlay.driver import OptionSpec
 from underlay.errors import OptionError, UnsupportedOperationError
 from underlay.jobs.measure import measure
@@ -63,6 +64,7 @@ def command(
     That is for what FILENAME holds, or for a new disk, and when all of it has been written.
     """
     settings = FormatOptions.read(creation)
+    open_source = disk_opener(snapshot)
     bytes_ = None if size is None else options.given_size(size, what="image size")
     if len(names) > 1:
         raise CommandError("At most one filename argument is allowed.")
@@ -76,20 +78,11 @@ def command(
     with ExitStack() as opened:
         source: SyncFormatAccess | int = bytes_ or 0
         if names:
-            try:
-                source = opened.enter_context(
-                    options.open_disk(
-                        names[0],
-                        format_name=format_name,
-                        force_share=force_share,
-                        access=access,
-                        snapshot=None if snapshot is None else _snapshot(snapshot),
-                    )
+            source = opened.enter_context(
+                open_source(
+                    names[0], format_name=format_name, force_share=force_share, access=access
                 )
-            except OptionError as error:
-                if error.option != "snapshot":
-                    raise
-                raise CommandError("Failed to load snapshot: Can't find snapshot") from error
+            )
         with reporting(bar=bar, progress=progress, quiet=False) as report:
             measured = _measured(source, output_format or "raw", settings, report)
     if output == "json":
@@ -124,17 +117,6 @@ def _measured(
         return measure(source, format_name, options=given, progress=progress)
     except (OptionError, UnsupportedOperationError) as error:
         raise CommandError(str(error)) from error
-
-
-def _snapshot(text: str) -> str:
-    """The ID or name in ``-l``, which may stand behind ``snapshot.id=`` or ``snapshot.name=``."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.startswith("snapshot."):
-        return text
-    if name not in {"snapshot.id", "snapshot.name"}:
-        complain(f"Invalid parameter '{name}'")
-        raise CommandError(f"Failed in parsing snapshot param '{text}'")
-    return value
 
 
 def _known(format_name: str) -> Mapping[str, OptionSpec]:

@@ -10,7 +10,7 @@ from underlay.cli.problems import CommandError
 from underlay.errors import OptionError
 from underlay.units import parse_size
 
-__all__ = ["LARGEST", "given_size", "warn_of_hexadecimal", "whole_number"]
+__all__ = ["LARGEST", "as_c_reads", "given_size", "warn_of_hexadecimal", "whole_number"]
 
 #: The largest size, and the largest offset.
 LARGEST: Final = (1 << 63) - 1
@@ -24,7 +24,7 @@ def given_size(text: str, *, what: str, least: int = 0, most: int = LARGEST) -> 
     """
     try:
         warn_of_hexadecimal(text)
-        number = parse_size(_strict(text))
+        number = parse_size(as_c_reads(text))
     except OptionError as error:
         if "must be from" not in str(error):
             raise CommandError(
@@ -59,6 +59,6 @@ def whole_number(text: str) -> int | None:
 _NUMBER: Final = re.compile(r"\s*([+-]?)(?:0x([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))", re.ASCII)
 
 
-def _strict(text: str) -> str:
-    """What C's ``strtoull`` makes of it: a plus sign is allowed, something behind it is not."""
+def as_c_reads(text: str) -> str:
+    """What C's ``strtoull`` takes for a number: a plus sign may be there, a space behind it not."""
     return text.lstrip().removeprefix("+") if text == text.rstrip() else ""

@@ -24,7 +24,16 @@ from underlay.errors import (
 )
 from underlay.gate import Allow, DirectoryGate, ImplicitOpenRequest
 
-__all__ = ["FAILED", "CommandError", "exit_status", "explain", "hints_of", "said", "seen_from_here"]
+__all__ = [
+    "FAILED",
+    "CommandError",
+    "exit_status",
+    "explain",
+    "hints_of",
+    "said",
+    "said_of_new",
+    "seen_from_here",
+]
 
 #: The exit status of a failure that has none of its own.
 FAILED = 1
@@ -148,6 +157,13 @@ def said(error: BaseException) -> str:
             text = text.replace(f"'{printable(full)}'", f"'{printable(below)}'")
         return "Could not open backing file: " * error.images_above + text
     return text
+
+
+def said_of_new(error: BaseException, name: str) -> str:
+    """The same of a new image, whose name stands before it."""
+    if isinstance(error, StorageError) and error.errno == errno.EISDIR:
+        return f"Could not create '{name}': {os.strerror(errno.EISDIR)}"
+    return said(error)
 
 
 def _own_words(error: BaseException) -> str:

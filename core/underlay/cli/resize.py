@@ -7,6 +7,7 @@ from typing import Final, Unpack
 import click
 
 from underlay.cli import options
+from underlay.cli.numbers import as_c_reads
 from underlay.cli.output import echo, echo_json
 from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
@@ -102,7 +103,7 @@ def _read(text: str) -> tuple[int, int]:
     digits = text[1:] if sign else text
     options.warn_of_hexadecimal(digits)
     try:
-        return sign, parse_size(digits.lstrip().removeprefix("+"))
+        return sign, parse_size(as_c_reads(digits))
     except OptionError as error:
         if "must be from" in str(error):
             raise CommandError(f"Value '{digits}' is out of range for parameter 'size'") from None
