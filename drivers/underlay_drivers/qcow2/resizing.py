@@ -45,8 +45,7 @@ async def grow(
 
     Raises:
         LimitExceededError: the L1 table would become too large.
-        UnsupportedOperationError: the backing image stands in the way of preallocation, or
-            snapshots in version 2.
+        UnsupportedOperationError: there are snapshots, in version 2.
     """
     disk = writer.disk
     _check_snapshots(writer)
@@ -56,12 +55,6 @@ async def grow(
         if size <= old:
             return
         await writer.make_ready()
-        if preallocation is not PreallocateMode.OFF and not (
-            disk.nothing_reads_zero() or disk.geometry.extended
-        ):
-            raise UnsupportedOperationError(
-                "Preallocation and a backing image go together with extended L2 entries only"
-            )
         raw = disk.header.autoclear_features & layout.RAW_EXTERNAL_DATA
         if raw and preallocation is PreallocateMode.OFF:
             # What others write to the raw file itself is to be seen.

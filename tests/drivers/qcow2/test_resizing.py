@@ -156,19 +156,17 @@ def test_what_grows_can_get_its_place_at_once(ends: Ends, layout: str, mode: str
     ends.agree()
 
 
-@pytest.mark.parametrize("layout", ["v3", "subclusters"])
-def test_a_place_and_a_backing_image_go_together_with_subclusters_only(
-    ends: Ends, layout: str
+@pytest.mark.parametrize("mode", ["metadata", "falloc", "full"])
+@pytest.mark.parametrize("layout", ["v2", "v3", "subclusters"])
+@pytest.mark.parametrize("below", [50_000, 500_000, 2 << 20])
+def test_what_grows_over_a_backing_image_can_get_its_place_at_once(
+    ends: Ends, layout: str, mode: str, below: int
 ) -> None:
-    ends.create(100_352, below=pattern(500_000), **LAYOUTS[layout])
+    ends.create(100_352, below=pattern(below), **LAYOUTS[layout])
     with ends.open() as disk:
-        if layout == "v3":
-            with pytest.raises(UnsupportedOperationError, match="extended L2"):
-                disk.resize(1 << 20, preallocation="metadata")
-        else:
-            disk.resize(1 << 20, preallocation="metadata")
-            ends.model[:] = ends.model.ljust(1 << 20, b"\0")
-            assert disk.read_bytes(0, 1 << 20) == ends.model
+        disk.resize(1 << 20, preallocation=mode)
+        ends.model[:] = ends.model.ljust(1 << 20, b"\0")
+        assert disk.read_bytes(0, 1 << 20) == ends.model
     ends.agree()
 
 
