@@ -199,7 +199,9 @@ class _Look:
         sectors = (entry >> shift & ((1 << (self.bits - 8)) - 1)) + 1
         if entry & _COPIED or bitmap:
             self.bad(f"{name} is compressed, and has other flags: {entry:#x}")
-        if bitmap:
+        if self.external:
+            self.bad(f"{name} is compressed, with a data file: {entry:#x}")
+        if bitmap or self.external:
             return  # nobody reads that, and nobody counts it
         start = offset & ~511
         self.reference(start, sectors * 512, name)
@@ -256,7 +258,7 @@ class _Look:
                 raise TooMuchError
             for entry in self.words(table, entries):
                 host = entry & _OFFSET
-                if entry & _BITMAP_RESERVED:
+                if entry & _BITMAP_RESERVED or (host and entry & 1):
                     self.bad(f"{what} has an entry with reserved bits: {entry:#x}")
                 elif host:
                     self.reference(host, self.cluster, what)

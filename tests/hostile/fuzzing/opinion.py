@@ -99,6 +99,8 @@ def _faults(verdict: Verdict) -> set[str]:
     found: set[str] = set()
     for fault in verdict.corruptions:
         told = re.sub(r"^the (active L1 table|L1 table of snapshot \d+), ", "", fault)
+        told = re.sub(r"^bitmap \d+", "bitmap", told)
+        told = re.sub(r" refcount \d+$", " another refcount", told)
         told = re.sub(r" refers to cluster \d+, ", " leads ", told)
         told = re.sub(r"0x8([0-9a-f]{15})", lambda found: hex(int(found[1], 16)), told)
         found.add(re.sub(r" has refcount \d+ and \d+ references", f" {_TOO_LOW}", told))

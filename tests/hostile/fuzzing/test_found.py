@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -77,3 +78,18 @@ def test_snapshots_by_the_ten_thousands_past_the_end(
     began = time.process_time()
     use(MemoryStorage(bytes(plain.data)))
     assert time.process_time() - began < 2
+
+
+def test_a_check_holds_no_more_of_a_table_than_the_file_has(plain: Image) -> None:
+    """Once 150 MiB for the 32 MiB that an L1 table was said to have."""
+    plain.put(36, "I", 4 << 20)
+    target = MemoryStorage(bytes(plain.data))
+    checking.check(target)
+    tracemalloc.start()
+    try:
+        checking.check(target)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # The table itself is held once, as it is for every use.
+    assert peak < 40 << 20
