@@ -258,8 +258,8 @@ class _Look:
                 raise TooMuchError
             for entry in self.words(table, entries):
                 host = entry & _OFFSET
-                if entry & _BITMAP_RESERVED or (host and entry & 1):
-                    self.bad(f"{what} has an entry with reserved bits: {entry:#x}")
+                if entry & _BITMAP_RESERVED or (host and entry & (self.cluster - 1)):
+                    self.bad(f"{what} has an entry that makes no sense: {entry:#x}")
                 elif host:
                     self.reference(host, self.cluster, what)
                     bits += self.image[host : host + self.cluster].ljust(self.cluster, b"\0")
