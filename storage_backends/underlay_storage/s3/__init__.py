@@ -4,3 +4,14 @@ Needs the extra: ``pip install 'underlay[s3]'``.
 """
 
 from __future__ import annotations
+
+from underlay.hookspecs import hookimpl
+from underlay_storage.s3.object import S3Object
+
+__all__ = ["S3Object", "underlay_storage_backends"]
+
+
+@hookimpl
+def underlay_storage_backends() -> tuple[type[S3Object]]:
+    """Offer the storage to underlay."""
+    return (S3Object,)

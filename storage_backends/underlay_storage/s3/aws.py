@@ -99,7 +99,7 @@ class Uploads:
         done = self._ask("create_multipart_upload", Key=key, Metadata=dict(metadata))
         return _word(done, "UploadId")
 
-    def send(self, key: str, upload: str, number: int, data: bytes) -> str:
+    def send(self, key: str, upload: str, number: int, data: bytes | bytearray) -> str:
         """Upload a part, by its number from 1 on; the part's ETag."""
         done = self._ask("upload_part", Key=key, UploadId=upload, PartNumber=number, Body=data)
         return _word(done, "ETag")

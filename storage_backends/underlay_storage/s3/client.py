@@ -77,6 +77,8 @@ class Facts:
     etag: str | None
     #: What ``put`` and ``upload`` were given; None for an object that somebody else made.
     write_id: str | None
+    #: Seconds since the epoch, by the server's clock.
+    modified: float = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -242,7 +244,7 @@ class ObjectClient:
     def put(
         self,
         key: str,
-        data: bytes | memoryview,
+        data: bytes | bytearray | memoryview,
         *,
         write_id: str,
         condition: Condition | None = None,
@@ -311,7 +313,7 @@ class ObjectClient:
         )
 
     def put_in_pieces(
-        self, key: str, pieces: Callable[[], Iterable[bytes]], *, write_id: str
+        self, key: str, pieces: Callable[[], Iterable[bytes | bytearray]], *, write_id: str
     ) -> str | None:
         """Write an object of any size, with no condition; its ETag, as in ``Facts``.
 
@@ -435,4 +437,5 @@ def _facts(result: GetResult) -> Facts:
         size=result.meta["size"],
         etag=strong(result.meta["e_tag"]),
         write_id=result.attributes.get(WRITE_ID),
+        modified=result.meta["last_modified"].timestamp(),
     )

@@ -75,7 +75,7 @@ def plan(
 def publish(
     client: ObjectClient,
     key: str,
-    read: Callable[[int, int], bytes],
+    read: Callable[[int, int], bytes | bytearray],
     *,
     size: int,
     write_id: str,
@@ -119,7 +119,7 @@ def publish(
 def _elsewhere(
     client: ObjectClient,
     key: str,
-    read: Callable[[int, int], bytes],
+    read: Callable[[int, int], bytes | bytearray],
     *,
     size: int,
     write_id: str,
@@ -149,7 +149,7 @@ class _Upload:
         self,
         client: ObjectClient,
         key: str,
-        read: Callable[[int, int], bytes],
+        read: Callable[[int, int], bytes | bytearray],
         *,
         parts: Sequence[Part],
         write_id: str,
@@ -200,7 +200,8 @@ class _Upload:
                     return self._request(lambda: self._copy(number, part, etag))
                 except UnsupportedOperationError:
                     self._no_copies.set()
-            data = bytes(self._client.get(self._key, part.start, part.length, etag=etag).data)
+            got = self._client.get(self._key, part.start, part.length, etag=etag)
+            data: bytes | bytearray = bytes(got.data)
         else:
             data = self._read(part.start, part.length)
         return self._request(lambda: self._uploads.send(self._key, self._id, number, data))
