@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 import underlay
-from underlay import checking
+from underlay import jobs
 from underlay.capabilities import Amendable
 from underlay.errors import CorruptImageError
 from underlay_storage.memory import MemoryStorage
@@ -47,7 +47,7 @@ def test_the_size_of_a_backing_name_that_is_not_there(plain: Image, size: int) -
         content = disk.read_bytes(0, disk.size)
         disk.capability(Amendable).amend({"compat": "v2", "lazy_refcounts": False})
         assert disk.read_bytes(0, disk.size) == content
-    assert not checking.check(target).corruptions
+    assert not jobs.check(target).corruptions
 
 
 def test_a_bitmap_table_inside_a_cluster(bases: Bases) -> None:
@@ -55,7 +55,7 @@ def test_a_bitmap_table_inside_a_cluster(bases: Bases) -> None:
     image = bases["bitmaps"].image()
     (place, *_) = (field.offset for field in fields(image.data) if field.name == _TABLE)
     image.put(place, "Q", image.word(place) + 1)
-    found = checking.check(MemoryStorage(bytes(image.data))).findings
+    found = jobs.check(MemoryStorage(bytes(image.data))).findings
     assert [finding for finding in found if "starts no cluster" in finding.what]
 
 
@@ -66,10 +66,10 @@ def test_a_file_that_ends_before_or_in_its_l1_table(plain: Image, end: int) -> N
     target = MemoryStorage(bytes(plain.data))
     with pytest.raises(CorruptImageError, match="L1 table"):
         underlay.open_image(target, format="qcow2")
-    assert checking.check(target).corruptions
+    assert jobs.check(target).corruptions
 
 
-@pytest.mark.parametrize("use", [underlay.inspect, checking.check])
+@pytest.mark.parametrize("use", [underlay.inspect, jobs.check])
 def test_snapshots_by_the_ten_thousands_past_the_end(
     plain: Image, use: Callable[[MemoryStorage], object]
 ) -> None:
@@ -84,10 +84,10 @@ def test_a_check_holds_no_more_of_a_table_than_the_file_has(plain: Image) -> Non
     """Once 150 MiB for the 32 MiB that an L1 table was said to have."""
     plain.put(36, "I", 4 << 20)
     target = MemoryStorage(bytes(plain.data))
-    checking.check(target)
+    jobs.check(target)
     tracemalloc.start()
     try:
-        checking.check(target)
+        jobs.check(target)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import underlay
-from underlay import checking
+from underlay import jobs
 from underlay.errors import UnderlayError
 
 from ..bases import Bases
@@ -41,7 +41,7 @@ def test_an_error_that_is_not_ours_is_found(monkeypatch: pytest.MonkeyPatch, bas
     def check(_target: object) -> None:
         raise IndexError("oh")
 
-    monkeypatch.setattr(checking, "check", check)
+    monkeypatch.setattr(jobs, "check", check)
     trial = Trial(bases["small-clusters"].data, MemoryPlace(), random.Random(1))
     trial.look()
     (problem,) = trial.problems
@@ -57,7 +57,7 @@ def test_an_error_of_two_lines_is_found(monkeypatch: pytest.MonkeyPatch, bases: 
     def check(_target: object) -> None:
         raise TwoLinesError("")
 
-    monkeypatch.setattr(checking, "check", check)
+    monkeypatch.setattr(jobs, "check", check)
     trial = Trial(bases["small-clusters"].data, MemoryPlace(), random.Random(1))
     trial.look()
     assert "check: the error is not one line: 'one\\ntwo'" in trial.problems

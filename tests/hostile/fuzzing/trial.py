@@ -19,7 +19,7 @@ from typing import Protocol
 import attrs
 
 import underlay
-from underlay import SyncFormatAccess, checking
+from underlay import SyncFormatAccess, jobs
 from underlay.capabilities import (
     Amendable,
     BitmapStore,
@@ -27,7 +27,6 @@ from underlay.capabilities import (
     CompressedWriter,
     Snapshottable,
 )
-from underlay.chaininfo import image_info_json, info
 from underlay.errors import ImplicitOpenDeniedError, UnderlayError
 from underlay_storage.memory import MemoryStorage
 
@@ -127,10 +126,10 @@ class Trial:
         with self._use("inspect"):
             underlay.inspect(target).as_json()
         with self._use("info"):
-            for image in info(target):
-                image_info_json(image)
+            for image in jobs.info(target):
+                jobs.image_info_json(image)
         with self._use("check"):
-            checking.check(target)
+            jobs.check(target)
         with self._use("read"), self._open(target) as disk:
             _read(disk)
             _list(disk)
@@ -144,7 +143,7 @@ class Trial:
         target = self.place.put(self.data)
         results: list[CheckResult] = []
         with self._use("repair"):
-            results.append(checking.repair(target))
+            results.append(jobs.repair(target))
         after = self.place.content()
         if not results:
             return
