@@ -16,8 +16,8 @@ import pytest
 import underlay
 from underlay import SyncFormatAccess
 from underlay.capabilities import BitmapStore, CompressedWriter, Snapshottable
-from underlay.checking import check, repair
 from underlay.errors import CorruptImageError, LimitExceededError
+from underlay.jobs.check import check, repair
 from underlay_drivers.qcow2 import layout
 from underlay_storage.memory import MemoryStorage
 

@@ -8,13 +8,12 @@ from typing import Unpack
 import click
 
 from underlay.capabilities import CheckResult, Finding, Repair
-from underlay.checking import check, repair
 from underlay.cli import options
 from underlay.cli.output import echo, echo_json, printable, say
 from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import UnsupportedOperationError
-from underlay.jobs.progress import counting
+from underlay.jobs.check import check, repair
 
 __all__ = ["command"]
 
@@ -83,13 +82,13 @@ def command(
     try:
         with reporting(bar=bar, progress=progress, quiet=quiet, steps=True) as told:
             if wanted is None:
-                result = check(target, progress=counting(told), report=_show, **opening)
+                result = check(target, progress=told, report=_show, **opening)
             else:
                 result = repair(
                     target,
                     leaks_only=wanted == "leaks",
                     dry_run=dry_run,
-                    progress=counting(told),
+                    progress=told,
                     report=_show,
                     **opening,
                 )

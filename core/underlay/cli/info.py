@@ -10,13 +10,13 @@ import attrs
 import click
 
 from underlay.chain import FROM_IMAGE
-from underlay.chaininfo import image_info_json, info
 from underlay.cli import options
 from underlay.cli.output import echo, echo_json, human_size, warn
 from underlay.cli.problems import CommandError, seen_from_here
 from underlay.cli.snapshot_table import snapshot_table
 from underlay.errors import StorageError, UnderlayError, printable
 from underlay.info import ImageInfo
+from underlay.jobs.info import image_info_json, info
 from underlay.recognition import RAW
 
 __all__ = ["command"]

@@ -8,13 +8,13 @@ from typing import Unpack
 import click
 
 from underlay.capabilities import Snapshottable
-from underlay.chaininfo import snapshot_json
 from underlay.cli import options
 from underlay.cli.output import echo, echo_json
 from underlay.cli.problems import CommandError, explain
 from underlay.cli.progress import progress_options, reporting
 from underlay.cli.snapshot_table import snapshot_table
 from underlay.errors import OptionError, UnderlayError, UnsupportedOperationError
+from underlay.jobs.info import snapshot_json
 from underlay.jobs.opened import opened_alone
 from underlay.jobs.progress import ProgressCallback
 from underlay.jobs.snapshot import apply_snapshot, create_snapshot, delete_snapshot, snapshots

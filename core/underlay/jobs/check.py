@@ -1,32 +1,36 @@
-"""Whether an image is sound, and mending it.
+"""Checking whether an image is sound, and repairing it. Names are taken, not open disks.
 
-The work is in ``underlay.checking``, which needs none of the machinery of the other jobs, so that
-``underlay check`` starts quickly.
+What is checked is the one image: nothing that it names is opened, so no gate is asked. It is opened
+for that alone, for which more may be wrong with it than for reading or writing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any, TypeVar, Unpack
 
-import underlay.checking
-from underlay.capabilities import CheckResult, Finding, Repair
+import attrs
+
+from underlay.capabilities import Checkable, CheckResult, Finding, Repair, Repairable
+from underlay.errors import UnsupportedOperationError
+from underlay.face import run_blocking
+from underlay.jobs.opened import OpeningAlone
 from underlay.jobs.progress import ProgressCallback, counting
-from underlay.limits import Limits
+from underlay.opening import open_without_references
+from underlay.sync import SyncFormatAccess
 from underlay.targets import Target
 
 __all__ = ["check", "repair"]
+
+C = TypeVar("C")
 
 
 def check(
     target: Target,
     *,
-    format: str | None = None,
-    limits: Limits | None = None,
-    lock: bool = True,
-    storage_options: Mapping[str, object] | None = None,
-    format_options: Mapping[str, object] | None = None,
     progress: ProgressCallback | None = None,
     report: Callable[[Finding], None] | None = None,
+    **opening: Unpack[OpeningAlone],
 ) -> CheckResult:
     """Check the metadata of an image, which stays as it is, and open nothing that it names.
 
@@ -45,30 +49,20 @@ def check(
         CorruptImageError: so much is wrong that nothing can be checked.
         LimitExceededError: the image has more clusters than ``limits.metadata`` bytes can count.
     """
-    return underlay.checking.check(
-        target,
-        format=format,
-        limits=limits,
-        lock=lock,
-        storage_options=storage_options,
-        format_options=format_options,
-        progress=counting(progress),
-        report=report,
-    )
+    with _opened(target, opening) as disk:
+        ability = _ability(disk, Checkable)
+        result: CheckResult = ability.check(counting(progress), report=report)
+        return attrs.evolve(result, format=disk.format_name)
 
 
 def repair(
     target: Target,
     *,
-    format: str | None = None,
     leaks_only: bool = False,
     dry_run: bool = False,
-    limits: Limits | None = None,
-    lock: bool = True,
-    storage_options: Mapping[str, object] | None = None,
-    format_options: Mapping[str, object] | None = None,
     progress: ProgressCallback | None = None,
     report: Callable[[Finding | Repair], None] | None = None,
+    **opening: Unpack[OpeningAlone],
 ) -> CheckResult:
     """Mend what a check finds, and check again; or with ``dry_run`` say what would be done.
 
@@ -89,15 +83,21 @@ def repair(
         UnsupportedOperationError: images of this format cannot be repaired.
         CorruptImageError: so much is wrong that nothing can be mended.
     """
-    return underlay.checking.repair(
-        target,
-        format=format,
-        leaks_only=leaks_only,
-        dry_run=dry_run,
-        limits=limits,
-        lock=lock,
-        storage_options=storage_options,
-        format_options=format_options,
-        progress=counting(progress),
-        report=report,
-    )
+    with _opened(target, opening, writable=not dry_run) as disk:
+        result: CheckResult = _ability(disk, Repairable).repair(
+            leaks_only=leaks_only, dry_run=dry_run, report=report, progress=counting(progress)
+        )
+        return attrs.evolve(result, format=disk.format_name)
+
+
+def _opened(target: Target, opening: OpeningAlone, *, writable: bool = False) -> SyncFormatAccess:
+    core = open_without_references(target, to_check=True, writable=writable, **opening)
+    return SyncFormatAccess(run_blocking(core))
+
+
+def _ability(disk: SyncFormatAccess, kind: type[C]) -> Any:
+    found = disk.capability(kind)
+    if found is None:
+        what = "checked" if kind is Checkable else "repaired"
+        raise UnsupportedOperationError(f"{disk.format_name} images cannot be {what}")
+    return found

@@ -16,8 +16,8 @@ import pytest
 import underlay
 from underlay import FormatAccess, aio
 from underlay.capabilities import CompressedWriter, Snapshottable
-from underlay.checking import check
 from underlay.errors import LimitExceededError, OptionError
+from underlay.jobs.check import check
 from underlay.storage import ReadBuffers
 from underlay.testing.wrappers import WrappedStorage
 from underlay_storage.memory import MemoryStorage

@@ -17,8 +17,8 @@ import pytest
 import underlay
 from underlay import SyncFormatAccess, aio
 from underlay.capabilities import Amendable, CompressedWriter, Snapshottable
-from underlay.checking import check
 from underlay.errors import CorruptImageError, StorageError
+from underlay.jobs.check import check
 from underlay.lease import Leases
 from underlay.storage import ReadBuffers, WriteBuffers
 from underlay.testing.wrappers import WrappedStorage
