@@ -142,3 +142,20 @@ def test_an_image_of_a_format_that_nobody_knows_is_raw_with_a_warning(
     assert err.count("\n") == 1
     assert Path("copy.raw").read_bytes() == Path("strange.img").read_bytes()
     assert run("convert", "-f", "raw", "strange.img", "copy.raw") == (0, "", "")
+    for line in ("info", "map", "measure", "snapshot -l", "check", "bitmap --list", "check -r all"):
+        assert run(*line.split(), "strange.img").err.startswith(err), line
+        assert err not in run(*line.split(), "-f", "raw", "strange.img").err
+
+
+def test_a_described_backing_image_is_opened_by_those_who_need_it_alone(
+    chain: Path, run: Run
+) -> None:
+    (chain / "own.raw").write_bytes(b"o" * (4 << 20))
+    for own, status in (("own.raw", 0), ("gone.raw", 1)):
+        below = f"backing.driver=raw,backing.file.filename={own}"
+        words = ("--image-opts", f"driver=qcow2,file.filename=top.qcow2,{below}")
+        assert run("check", *words).status == 0
+        assert run("snapshot", "-l", *words).status == 0
+        assert run("amend", "-o", "lazy_refcounts=on", *words).status == 0
+        assert run("commit", "-d", *words).status == status
+    assert (chain / "own.raw").read_bytes()[: 64 << 10] == b"\3" * (64 << 10)

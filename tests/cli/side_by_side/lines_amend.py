@@ -104,4 +104,17 @@ LINES = [
     Line(
         'amend -o lazy_refcounts=on \'json:{"driver": "qcow2", "file": {"driver": "file", "filename": "plain.qcow2"}}\''
     ),
+    Line("amend -o size=0 plain.qcow2"),
+    Line("amend -o encryption=on plain.qcow2"),
+    Line("amend -f nonsense -o help"),
+    Line("amend -o size=8M plain.raw"),
+    Line(
+        "create -q -f qcow2 -o compression_type=zstd z.qcow2 1M && amend -o compat=0.10 z.qcow2",
+        Differs(
+            "zstd-downgrade",
+            status=1,
+            err="...Cannot downgrade an image with the compression type zstd",
+            files=["z.qcow2"],
+        ),
+    ),
 ]

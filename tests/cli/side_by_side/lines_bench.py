@@ -85,4 +85,6 @@ LINES = [
         "bench -p -c 10 plain.qcow2",
         Differs("more-flags", status=0, out="Sending ...", err="...(100.00/100%)..."),
     ),
+    Line("bench -c 4 --flush-interval=4 -d 4 --no-drain -w plain.qcow2"),
+    Line("bench -c 1 --pattern=0x41 -w plain.qcow2"),
 ]

@@ -108,4 +108,22 @@ LINES: list[Line] = [
     Line("bitmap --merge b0 unsaved.qcow2 b1", _SAME_UNSAVED),
     Line("bitmap --remove unsaved.qcow2 b0 && check -q unsaved.qcow2"),
     Line("bitmap --add unsaved.qcow2 b2 && info unsaved.qcow2"),
+    Line("bitmap --remove plain.raw b"),
+    Line(
+        "bitmap --add -f raw plain.raw b",
+        Differs(
+            "bitmap-nodes",
+            err="...: Can't store persistent bitmaps to plain.raw: Operation not supported",
+        ),
+    ),
+    Line(
+        "bitmap --add plain.raw b",
+        Differs(
+            "bitmap-nodes",
+            err="WARNING: ...: Can't store persistent bitmaps to plain.raw: Operation not supported",
+        ),
+    ),
+    Line("bitmap --add --merge b0 -b bitmaps.qcow2 -F raw plain.qcow2 c"),
+    Line("bitmap --add --merge b0 -b plain.raw plain.qcow2 b"),
+    Line("bitmap --add -U plain.qcow2 b"),
 ]

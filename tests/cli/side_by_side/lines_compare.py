@@ -91,4 +91,7 @@ LINES = [
     ),
     Line("compare --object secret,id=a,data=x plain.qcow2 plain.raw"),
     Line("compare --object nonsense plain.qcow2 plain.raw"),
+    Line(
+        "compare --image-opts driver=raw,offset=1M,size=1M,file.filename=plain.raw driver=raw,offset=1M,size=1M,file.filename=plain.raw"
+    ),
 ]

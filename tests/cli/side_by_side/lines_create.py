@@ -222,4 +222,5 @@ LINES = [
             files=["new"],
         ),
     ),
+    Line("create -f raw json:x 1M"),
 ]

@@ -91,4 +91,5 @@ LINES = [
     Line(
         'dd if=\'json:{"driver": "qcow2", "file": {"driver": "file", "filename": "plain.qcow2"}}\' of=out'
     ),
+    Line("dd if=plain.raw of=json:new"),
 ]

@@ -109,4 +109,10 @@ LINES: list[Line] = [
             err="",
         ),
     ),
+    Line("measure -l snapshot.name=first,snapshot.id=1 snaps.qcow2"),
+    Line("measure -l snapshot.id=first snaps.qcow2"),
+    Line("measure -l snapshot.name=1 snaps.qcow2"),
+    Line("measure -l snapshot.id=1,nonsense=2 snaps.qcow2"),
+    Line("measure -l first plain.raw"),
+    Line("measure --size 4P -O qcow2"),
 ]

@@ -108,4 +108,11 @@ LINES = [
     Line("rebase -Z top.qcow2"),
     Line("rebase --nonsense top.qcow2"),
     Line("rebase -b"),
+    Line("rebase -b base.raw plain.raw"),
+    Line("rebase -b base.raw -F nonsense plain.raw"),
+    Line("rebase -b missing -F raw plain.raw"),
+    Line(
+        "rebase -b base.raw -F raw old.qcow2",
+        Differs("rebase-zeroes", files=["old.qcow2"]),
+    ),
 ]

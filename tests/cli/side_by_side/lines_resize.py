@@ -153,4 +153,19 @@ LINES = [
         ),
     ),
     Line("resize --object secret,id=a,data=x plain.qcow2 8M"),
+    Line("resize plain.qcow2 '8M '"),
+    Line("resize --preallocation=metadata top.qcow2 8M"),
+    Line("resize --preallocation=falloc top.qcow2 8M"),
+    Line("resize --preallocation=full top.qcow2 8M"),
+    Line("resize --preallocation=full extended.qcow2 8M"),
+    Line(
+        "resize unsaved.qcow2 8M",
+        Differs(
+            "unsaved-bitmaps",
+            status=0,
+            out="Image resized.",
+            err="",
+            files=["unsaved.qcow2"],
+        ),
+    ),
 ]

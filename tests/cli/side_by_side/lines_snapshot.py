@@ -110,4 +110,5 @@ LINES = [
     Line("snapshot --image-opts -c new driver=raw,file.filename=plain.raw"),
     Line("snapshot --object secret,id=a,data=x -l snaps.qcow2"),
     Line("snapshot -l -- snaps.qcow2"),
+    Line("snapshot -c x top.qcow2"),
 ]
