@@ -111,10 +111,11 @@ def test_the_wheel_registers_the_command_and_every_built_in(built: Path) -> None
         "null": "underlay_storage.null",
         "qcow2": "underlay_drivers.qcow2",
         "raw": "underlay_drivers.raw",
+        "s3": "underlay_storage.s3",
     }
 
 
 def test_every_built_in_loads() -> None:
     records = underlay.plugins.registry().records
     ours = {record.name: record.error for record in records if record.distribution == "underlay"}
-    assert ours == dict.fromkeys(("file", "memory", "null", "qcow2", "raw"))
+    assert ours == dict.fromkeys(("file", "memory", "null", "qcow2", "raw", "s3"))
