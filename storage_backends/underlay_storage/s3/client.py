@@ -27,7 +27,7 @@ from underlay.errors import (
 )
 from underlay_storage.s3.aws import Access, Uploads, access
 from underlay_storage.s3.location import Location
-from underlay_storage.s3.problems import Kind, Problem, problem_of
+from underlay_storage.s3.problems import NO_RANGES, Kind, Problem, problem_of
 from underlay_storage.s3.retrying import Retrying, TransientError
 from underlay_storage.s3.settings import Settings
 from underlay_storage.s3.stores import Stores
@@ -169,7 +169,10 @@ class ObjectClient:
         if etag is not None:
             options["if_match"] = etag
 
+        wholes = 0
+
         def attempt() -> Got:
+            nonlocal wholes
             try:
                 got = _got(obstore.get(store, key, options=options), start, length)
             except Exception as error:
@@ -177,7 +180,8 @@ class ObjectClient:
                 if kind is Kind.RANGE:
                     got = self._behind_the_end(key, start)
                 elif kind is Kind.WHOLE:
-                    got = self._small_and_whole(key, start, length)
+                    wholes += 1
+                    got = self._small_and_whole(key, start, length, again=wholes > 1)
                 else:
                     raise
             # A server may ignore If-Match.
@@ -193,13 +197,17 @@ class ObjectClient:
             raise TransientError("the server refused a range that there is")
         return Got(data=memoryview(b""), facts=facts)
 
-    def _small_and_whole(self, key: str, start: int, length: int) -> Got:
-        """For servers that answer a range which is not shorter than the object with the object."""
+    def _small_and_whole(self, key: str, start: int, length: int, *, again: bool) -> Got:
+        """For servers that know no ranges: what is small enough is read all the same."""
         import obstore
 
         size = self._facts(key).size
         if start or length < size:
-            raise TransientError("the server sent another range than was asked for")
+            if not again:
+                raise TransientError(NO_RANGES)
+            raise UnsupportedOperationError(
+                f"'{self.location.at(key)}' cannot be read in parts: {NO_RANGES}; download it first"
+            )
         return _got(obstore.get(self._stores.reading(length), key), 0, size)
 
     def head(self, key: str) -> Facts:

@@ -12,7 +12,14 @@ from typing import Final
 
 import attrs
 
-__all__ = ["Kind", "Problem", "RequestFailedError", "problem_of", "problem_of_status"]
+__all__ = [
+    "NO_RANGES",
+    "Kind",
+    "Problem",
+    "RequestFailedError",
+    "problem_of",
+    "problem_of_status",
+]
 
 _STATUS: Final = re.compile(r"non-2xx status code: (\d{3})")
 #: In the answer to a request, and in obstore's words for a part of a bulk request.
@@ -116,10 +123,14 @@ _ADVICE: Final = {
 }
 _REDIRECTED: Final = "the bucket is at another endpoint or in another region"
 
+#: Why an object cannot be read in parts.
+NO_RANGES: Final = "the server sends the whole object where a range of it is asked for"
+
 #: Pieces of obstore's messages where there is no status. What is not among them may be better the
 #: next time: a connection that broke off, an answer that was mangled on its way.
 _TEXTS: Final = (
-    ("Received non-partial response", Kind.WHOLE, "the server sends no ranges"),
+    ("Received non-partial response", Kind.WHOLE, NO_RANGES),
+    ("Range request not supported", Kind.WHOLE, NO_RANGES),
     ("Received redirect", Kind.OTHER, f"the server sent us away: {_REDIRECTED}"),
     ("error following redirect", Kind.OTHER, f"the server sent us away: {_REDIRECTED}"),
     ("InvalidCertificate", Kind.OTHER, "the server's TLS certificate is not trusted"),
@@ -167,9 +178,9 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(Kind.DENIED, "the server does not allow it")
     if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
         return Problem(Kind.CONDITION, "the object is another one")
-    if isinstance(error, exceptions.NotSupportedError | NotImplementedError):
-        return Problem(Kind.UNSUPPORTED, "the server cannot do that")
     for piece, kind, reason in _TEXTS:
         if piece in text:
             return Problem(kind, reason)
+    if isinstance(error, exceptions.NotSupportedError | NotImplementedError):
+        return Problem(Kind.UNSUPPORTED, "the server cannot do that")
     return Problem(Kind.TRANSIENT, "the answer was not understood")

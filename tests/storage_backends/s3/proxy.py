@@ -328,7 +328,7 @@ class _Handler(socketserver.StreamRequestHandler):
         ]
         if fault.chunked:
             lines.append("Transfer-Encoding: chunked")
-        elif not bare:
+        elif not bare or not any(name.lower() == "content-length" for name, _ in answer.headers):
             lines.append(f"Content-Length: {len(answer.body)}")
         self.wfile.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
         if bare:
