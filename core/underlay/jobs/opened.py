@@ -34,7 +34,10 @@ def opened(
     storage_options: Mapping[str, object] | None = None,
     format_options: Mapping[str, object] | None = None,
 ) -> Generator[SyncFormatAccess]:
-    """The disk, with everything that it lies upon; the arguments are for one given by name."""
+    """The disk, with everything that it lies upon; the arguments are for one given by name.
+
+    ``format_options`` are what its format, and ``open_image`` itself, takes besides.
+    """
     if isinstance(source, SyncFormatAccess):
         yield source
         return

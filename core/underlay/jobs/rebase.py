@@ -70,7 +70,8 @@ def rebase(
     change as the backing images differ. That is how to follow one that was moved.
 
     The image is given by its name or storage, since an open disk would go on over what it has open.
-    ``lock_backing`` says whether to lock the new backing image.
+    ``lock_backing`` says whether to lock the new backing image, ``format_options`` are those of
+    opening the image; a ``backing`` among them is taken for what it names so far.
 
     An error's ``step`` is ``"backing"`` where the new backing image could not be opened, and
     ``"reference"`` where its name could not be recorded, ``"format"`` where nobody has its format.
