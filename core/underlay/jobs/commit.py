@@ -74,8 +74,8 @@ def commit(
     emptied when all that it had is durable below.
 
     The base is opened for writing, and locked so; the gate is asked for it as a reference that is
-    ``writable``. ``format_options`` are those of opening the image; a ``backing`` among them must be
-    open for writing if it is the base. An open disk is taken as it is: its base must have been opened for writing, as by
+    ``writable``. ``format_options`` are those of opening the image. An open disk is taken as it is,
+    and so is a ``backing`` among these: the base must have been opened for writing, as by
     ``open_image(…, backing=a_writable_disk)``.
 
     Example::
