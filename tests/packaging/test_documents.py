@@ -128,11 +128,15 @@ def workplace(tmp_path: Path, qemu_img: Tool) -> Path:
     return tmp_path
 
 
+#: As a program of its own: it may start processes, which read it again.
+_RUN = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+
+
 @pytest.mark.parametrize("code", blocks("python"))
 def test_a_python_snippet_runs(code: str, workplace: Path, run_python: RunPython) -> None:
     script = workplace / "snippet.py"
     script.write_text(code, encoding="utf-8")
-    out = run_python("import runpy, sys; runpy.run_path(sys.argv[1])", script, cwd=workplace)
+    out = run_python(_RUN, script, cwd=workplace)
     # What a snippet prints stands behind its print, as a comment.
     promised = re.findall(r"^ *print\(.*\)  # (.*)$", code, re.MULTILINE)
     if promised:

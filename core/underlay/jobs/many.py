@@ -47,7 +47,7 @@ class Conversion:
         unknown = arguments.keys() - _ARGUMENTS
         if unknown:
             raise TypeError(f"a Conversion has no argument '{min(unknown)}'")
-        self.__attrs_init__(sources, target, arguments)
+        cast("Any", self).__attrs_init__(sources, target, arguments)
 
 
 _ARGUMENTS = (convert.__kwdefaults__ or {}).keys() - {"executor", "progress"}
@@ -163,7 +163,7 @@ def convert_here(
     conversion: Conversion, seconds: float | None, progress: ProgressCallback
 ) -> Copied:
     """Make a conversion in this thread, within so many seconds; ``progress`` can stop it."""
-    arguments = {"parallel": 1, **conversion.arguments}
+    arguments: dict[str, Any] = {"parallel": 1, **conversion.arguments}
     if seconds is None:
         return convert(conversion.sources, conversion.target, progress=progress, **arguments)
     with TimeLimit(seconds):

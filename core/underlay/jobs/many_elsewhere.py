@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Hashable, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import attrs
@@ -140,11 +140,12 @@ def _held(conversion: Conversion) -> Generator[_Held]:
     held = _Held()
     try:
         if not arguments.get("target_exists"):
-            data_file = (arguments.get("options") or {}).get("data_file")
+            creating: Mapping[str, object] = arguments.get("options") or {}
+            data_file = creating.get("data_file")
             _make(target, options, held.made, overwrite=bool(arguments.get("overwrite")))
             if held.made and isinstance(data_file, str):
                 _make(beside(target, data_file), None, held.made, overwrite=False)
-        held.seen = _seen(target, options)
+        held.seen, _ = _seen(target, options)
         yield held
     finally:
         for handle in held.made:
@@ -181,12 +182,14 @@ def _make(
         made.append(handle)
 
 
-def _seen(target: Target, options: Mapping[str, object] | None) -> Reopening | None:
-    """What is there, as every process sees it; None: nothing."""
+def _seen(
+    target: Target, options: Mapping[str, object] | None
+) -> tuple[Reopening | None, Hashable]:
+    """What is there: as every process sees it, and as this one does. None: nothing."""
     try:
         handle = run_blocking(open_storage(target, lock=False, storage_options=options))
     except StorageNotFoundError:
-        return None
+        return None, None
     try:
         found = handle.reopening()
         if found is None:
@@ -194,7 +197,7 @@ def _seen(target: Target, options: Mapping[str, object] | None) -> Reopening | N
                 f"'{handle.name()}' lives in this process alone, and other processes cannot write "
                 "it; use threads, or another target"
             )
-        return found
+        return found, handle.identity()
     finally:
         run_blocking(handle.close())
 
@@ -208,12 +211,13 @@ def _convert(order: _Order) -> Copied | Exception | None:
     target = cast("Target", conversion.target)
     options = conversion.arguments.get("target_storage_options")
     try:
-        if _seen(target, options) != order.target:
+        seen, identity = _seen(target, options)
+        if seen != order.target:
             return None
         if order.new:
             arguments = {**conversion.arguments, "overwrite": True}
             conversion = Conversion(conversion.sources, target, **arguments)
-        return convert_here(conversion, order.seconds, _Watch(target, options))
+        return convert_here(conversion, order.seconds, _Watch(target, options, identity))
     except Exception as error:  # noqa: BLE001 - it is what the conversion came to
         return error
 
@@ -221,28 +225,19 @@ def _convert(order: _Order) -> Copied | Exception | None:
 class _Watch:
     """Stops a conversion whose target was taken away: nobody waits for it any more."""
 
-    def __init__(self, target: Target, options: Mapping[str, object] | None) -> None:
+    def __init__(
+        self, target: Target, options: Mapping[str, object] | None, identity: Hashable
+    ) -> None:
         self._target = target
         self._options = options
-        self._first = self._identity()
+        #: None where an object appears only when it is complete: there is nothing to look for.
+        self._identity = identity
         self._next = 0.0
 
     def __call__(self, _: Progress) -> None:
         now = time.monotonic()
-        if now < self._next:
+        if self._identity is None or now < self._next:
             return
         self._next = now + _LOOK
-        # Where an object appears only when it is complete, there is none to look for.
-        if self._first is not None and self._identity() != self._first:
+        if _seen(self._target, self._options)[1] != self._identity:
             raise WorkerError(f"'{self._target}' was taken away while it was written")
-
-    def _identity(self) -> Hashable:
-        with suppress(StorageNotFoundError):
-            handle = run_blocking(
-                open_storage(self._target, lock=False, storage_options=self._options)
-            )
-            try:
-                return handle.identity()
-            finally:
-                run_blocking(handle.close())
-        return None

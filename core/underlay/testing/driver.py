@@ -21,6 +21,7 @@ import array
 import asyncio
 import io
 import os
+import pickle
 import random
 import tempfile
 import threading
@@ -345,6 +346,12 @@ class DriverContract(Parametrized):
                 mapping.layer.decode(len(raw), memoryview(raw), memoryview(first))
                 mapping.layer.decode(len(raw), memoryview(raw), memoryview(second)[: mapping.unit])
                 assert second == first + b"?" * 8
+                decoder = mapping.layer.decoder()
+                if decoder is not None:
+                    twin = pickle.loads(pickle.dumps(decoder))  # noqa: S301 - our own bytes
+                    there = bytearray(mapping.unit)
+                    twin.decode(len(raw), memoryview(raw), memoryview(there))
+                    assert there == first
                 for damaged in (bytes(len(raw)), raw[: len(raw) // 2].ljust(len(raw), b"\xaa")):
                     out = memoryview(second)[: mapping.unit]
                     with suppress(CorruptImageError):

@@ -13,8 +13,10 @@ through ``underlay.handle.StorageHandle``, as all use of a storage does.
 from __future__ import annotations
 
 import inspect
+import pickle
 import random
 import threading
+import time
 import unittest
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
@@ -93,6 +95,23 @@ class StorageContract(Parametrized):
             assert one.identity() != other.identity()
             async with self._again(one) as again:
                 assert again.identity() == one.identity()
+
+    @both_faces
+    async def test_other_processes_can_tell_whether_it_is_the_same(self) -> None:
+        """``reopening`` pickles, and is equal where the object is, and holds the same bytes."""
+        async with self._new(b"one") as one, self._new(b"one") as other:
+            told = one.reopening()
+            if told is None:
+                raise unittest.SkipTest("other processes cannot reach it")
+            assert pickle.loads(pickle.dumps(told)) == told  # noqa: S301 - our own bytes
+            assert other.reopening() != told
+            async with self._again(one) as again:
+                assert again.reopening() == told
+            if self.can_write:
+                _let_time_pass()
+                await one.write(b"two", 0)
+                await one.sync()
+                assert one.reopening() != told
 
     @both_faces
     async def test_buffers_can_be_pushed_down_and_dropped(self) -> None:
@@ -420,3 +439,8 @@ async def _raises(
     except kinds:
         return
     raise AssertionError(f"it was let through, and should have raised {kinds}")
+
+
+def _let_time_pass() -> None:
+    """For those who tell by a clock that something was changed."""
+    time.sleep(0.05)
