@@ -6,12 +6,13 @@ Needs the extra: ``pip install 'underlay[s3]'``.
 from __future__ import annotations
 
 from underlay.hookspecs import hookimpl
+from underlay_storage.s3.blocks.storage import S3Blocks
 from underlay_storage.s3.object import S3Object
 
-__all__ = ["S3Object", "underlay_storage_backends"]
+__all__ = ["S3Blocks", "S3Object", "underlay_storage_backends"]
 
 
 @hookimpl
-def underlay_storage_backends() -> tuple[type[S3Object]]:
-    """Offer the storage to underlay."""
-    return (S3Object,)
+def underlay_storage_backends() -> tuple[type[S3Object], type[S3Blocks]]:
+    """Offer the storages to underlay."""
+    return (S3Object, S3Blocks)

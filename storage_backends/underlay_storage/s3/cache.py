@@ -66,7 +66,7 @@ class Cache:
         *,
         size: int,
         capacity: int,
-        submit: Callable[[Callable[[], None]], None],
+        submit: Callable[[Callable[[], None]], object],
     ) -> None:
         """For an object of ``size`` bytes; ``capacity`` bytes are kept.
 

@@ -41,6 +41,9 @@ OPTIONS: Final[Mapping[str, OptionSpec]] = {
         "nobody else writes: the server need not be able to prevent it", "bool", "off"
     ),
     "block_size": OptionSpec("of a new s3+blocks image", "size", "1M"),
+    "grace": OptionSpec(
+        "seconds for which what an s3+blocks image had is kept for its readers", "int", "3600"
+    ),
 }
 
 #: The least and the most of each number.
@@ -50,6 +53,7 @@ _BOUNDS: Final = {
     "parallel": (1, 64),
     "part_size": (_PART_LEAST, 1 << 30),
     "block_size": (_BLOCK_LEAST, 64 * _MIB),
+    "grace": (0, 1 << 31),
 }
 
 
@@ -76,6 +80,8 @@ class Settings:
     single_writer: bool = False
     #: Bytes, a power of two.
     block_size: int = _MIB
+    #: Seconds.
+    grace: int = 3600
 
     @classmethod
     def read(cls, options: Mapping[str, Any]) -> Settings:

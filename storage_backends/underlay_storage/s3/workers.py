@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 __all__ = ["Workers"]
+
+T = TypeVar("T")
 
 
 class Workers:
@@ -18,14 +21,19 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Run it in one of the threads; after ``close`` it is dropped."""
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Run it in one of the threads; after ``close`` it is dropped, and its future cancelled.
+
+        It must not wait for the work of another one.
+        """
         with self._lock:
             if self._closed:
-                return
+                dropped: Future[T] = Future()
+                dropped.cancel()
+                return dropped
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._most, thread_name_prefix="underlay-s3")
-            self._pool.submit(work)
+            return self._pool.submit(work)
 
     def close(self) -> None:
         """What has not begun is dropped, and what has is not waited for. May be called again."""

@@ -1,0 +1,434 @@
+"""Writing: blocks wait in memory, become objects, and a new root makes them the disk's.
+
+What counts is the order: a root is written when all that it names is acknowledged, and only in the
+place of the root that this writer wrote before. Whoever finds another one there has been shut out.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Final
+
+import attrs
+
+from underlay.errors import (
+    StorageChangedError,
+    StorageError,
+    StorageNotFoundError,
+    UnderlayError,
+)
+from underlay_storage.s3.blocks.layout import NOBODY, Name, Ref, Root, pack_segment
+from underlay_storage.s3.blocks.objects import Objects, Published
+from underlay_storage.s3.blocks.reading import Reader
+from underlay_storage.s3.workers import Workers
+
+__all__ = ["Writer"]
+
+#: So many blocks may wait for a root to name them; then one is written without being asked for.
+_UNPUBLISHED_MOST: Final = 100_000
+#: So many objects are removed together while the disk is open.
+_SWEPT_TOGETHER: Final = 256
+#: How often a root is tried again that met an earlier try of its own writer.
+_SWAPS: Final = 5
+
+
+class Writer:
+    """The one who may write a disk, until somebody else takes over. Thread-safe.
+
+    Every method raises ``StorageChangedError`` once that has happened, but ``close``.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        published: Published,
+        *,
+        reader: Reader,
+        workers: Workers,
+        parallel: int,
+        memory: int,
+        grace: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``published`` is this writer's own root. ``memory`` bytes may wait in memory.
+
+        ``parallel`` uploads are made at a time.
+        """
+        self._objects = objects
+        self._published = published
+        self._reader = reader
+        self._index = reader.index
+        self._workers = workers
+        self._parallel = parallel
+        self._grace = grace
+        self._clock = clock
+        self.writer = published.root.writer
+        self.size = published.root.size
+        self._block_size = published.root.block_size
+        #: Blocks in memory: how many may be, and how many may be without being on their way.
+        self._most = max(memory // self._block_size, 2)
+        self._numbers = itertools.count(1)
+        #: Held by whoever writes a root, or makes the disk shorter.
+        self._publishing = threading.Lock()
+        #: For all that follows; told when a block is not claimed any more.
+        self._lock = threading.Condition()
+        #: Blocks that somebody is just changing.
+        self._claimed: set[int] = set()
+        #: What is not in any object yet; that which was written last comes last.
+        self._dirty: dict[int, bytearray] = {}
+        #: What is on its way, and does not change.
+        self._sending: dict[int, bytearray] = {}
+        self._uploads: set[Future[None]] = set()
+        #: Objects that no root has ever named, and those that one may have that failed.
+        self._unnamed: list[Name] = []
+        self._in_doubt: list[Name] = []
+        self._doubtful = False
+        #: Objects that a root named, and since when none does.
+        self._retired: deque[tuple[float, Name]] = deque()
+        self._shut_out: StorageChangedError | None = None
+
+    # -- blocks
+
+    def peek(self, block: int, start: int, count: int) -> bytes | memoryview | None:
+        """Bytes of a block that is in memory; None if it is not."""
+        with self._lock:
+            buffer = self._dirty.get(block)
+            if buffer is not None:
+                return bytes(memoryview(buffer)[start : start + count])
+            buffer = self._sending.get(block)
+        return None if buffer is None else memoryview(buffer)[start : start + count]
+
+    def has(self, block: int) -> bool:
+        """Whether a block is anything but zeroes, as far as is known."""
+        with self._lock:
+            if block in self._dirty or block in self._sending:
+                return True
+        return self._index.find(block) is not None
+
+    def staged(self) -> set[int]:
+        """The blocks that are in memory."""
+        with self._lock:
+            return {*self._dirty, *self._sending}
+
+    def write(self, block: int, start: int, data: memoryview) -> None:
+        """Change bytes of a block, and make the disk longer where they are behind its end."""
+        self._change(block, start, data)
+        self._make_room()
+
+    def drop(self, block: int) -> None:
+        """Let a block be zeroes."""
+        with self._claim(block), self._lock:
+            self._check()
+            self._dirty.pop(block, None)
+            self._sending.pop(block, None)
+            self._gone(self._index.change(block, None))
+
+    def resize(self, size: int) -> None:
+        """Set the disk's length."""
+        with self._publishing:
+            block, rest = divmod(size, self._block_size)
+            if size < self.size and rest and self.has(block):
+                self._change(block, rest, memoryview(bytes(self._block_size - rest)), grow=False)
+            with self._lock:
+                self._check()
+                if size < self.size:
+                    self._cut(block, rest)
+                self.size = size
+
+    def _cut(self, block: int, rest: int) -> None:
+        # What is on its way of the last block is longer than the disk will be.
+        for other in [other for other in self._sending if other >= block]:
+            del self._sending[other]
+        keep = block + (rest > 0)
+        for other in [other for other in self._dirty if other >= keep]:
+            del self._dirty[other]
+        for ref in self._index.cut(keep):
+            self._gone(ref)
+
+    def _change(self, block: int, start: int, data: memoryview, *, grow: bool = True) -> None:
+        with self._claim(block):
+            with self._lock:
+                self._check()
+                buffer = self._own(block)
+            if buffer is None:
+                buffer = bytearray(self._block_size)
+                if len(data) < self._block_size:
+                    old = self._reader.block(block)
+                    buffer[: len(old)] = old
+            with self._lock:
+                # Meanwhile it may have been sent on its way.
+                buffer = self._own(block) or buffer
+                buffer[start : start + len(data)] = data
+                self._dirty.pop(block, None)
+                self._dirty[block] = buffer
+                if grow:
+                    end = block * self._block_size + start + len(data)
+                    self.size = max(self.size, end)
+
+    def _own(self, block: int) -> bytearray | None:
+        """A block in memory that may be changed."""
+        buffer = self._dirty.get(block)
+        if buffer is None and block in self._sending:
+            return bytearray(self._sending[block])
+        return buffer
+
+    @contextmanager
+    def _claim(self, block: int) -> Generator[None]:
+        with self._lock:
+            while block in self._claimed:
+                self._lock.wait()
+            self._claimed.add(block)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._claimed.discard(block)
+                self._lock.notify_all()
+
+    # -- from memory into objects
+
+    def _make_room(self) -> None:
+        """Send blocks on their way when there are many, and wait when there are too many."""
+        while True:
+            with self._lock:
+                while (
+                    len(self._dirty) > self._most // 2
+                    and len(self._uploads) < self._parallel
+                    and self._send_oldest()
+                ):
+                    pass
+                full = len(self._dirty) + len(self._sending) > self._most
+                uploads = list(self._uploads)
+            if not full or not uploads:
+                break
+            for upload in wait(uploads, return_when=FIRST_COMPLETED).done:
+                upload.result()
+        if self._index.changed > _UNPUBLISHED_MOST:
+            self.sync()
+
+    def _send_oldest(self) -> bool:
+        for block in self._dirty:
+            if block not in self._sending:
+                self._send(block)
+                return True
+        return False
+
+    def _send(self, block: int) -> None:
+        buffer = self._sending[block] = self._dirty.pop(block)
+        upload = self._workers.submit(partial(self._upload, block, buffer))
+        self._uploads.add(upload)
+        upload.add_done_callback(self._uploads.discard)
+
+    def _send_all(self) -> None:
+        """Let everything that was written before this call be in objects."""
+        for again in (False, True):
+            with self._lock:
+                if again:
+                    for block in [block for block in self._dirty if block not in self._sending]:
+                        self._send(block)
+                uploads = list(self._uploads)
+            wait(uploads)
+            if again:
+                for upload in uploads:
+                    upload.result()
+
+    def _upload(self, block: int, buffer: bytearray) -> None:
+        data = memoryview(bytes(buffer).rstrip(b"\0"))
+        name = Name(self.writer, next(self._numbers)) if data else None
+        ref: Ref | None = None
+        try:
+            if name is not None:
+                ref = self._objects.write(name, data)
+                self._reader.keep(name, data)
+        except BaseException:
+            with self._lock:
+                if self._sending.get(block) is buffer:
+                    del self._sending[block]
+                    self._dirty.setdefault(block, buffer)
+                if name is not None:
+                    self._unnamed.append(name)  # it may be there all the same
+            raise
+        with self._lock:
+            if self._sending.get(block) is buffer:
+                del self._sending[block]
+                self._gone(self._index.change(block, ref))
+            elif name is not None:
+                self._unnamed.append(name)
+
+    # -- from objects into the root
+
+    def sync(self) -> None:
+        """Make all that was written before this call the disk's, for good.
+
+        Raises:
+            StorageError: that is not certain; it is tried again by the next call.
+        """
+        with self._publishing:
+            with self._lock:
+                self._check()
+            self._send_all()
+            self._publish()
+            self._sweep(at_least=_SWEPT_TOGETHER)
+
+    def _publish(self) -> None:
+        old = self._published.root
+        with self._lock:
+            size = self.size
+            segments, changes = self._index.changes()
+            if not changes and size == old.size and segments == old.segments:
+                return
+            # From here on, what takes the place of a change may take it from a root.
+            self._doubtful = True
+        futures = [
+            (
+                place,
+                self._workers.submit(
+                    partial(self._write_segment, place, segments.get(place), some)
+                ),
+            )
+            for place, some in changes.items()
+        ]
+        wait([future for _, future in futures])
+        named = {ref.name for some in changes.values() for ref in some.values() if ref is not None}
+        retired: list[Name] = []
+        for place, future in futures:
+            written, replaced = future.result()
+            retired += replaced
+            segments.pop(place, None)
+            if written is not None:
+                segments[place] = written
+                named.add(written.name)
+        retired += [ref.name for place, ref in old.segments.items() if segments.get(place) != ref]
+        self._published = self._swap(attrs.evolve(old, size=size, segments=segments))
+        self._index.published(self._published.root, changes)
+        with self._lock:
+            self._doubtful = False
+            retired += [name for name in self._in_doubt if name not in named]
+            self._in_doubt.clear()
+        now = self._clock()
+        self._retired.extend((now, name) for name in retired)
+
+    def _write_segment(
+        self, place: int, base: Ref | None, changes: dict[int, Ref | None]
+    ) -> tuple[Ref | None, list[Name]]:
+        blocks, replaced = self._index.merged(place, base, changes)
+        written: Ref | None = None
+        if blocks:
+            name = Name(self.writer, next(self._numbers))
+            with self._lock:
+                self._in_doubt.append(name)
+            written = self._objects.write(name, pack_segment(place, blocks))
+        return written, [ref.name for ref in replaced]
+
+    def _swap(self, root: Root) -> Published:
+        """Put ``root`` in the place of the one that was published last, as the next generation.
+
+        Raises:
+            StorageChangedError: somebody else has taken over.
+        """
+        last = self._published.root.generation
+        etag = self._published.etag
+        for _ in range(_SWAPS):
+            root = attrs.evolve(root, generation=last + 1)
+            try:
+                return self._objects.replace_root(root, etag)
+            except (StorageChangedError, StorageNotFoundError):
+                found = self._found_instead()
+            if found.root.generation < last:
+                raise StorageError(
+                    f"'{self._objects}': the server answers with a root that is older than one "
+                    "that it has acknowledged",
+                    errno=errno.EIO,
+                )
+            # An earlier try of ours, whose answer never came: what it shows is not asked for.
+            last, etag = found.root.generation, found.etag
+        raise StorageError(
+            f"'{self._objects}': its root could not be replaced; try again", errno=errno.EIO
+        )
+
+    def _found_instead(self) -> Published:
+        """The root that is there instead of the one that was expected, if it is of this writer."""
+        try:
+            found = self._objects.read_root()
+        except StorageNotFoundError:
+            found = None
+        if found is not None and found.root.writer == self.writer:
+            return found
+        what = "removed" if found is None else "taken over by another writer"
+        with self._lock:
+            self._shut_out = StorageChangedError(
+                f"'{self._objects}' was {what} since it was opened: that stands, and what was "
+                "written here since the last sync is lost; open it again"
+            )
+            raise self._shut_out
+
+    def _check(self) -> None:
+        if self._shut_out is not None:
+            raise StorageChangedError(str(self._shut_out))
+
+    # -- what is left over
+
+    def _gone(self, ref: Ref | None) -> None:
+        """An object that waited for a root to name it is not wanted any more."""
+        if ref is not None:
+            (self._in_doubt if self._doubtful else self._unnamed).append(ref.name)
+
+    def _sweep(self, *, at_least: int) -> None:
+        """Remove objects that no root has ever named, or none for longer than the grace period."""
+        with self._lock:
+            names, self._unnamed = self._unnamed, []
+            due = self._clock() - self._grace
+            while self._retired and self._retired[0][0] <= due:
+                names.append(self._retired.popleft()[1])
+            if len(names) < at_least:
+                self._unnamed = names
+                return
+        with suppress(UnderlayError):  # what stays, `underlay storage gc` removes
+            self._objects.delete(names)
+
+    def close(self) -> None:
+        """Give the disk back, as it was at the last sync; what can be removed is. Never raises."""
+        with self._publishing:
+            self._send_nothing()
+            if self._shut_out is None and not self._doubtful:
+                with self._lock:
+                    self._unnamed += self._waiting()
+                with suppress(UnderlayError):
+                    self._published = self._swap(attrs.evolve(self._published.root, writer=NOBODY))
+                    self._sweep(at_least=1)
+
+    def remove_all(self) -> None:
+        """Take the disk away, if nobody has taken over, and all that this writer has written."""
+        with self._publishing:
+            with self._lock:
+                self._check()
+            self._send_nothing()
+            self._found_instead()
+            with self._lock:
+                self._shut_out = StorageChangedError(f"'{self._objects}' was removed here")
+            self._objects.delete_root()
+            self._objects.delete(
+                found.name
+                for found in self._objects.listing()
+                if found.kind == "object" and found.name and found.name.writer == self.writer
+            )
+
+    def _send_nothing(self) -> None:
+        with self._lock:
+            uploads = list(self._uploads)
+        for upload in uploads:
+            upload.cancel()
+        wait(uploads)
+
+    def _waiting(self) -> list[Name]:
+        """Objects that only a root would have named that is not written any more."""
+        _, changes = self._index.changes()
+        return [ref.name for some in changes.values() for ref in some.values() if ref is not None]
