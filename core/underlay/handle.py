@@ -345,6 +345,10 @@ class StorageHandle:
         self.stats.syncs += 1
         await self._call("sync")
 
+    async def barrier(self) -> None:
+        """See ``Storage.barrier``."""
+        await self._call("barrier")
+
     async def resize(
         self,
         size: int,

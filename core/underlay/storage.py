@@ -312,8 +312,16 @@ class BlockingStorage(StorageFacts, Protocol):
         return
 
     def sync(self) -> None:
-        """Make what was written durable. Only this orders writes against a power loss."""
+        """Make what was written durable. Only this, and ``barrier``, order writes."""
         return
+
+    def barrier(self) -> None:
+        """Order writes to this object: after a power loss none is there without those before it.
+
+        It need not make anything durable. The default does that, with ``sync``; a storage whose
+        ``sync`` changes the object as a whole has nothing to do.
+        """
+        self.sync()
 
     def resize(self, size: int, preallocation: PreallocateMode = PreallocateMode.OFF) -> None:
         """Set the length; new bytes read as zeroes.
@@ -391,6 +399,10 @@ class Storage(StorageFacts, Protocol):
     async def sync(self) -> None:
         """See ``BlockingStorage.sync``."""
         return
+
+    async def barrier(self) -> None:
+        """See ``BlockingStorage.barrier``."""
+        await self.sync()
 
     async def resize(self, size: int, preallocation: PreallocateMode = PreallocateMode.OFF) -> None:
         """See ``BlockingStorage.resize``."""

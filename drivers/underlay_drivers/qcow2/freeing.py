@@ -45,13 +45,16 @@ class LateFreeing(DirtyState):
         """What a barrier syncs: the data first."""
         return list(reversed(self._disk.collect_storage_dependencies()))
 
-    async def _barrier(self, storages: list[StorageHandle]) -> None:
-        """Sync; then what was unlinked on disk before is durably unlinked."""
+    async def _barrier(self, storages: list[StorageHandle], *, durable: bool = False) -> None:
+        """Order what was written before what follows; what was unlinked on disk before stays so.
+
+        A sync does that, among several objects nothing else, and it makes all of it ``durable``.
+        """
         written, self._written = self._written, []
+        storages = [storage for storage in storages if storage.writable()]
         try:
             for storage in storages:
-                if storage.writable():
-                    await storage.sync()
+                await (storage.sync() if durable or len(storages) > 1 else storage.barrier())
         except UnderlayError as error:
             self.give_up("a sync failed", error)
             raise

@@ -132,7 +132,7 @@ class Writeback(LateFreeing):
         """Make what was flushed durable, and free what waited for that."""
         async with self._flushing:
             self.check()
-            await self._barrier(self._storages())
+            await self._barrier(self._storages(), durable=True)
             await self._free_ready()
 
     async def free_all(self, steps: Steps) -> None:
@@ -160,7 +160,7 @@ class Writeback(LateFreeing):
             return
         await self.flush()
         await self._cut_tail()
-        await self._barrier(self._storages())
+        await self._barrier(self._storages(), durable=True)
 
     async def _write(self, work: Work, switch: HeaderSwitch = _NO_SWITCH) -> None:
         """Write what was taken; what cannot be written is dirty again."""

@@ -217,6 +217,9 @@ class S3Object(BlockingStorage):
                 staging.published()
                 self._dirty = False
 
+    def barrier(self) -> None:
+        """Nothing: what is published is published at once."""
+
     def _content(self, offset: int, length: int) -> bytearray:
         """A part of what is to be published, read past the cache."""
         assert self._staging is not None
