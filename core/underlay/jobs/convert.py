@@ -82,7 +82,8 @@ def convert(
     unless such are to be skipped.
 
     ``gate``, ``lock`` and ``storage_options`` are for sources given by name. The work is done by
-    ``parallel`` threads (1 to 16), or by those of ``executor``.
+    ``parallel`` threads (1 to 16), or by those of ``executor``. One of other processes, on other
+    machines too, does all but the writing; sources must be found there under the same names.
 
     Example::
 
@@ -97,6 +98,8 @@ def convert(
         OutOfRangeError: the existing target is too small; nothing was written.
         UnsupportedOperationError: the target cannot be compressed, or have bitmaps.
         OptionError: a number is out of its range.
+        WorkerError: the processes of ``executor`` died.
+        StorageChangedError: they find something else under a source's name.
         CorruptImageError, StorageError: a source cannot be read; says at which guest offset.
         UnderlayError: as opening, creating and writing say.
     """
