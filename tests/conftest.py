@@ -128,3 +128,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-seed", default="1", help="what makes those images: the same seed, the same images"
     )
+    parser.addoption(
+        "--write-hostile-table",
+        action="store_true",
+        help="write what tests/hostile/test_verdicts.py finds into docs/hostile-images.md",
+    )

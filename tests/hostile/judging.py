@@ -18,10 +18,18 @@ from underlay import (
 
 from .bases import IMAGE, Base, Bases
 from .child import Outcome
-from .recipe import Reading, Recipe, Rule, Writing
+from .recipe import HARMLESS, Reading, Recipe, Rule, Writing
 from .uses import WRITTEN, Contents, Faults, Mended, Written
 
-__all__ = ["Before", "files", "mending_faults", "placed", "reading_faults", "writing_faults"]
+__all__ = [
+    "Before",
+    "files",
+    "mending_faults",
+    "placed",
+    "reading_faults",
+    "write_at",
+    "writing_faults",
+]
 
 #: Where the bit is that marks an image as corrupt.
 _CORRUPT_AT, _CORRUPT = 79, 2
@@ -86,6 +94,14 @@ def _contents_faults(rule: Rule, good: bytes, found: Contents) -> Iterator[str]:
 # -- writing
 
 
+def write_at(rule: Rule, content: bytes) -> int:
+    """The guest offset of the write that a rule speaks of: in the damage, or else in a hole."""
+    if rule.damaged[1]:
+        return rule.damaged[0]
+    hole = content.rfind(bytes(1 << 16))
+    return max(0, hole - hole % 4096)
+
+
 @attrs.frozen(kw_only=True)
 class Before:
     """A damaged image before anything changed it."""
@@ -100,9 +116,8 @@ class Before:
         """Where to write, first the place that the rule speaks of."""
         content = self.base.content
         size = self.read.value.size if isinstance(self.read.value, Contents) else len(content)
-        hole = content.rfind(bytes(1 << 16), 0, size)
-        damaged = [self.rule.damaged[0]] if self.rule.damaged[1] else []
-        return list(dict.fromkeys((*damaged, max(0, hole - hole % 4096), 0)))
+        spoken_of = write_at(self.rule, content[:size])
+        return list(dict.fromkeys((spoken_of, write_at(HARMLESS, content[:size]), 0)))
 
     def same_elsewhere(self, contents: Contents, *, expected: bytes) -> bool:
         """Whether a later read found outside the damage what was expected."""

@@ -19,6 +19,9 @@ _MIB = 1 << 20
 #: Only reading; what it would take to write makes no sense.
 _UNWRITABLE = Rule(writing=Writing.REFUSED)
 
+#: A file of the host; one that not even root can write to: whoever is taken in would write there.
+_HOST_FILE = b"/proc/version"
+
 #: The offsets of the fields, by the specification's names.
 _INCOMPATIBLE, _COMPATIBLE, _AUTOCLEAR = 72, 80, 88
 
@@ -260,7 +263,7 @@ _FEATURES = [
         46,
         "data-file-absolute",
         "its data file is a file of the host",
-        lambda image: image.extensions((layout.EXTENSION_DATA_FILE, b"/etc/passwd")),
+        lambda image: image.extensions((layout.EXTENSION_DATA_FILE, _HOST_FILE)),
         base="data-file",
     ),
     _recipe(
@@ -268,7 +271,7 @@ _FEATURES = [
         "data-file-json",
         "its data file is a block device in JSON",
         lambda image: image.extensions(
-            (layout.EXTENSION_DATA_FILE, b'json:{"driver":"file","filename":"/etc/passwd"}')
+            (layout.EXTENSION_DATA_FILE, b'json:{"driver":"file","filename":"%b"}' % _HOST_FILE)
         ),
         base="data-file",
     ),

@@ -18,6 +18,7 @@ from underlay import DirectoryGate, SyncFormatAccess, UnderlayError
 from underlay.capabilities import CheckResult
 
 __all__ = [
+    "READ",
     "READ_ONLY",
     "WRITTEN",
     "Contents",
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 #: No more guest bytes than these are read, from the start of the disk.
-_READ = 8 << 20
+READ = 8 << 20
 #: Bytes read with one call, and again in pieces of ``_SMALLEST`` where that fails.
 _CHUNK = 64 << 10
 _SMALLEST = 512
@@ -248,7 +249,7 @@ def _end(disk: SyncFormatAccess) -> None:
 
 
 def _contents(disk: SyncFormatAccess) -> Contents:
-    length = min(disk.size, _READ)
+    length = min(disk.size, READ)
     data = bytearray(length)
     failed: list[tuple[int, int]] = []
     errors: list[str] = []
