@@ -52,7 +52,7 @@ def _line(name: str, err: str) -> str:
 
 
 def test_every_command_that_opens_an_image_is_tried_here() -> None:
-    assert set(COMMANDS) - set(ARGUMENTS) == {"plugins"}
+    assert set(COMMANDS) - set(ARGUMENTS) == {"plugins", "storage"}
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -34,6 +34,7 @@ COMMANDS = {
     "rebase": "Let an image lie upon another backing image.",
     "resize": "Change the size of a disk.",
     "snapshot": "List, take, apply or delete internal snapshots.",
+    "storage": "Tell of, check or tidy up the objects that a disk is kept as.",
 }
 
 

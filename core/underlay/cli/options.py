@@ -63,6 +63,7 @@ __all__ = [
     "own_access_options",
     "pair",
     "refuse_description",
+    "storage_option",
     "target_storage_option",
     "warn_of_hexadecimal",
     "whole_number",
@@ -79,14 +80,14 @@ def access_options(function: F) -> F:
 
     The last two need nothing of the command: ``open_disk`` and ``named`` know of them.
     """
-    for option in (image_opts, object_option, _storage_option, _limit, _gate):
+    for option in (image_opts, object_option, storage_option, _limit, _gate):
         function = option(function)
     return function
 
 
 def own_access_options(function: F) -> F:
     """``--gate``, ``--limit`` and ``--storage-option`` alone."""
-    for option in (_storage_option, _limit, _gate):
+    for option in (storage_option, _limit, _gate):
         function = option(function)
     return function
 
@@ -181,7 +182,7 @@ _limit = click.option(
     callback=_read_limits,
     help=f"How much an image may ask for: {', '.join(_LIMITS)}. Takes suffixes: 10G.",
 )
-_storage_option = click.option(
+storage_option = click.option(
     "--storage-option",
     "storage_options",
     metavar="NAME=VALUE",

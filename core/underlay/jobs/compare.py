@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -80,14 +80,15 @@ def compare(
     executor: Executor | None = None,
     gate: ImplicitOpenGate | None = None,
     limits: Limits | None = None,
+    storage_options: Mapping[str, object] | None = None,
     progress: ProgressCallback | None = None,
 ) -> ComparisonResult:
     """Compare what two disks hold, as ``qemu-img compare`` does.
 
     What both disks know to be zeroes, and what both take from the same place of one storage (as an
     overlay and its backing image do), is equal without being read. Sizes count in whole sectors of
-    512 bytes. With ``strict`` the sizes must be equal too, and so must what is allocated. ``gate``
-    and ``limits`` are for disks that are given by their names.
+    512 bytes. With ``strict`` the sizes must be equal too, and so must what is allocated. ``gate``,
+    ``limits`` and ``storage_options`` are for disks that are given by their names.
 
     An error's ``step`` says whether it came from looking up where data lies (``"map"``) or from
     fetching it (``"read"``). An error behind the first difference is not raised.
@@ -104,8 +105,8 @@ def compare(
     """
     workers = worker_count(parallel)
     with (
-        opened(first, gate=gate, limits=limits) as one,
-        opened(second, gate=gate, limits=limits) as other,
+        opened(first, gate=gate, limits=limits, storage_options=storage_options) as one,
+        opened(second, gate=gate, limits=limits, storage_options=storage_options) as other,
     ):
         return _compare(one, other, workers, executor, progress or _quiet, strict=strict)
 

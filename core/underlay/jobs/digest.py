@@ -9,7 +9,7 @@ nothing, wherever they are, and blocks can be hashed in any order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -70,12 +70,14 @@ def digest(
     executor: Executor | None = None,
     gate: ImplicitOpenGate | None = None,
     limits: Limits | None = None,
+    storage_options: Mapping[str, object] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Digest:
     """Hash the guest's bytes of ``disk``; what is known to be zeroes is not read.
 
     ``algorithm`` is one of ``hashlib``'s. The work is done by ``parallel`` threads (1 to 16), or by
-    those of ``executor``. ``gate`` and ``limits`` are for a disk that is given by its name.
+    those of ``executor``. ``gate``, ``limits`` and ``storage_options`` are for a disk that is given
+    by its name.
 
     Example::
 
@@ -89,7 +91,7 @@ def digest(
     """
     function = _function(algorithm)
     workers = worker_count(parallel)
-    with opened(disk, gate=gate, limits=limits) as image:
+    with opened(disk, gate=gate, limits=limits, storage_options=storage_options) as image:
         tree = _Tree(algorithm, function, image.size)
         _fill(tree, image, workers, executor, progress or _quiet)
         return Digest(algorithm=algorithm, hex=tree.root(), size=image.size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import attrs
 
@@ -65,11 +65,12 @@ def map_image(
     length: int | None = None,
     gate: ImplicitOpenGate | None = None,
     limits: Limits | None = None,
+    storage_options: Mapping[str, object] | None = None,
 ) -> Iterator[MapEntry]:
     """The runs of a disk from guest offset ``start`` on, in order and without gaps.
 
-    Holds one run at a time, however large the disk. An empty range has no runs. ``gate`` and
-    ``limits`` are for a disk that is given by its name.
+    Holds one run at a time, however large the disk. An empty range has no runs. ``gate``,
+    ``limits`` and ``storage_options`` are for a disk that is given by its name.
 
     Example::
 
@@ -81,7 +82,7 @@ def map_image(
         OutOfRangeError: the range is negative.
         UnderlayError: the disk cannot be opened, or its tables make no sense.
     """
-    with opened(disk, gate=gate, limits=limits) as image:
+    with opened(disk, gate=gate, limits=limits, storage_options=storage_options) as image:
         yield from _runs(image, start, length)
 
 

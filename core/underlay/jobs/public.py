@@ -31,6 +31,7 @@ from underlay.jobs.rebase import Rebased, rebase
 from underlay.jobs.resize import Resized, resize
 from underlay.jobs.salvage import SalvageCallback, Unreadable
 from underlay.jobs.snapshot import apply_snapshot, create_snapshot, delete_snapshot, snapshots
+from underlay.jobs.storage import StorageInfo, check_storage, collect_storage, storage_info
 
 __all__ = [
     "BenchResult",
@@ -49,6 +50,7 @@ __all__ = [
     "Rebased",
     "Resized",
     "SalvageCallback",
+    "StorageInfo",
     "Unreadable",
     "add_bitmap",
     "amend",
@@ -57,7 +59,9 @@ __all__ = [
     "bench",
     "bitmaps",
     "check",
+    "check_storage",
     "clear_bitmap",
+    "collect_storage",
     "commit",
     "compare",
     "convert",
@@ -81,4 +85,5 @@ __all__ = [
     "repair",
     "resize",
     "snapshots",
+    "storage_info",
 ]

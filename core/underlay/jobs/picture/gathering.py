@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import attrs
@@ -44,12 +45,13 @@ def picture(
     length: int | None = None,
     gate: ImplicitOpenGate | None = None,
     limits: Limits | None = None,
+    storage_options: Mapping[str, object] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Picture:
     """Gather where the data of a disk lies, from guest offset ``start`` on.
 
-    Takes the time of one walk over the mapping, and as much memory for any disk. ``gate`` and
-    ``limits`` are for a disk that is given by its name.
+    Takes the time of one walk over the mapping, and as much memory for any disk. ``gate``,
+    ``limits`` and ``storage_options`` are for a disk that is given by its name.
 
     Example::
 
@@ -62,7 +64,7 @@ def picture(
         OutOfRangeError: the range is negative.
         CorruptImageError: the tables make no sense.
     """
-    with opened(disk, gate=gate, limits=limits) as image:
+    with opened(disk, gate=gate, limits=limits, storage_options=storage_options) as image:
         return _gathered(image, start, length, progress)
 
 
