@@ -86,9 +86,14 @@ def _anywhere(group: str, path: Sequence[str]) -> Iterator[tuple[str, str, str]]
     import importlib.metadata
 
     for distribution in importlib.metadata.distributions(path=list(path)):
-        text = distribution.read_text("entry_points.txt") or ""
-        if f"[{group}]" in text:
-            yield text, distribution.metadata["Name"] or "", distribution.version or ""
+        try:
+            text = distribution.read_text("entry_points.txt") or ""
+            if f"[{group}]" not in text:
+                continue
+            name, version = distribution.metadata["Name"], distribution.version
+        except Exception:  # noqa: BLE001, S112 - a stranger's finder has found it; it is as if not there
+            continue
+        yield text, name or "", version or ""
 
 
 def _read(folder: str, name: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.metadata
 import os.path
 import sys
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,7 +95,20 @@ def test_what_lies_in_an_archive_is_found_too(tmp_path: Path) -> None:
     assert plain(found) == [("x", "packed_module", "packed", "1.0")]
 
 
-def test_metadata_that_is_none_hides_only_its_own_distribution(tmp_path: Path) -> None:
+class _Backport(importlib.metadata.MetadataPathFinder):
+    """What a newer importlib_metadata puts there when it is imported (by dask, say)."""
+
+    @staticmethod
+    def find_spec(*_: object) -> None:
+        """It finds no modules."""
+
+
+@pytest.mark.parametrize("finders", [[], [_Backport]], ids=["folders", "a finder"])
+def test_metadata_that_is_none_hides_only_its_own_distribution(
+    finders: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [each for each in sys.meta_path if not hasattr(each, "find_distributions")]
+    monkeypatch.setattr(sys, "meta_path", [*known, importlib.machinery.PathFinder, *finders])
     lay(tmp_path, "good", "[underlay]\nx = good\n")
     bad = tmp_path / "bad-1.0.dist-info"
     bad.mkdir()
