@@ -16,7 +16,13 @@ import attrs
 
 from underlay.errors import PluginError, StorageAccessError
 from underlay_storage.s3.location import Location
-from underlay_storage.s3.problems import Kind, Problem, RequestFailedError, problem_of_status
+from underlay_storage.s3.problems import (
+    REDIRECTED,
+    Kind,
+    Problem,
+    RequestFailedError,
+    problem_of_status,
+)
 from underlay_storage.s3.settings import Settings
 
 if TYPE_CHECKING:
@@ -94,6 +100,10 @@ class Uploads:
             ),
         )
 
+        # After a redirect botocore asks where the bucket is, and after that one's redirect again,
+        # until Python's stack ends.
+        self._client.meta.events.register("before-call.s3.HeadBucket", _stay)
+
     def create(self, key: str, metadata: Mapping[str, str]) -> str:
         """Begin an upload; its id."""
         done = self._ask("create_multipart_upload", Key=key, Metadata=dict(metadata))
@@ -146,6 +156,8 @@ class Uploads:
 
         try:
             answer: dict[str, Any] = getattr(self._client, method)(Bucket=self._bucket, **request)
+        except RequestFailedError:
+            raise
         except exceptions.ClientError as error:
             response: Any = error.response
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -171,6 +183,10 @@ class _Given:
 
     def load_credentials(self) -> Any:
         return self._source
+
+
+def _stay(**_event: object) -> None:
+    raise _failed(Kind.OTHER, REDIRECTED)
 
 
 def _failed(kind: Kind, reason: str) -> RequestFailedError:

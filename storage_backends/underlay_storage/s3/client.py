@@ -11,7 +11,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import attrs
@@ -79,6 +79,11 @@ class Facts:
     write_id: str | None
     #: Seconds since the epoch, by the server's clock.
     modified: float = 0
+
+    @property
+    def version(self) -> Hashable:
+        """What changes when the bytes do, as far as the server tells."""
+        return self.etag or (self.size, self.modified)
 
 
 @attrs.frozen(kw_only=True)
@@ -300,7 +305,8 @@ class ObjectClient:
             TransientError: it is to be tried again.
         """
         name = str(self.location.at(key))
-        if problem.kind in {Kind.TRANSIENT, Kind.DENIED, Kind.UNSUPPORTED} or problem.no_bucket:
+        unclear = {Kind.CONDITION, Kind.DONE, Kind.LOST, Kind.MISSING, Kind.RACE}
+        if problem.kind not in unclear or problem.no_bucket:
             raise self._typed(problem, doing="write", key=key)
         facts = self._facts_or_none(key)
         if facts is not None and facts.write_id == write_id:

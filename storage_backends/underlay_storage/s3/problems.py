@@ -14,6 +14,7 @@ import attrs
 
 __all__ = [
     "NO_RANGES",
+    "REDIRECTED",
     "Kind",
     "Problem",
     "RequestFailedError",
@@ -49,6 +50,8 @@ class Kind(enum.Enum):
     TRANSIENT = enum.auto()
     #: The server does not have what was asked for (conditions, copies).
     UNSUPPORTED = enum.auto()
+    #: A write was done, and the answer does not say all about it.
+    DONE = enum.auto()
     OTHER = enum.auto()
 
 
@@ -79,10 +82,6 @@ class RequestFailedError(Exception):
 
 
 _STATUSES: Final = {
-    301: Kind.OTHER,
-    302: Kind.OTHER,
-    307: Kind.OTHER,
-    308: Kind.OTHER,
     401: Kind.DENIED,
     403: Kind.DENIED,
     404: Kind.MISSING,
@@ -121,7 +120,9 @@ _ADVICE: Final = {
     "NoSuchBucket": "create the bucket first",
     "RequestTimeTooSkewed": "set this machine's clock",
 }
-_REDIRECTED: Final = "the bucket is at another endpoint or in another region"
+REDIRECTED: Final = (
+    "the server sent us away: the bucket is in another region, or at another endpoint"
+)
 
 #: Why an object cannot be read in parts.
 NO_RANGES: Final = "the server sends the whole object where a range of it is asked for"
@@ -131,11 +132,10 @@ NO_RANGES: Final = "the server sends the whole object where a range of it is ask
 _TEXTS: Final = (
     ("Received non-partial response", Kind.WHOLE, NO_RANGES),
     ("Range request not supported", Kind.WHOLE, NO_RANGES),
-    ("Received redirect", Kind.OTHER, f"the server sent us away: {_REDIRECTED}"),
-    ("error following redirect", Kind.OTHER, f"the server sent us away: {_REDIRECTED}"),
+    ("Received redirect", Kind.OTHER, REDIRECTED),
+    ("error following redirect", Kind.OTHER, REDIRECTED),
     ("InvalidCertificate", Kind.OTHER, "the server's TLS certificate is not trusted"),
-    # The write was done.
-    ("ETag Header missing", Kind.OTHER, "the server gives objects no ETag"),
+    ("ETag Header missing", Kind.DONE, "the server gives objects no ETag"),
     ("HTTP error: builder error", Kind.OTHER, "the endpoint is no address of a server"),
     ("Could not parse path", Kind.OTHER, "object storage knows no such name"),
     ("dns error", Kind.TRANSIENT, "the server's name was not found"),
@@ -147,15 +147,16 @@ _TEXTS: Final = (
 
 def problem_of_status(status: int | None, code: str | None = None) -> Problem:
     """What a status, and the code in its answer, stand for."""
-    words = [f"the server answered {status}" if status else "the server answered"]
-    if code is not None:
-        words.append(f"({code})" if status else code)
     if status in {301, 302, 307, 308}:
-        words[-1] += f": {_REDIRECTED}"
-    elif code in _ADVICE:
-        words[-1] += f": {_ADVICE[code]}"
-    kind = _CODES.get(code or "") or _STATUSES.get(status or 0, Kind.OTHER)
-    return Problem(kind, " ".join(words), code)
+        return Problem(Kind.OTHER, REDIRECTED, code)
+    said = "the server answered"
+    if status is not None:
+        said += f" {status}"
+    if code is not None:
+        said += f" ({code})" if status else f" {code}"
+    if code in _ADVICE:
+        said += f": {_ADVICE[code]}"
+    return Problem(_CODES.get(code or "") or _STATUSES.get(status or 0, Kind.OTHER), said, code)
 
 
 def problem_of(error: BaseException) -> Problem:

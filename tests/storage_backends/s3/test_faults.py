@@ -1,0 +1,694 @@
+"""What networks and servers do now and then, to a client: O1-O9, O12-O14, O16 and O19."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from underlay.errors import (
+    StorageAccessError,
+    StorageChangedError,
+    StorageError,
+    StorageExistsError,
+    StorageNotFoundError,
+    UnderlayError,
+    UnsupportedOperationError,
+)
+from underlay_storage.s3.client import CREATE, Condition, ObjectClient
+from underlay_storage.s3.conditions import require_conditions
+from underlay_storage.s3.multipart import publish
+from underlay_storage.s3.retrying import Retrying
+
+from .conftest import MakeClient
+from .proxy import (
+    LOST_AFTER,
+    LOST_BEFORE,
+    Answer,
+    Fault,
+    Proxy,
+    Request,
+    Script,
+    answered,
+    cut,
+    edited,
+    edited_header,
+    flipped,
+    no_fault,
+    nth,
+    silent,
+    trickling,
+    whole,
+)
+from .servers import BUCKET, Server
+
+MIB = 1 << 20
+BODY = bytes(range(256)) * 400
+STATUSES = [(500, "InternalError"), (502, None), (503, "SlowDown"), (429, "TooManyRequests")]
+
+
+def first(verb: str, fault: Fault) -> Script:
+    """The first request of a kind."""
+    waiting = [fault]
+    return lambda request: waiting.pop() if waiting and request.verb == verb else None
+
+
+def small_requests(client: ObjectClient, folder: str) -> None:
+    """One of each request of one piece; what each gives is right."""
+    key = f"{folder}/a"
+    etag = client.put(key, BODY, write_id="one", condition=CREATE)
+    got = client.get(key, 1000, 5000, etag=etag)
+    assert (bytes(got.data), got.facts.etag, got.facts.size) == (BODY[1000:6000], etag, len(BODY))
+    assert client.head(key) == got.facts
+    new = client.put(key, BODY[::-1], write_id="two", condition=Condition(etag))
+    assert bytes(client.get(key, 0, len(BODY), etag=new).data) == BODY[::-1]
+    assert [one.key for one in client.listing(folder)] == [key]
+    client.delete([key])
+    client.put(key, b"last", write_id="three")
+
+
+def impatient(client: ObjectClient) -> ObjectClient:
+    """Gives up after two tries, for faults that do not pass."""
+    client._retrying = Retrying(deadline=0.1)
+    return client
+
+
+SMALL_REQUESTS = 8
+DISK = os.urandom(6 * MIB)
+
+
+def upload_requests(client: ObjectClient, folder: str) -> None:
+    """Uploads in parts: a new object, and one with a part that is copied."""
+    key = f"{folder}/disk"
+    etag = publish(
+        client,
+        key,
+        lambda start, length: DISK[start : start + length],
+        size=len(DISK),
+        write_id="one",
+        condition=CREATE,
+    )
+    data = DISK[: 5 * MIB] + b"tail"
+    new = publish(
+        client,
+        key,
+        lambda start, length: data[start : start + length],
+        size=len(data),
+        write_id="two",
+        condition=Condition(etag),
+        changed=[(5 * MIB, 4)],
+        present=len(DISK),
+    )
+    got = client.get(key, 0, 8 * MIB, etag=new)
+    assert bytes(got.data) == data
+    assert (got.facts.write_id, got.facts.etag) == ("two", new)
+
+
+def pending(client: ObjectClient, folder: str) -> list[Any]:
+    """Uploads in parts that somebody began and did not end."""
+    uploads: Any = client.uploads
+    answer = uploads._client.list_multipart_uploads(Bucket=BUCKET)
+    return [one for one in answer.get("Uploads", ()) if one["Key"].startswith(folder)]
+
+
+@pytest.fixture
+def uploader(through: MakeClient, prefix: str) -> ObjectClient:
+    """A client for ``upload_requests``, which has asked for conditions already."""
+    client = through(part_size="5M", parallel=2, deadline=6)
+    client.honours_upload_conditions = True
+    return client
+
+
+# -- O1, O2: refusals that pass, or do not
+
+
+@pytest.mark.parametrize(("status", "code"), STATUSES)
+def test_o1_any_request_that_fails_once_is_made_again(
+    through: MakeClient, proxy: Proxy, prefix: str, status: int, code: str | None
+) -> None:
+    client = through()
+    for number in range(1, SMALL_REQUESTS + 1):
+        with proxy.scripted(nth(number, answered(status, code))) as requests:
+            small_requests(client, f"{prefix}/{number}")
+        assert len(requests) == SMALL_REQUESTS + 1
+
+
+def test_o1_any_request_of_an_upload_that_fails_once_is_made_again(
+    proxy: Proxy, uploader: ObjectClient, client: ObjectClient, prefix: str
+) -> None:
+    with proxy.scripted(no_fault) as requests:
+        upload_requests(uploader, f"{prefix}/0")
+    count = len(requests)
+    for number in range(1, count + 1):
+        status, code = STATUSES[number % len(STATUSES)]
+        with proxy.scripted(nth(number, answered(status, code))) as requests:
+            upload_requests(uploader, f"{prefix}/{number}")
+        assert len(requests) == count + 1
+    assert pending(client, prefix) == []
+
+
+@pytest.mark.parametrize("fault", [answered(503, "SlowDown"), LOST_BEFORE])
+def test_o2_what_fails_forever_ends_at_the_deadline(
+    through: MakeClient, proxy: Proxy, client: ObjectClient, prefix: str, fault: Fault
+) -> None:
+    client.put(f"{prefix}/a", BODY, write_id="one")
+    etag = client.head(f"{prefix}/a").etag
+    asking = through(deadline=1)
+    attempts: list[Callable[[], object]] = [
+        lambda: asking.get(f"{prefix}/a", 0, 100),
+        lambda: asking.put(f"{prefix}/a", b"new", write_id="two", condition=Condition(etag)),
+    ]
+    for attempt in attempts:
+        began = time.monotonic()
+        with (
+            proxy.scripted(lambda _: fault) as requests,
+            pytest.raises(StorageError, match=r"tried \d times"),
+        ):
+            attempt()
+        assert time.monotonic() - began < 2
+        assert len(requests) > 2
+    assert client.head(f"{prefix}/a").etag == etag
+
+
+# -- O3, O4: the server did it, and the answer was lost
+
+
+def test_o3_a_write_whose_answer_was_lost_is_no_conflict_with_itself(
+    through: MakeClient, proxy: Proxy, client: ObjectClient, prefix: str
+) -> None:
+    key = f"{prefix}/a"
+    asking = through()
+    with proxy.scripted(nth(1, LOST_AFTER)) as requests:
+        etag = asking.put(key, BODY, write_id="one", condition=CREATE)
+    assert [request.verb for request in requests] == ["PUT", "PUT", "HEAD"]
+    assert client.head(key).etag == etag
+    with proxy.scripted(nth(1, LOST_AFTER)):
+        new = asking.put(key, BODY[::-1], write_id="two", condition=Condition(etag))
+    assert client.head(key).etag == new != etag
+    with proxy.scripted(nth(1, LOST_AFTER)):
+        asking.put(key, BODY, write_id="three")
+    assert client.head(key).write_id == "three"
+
+
+def test_o3_a_lost_answer_does_not_hide_somebody_elses_write(
+    through: MakeClient, proxy: Proxy, client: ObjectClient, prefix: str
+) -> None:
+    key = f"{prefix}/a"
+    etag = client.put(key, b"old", write_id="one")
+
+    def overtaken(request: Request) -> Fault | None:
+        if request.number == 1:
+            client.put(key, b"theirs", write_id="theirs", condition=Condition(etag))
+            return LOST_BEFORE
+        return None
+
+    with proxy.scripted(overtaken), pytest.raises(StorageChangedError):
+        through().put(key, b"ours", write_id="ours", condition=Condition(etag))
+    assert client.head(key).write_id == "theirs"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        LOST_AFTER,
+        LOST_BEFORE,
+        # How S3 says that it failed when it has begun to answer already.
+        answered(200, "InternalError"),
+        answered(404, "NoSuchUpload"),
+        answered(409, "ConditionalRequestConflict"),
+    ],
+)
+def test_o4_the_end_of_an_upload_is_certain(
+    proxy: Proxy, uploader: ObjectClient, client: ObjectClient, prefix: str, fault: Fault
+) -> None:
+    with proxy.scripted(first("CompleteUpload", fault)):
+        upload_requests(uploader, prefix)
+    assert [one.key for one in client.listing(prefix)] == [f"{prefix}/disk"]
+    assert pending(client, prefix) == []
+
+
+def test_o4_an_upload_that_the_server_lost_is_begun_anew(
+    proxy: Proxy, uploader: ObjectClient, client: ObjectClient, prefix: str
+) -> None:
+    with proxy.scripted(first("UploadPart", answered(404, "NoSuchUpload"))) as requests:
+        upload_requests(uploader, prefix)
+    assert [request.verb for request in requests].count("CreateUpload") == 3
+    assert pending(client, prefix) == []
+
+
+# -- O5 to O7: answers that are not what they say
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_o5_a_body_that_ends_early_is_asked_for_again(
+    through: MakeClient, proxy: Proxy, client: ObjectClient, prefix: str, *, chunked: bool
+) -> None:
+    client.put(f"{prefix}/a", BODY, write_id="one")
+    asking = impatient(through())
+    for at in (0, 1, 5000, len(BODY) - 1):
+        with proxy.scripted(nth(1, cut(at, chunked=chunked))):
+            assert bytes(asking.get(f"{prefix}/a", 0, len(BODY)).data) == BODY
+    with (
+        proxy.scripted(lambda _: cut(5000, chunked=chunked)),
+        pytest.raises(StorageError, match="tried"),
+    ):
+        asking.get(f"{prefix}/a", 0, len(BODY))
+
+
+def test_o6_a_flipped_bit_is_for_checksums_above_the_client_to_find(
+    through: MakeClient, proxy: Proxy, client: ObjectClient, prefix: str
+) -> None:
+    # As documented: over TLS it cannot happen; a range of an object has no checksum of its own.
+    client.put(f"{prefix}/a", BODY, write_id="one")
+    with proxy.scripted(nth(1, flipped(10))):
+        assert through().get(f"{prefix}/a", 0, 100).data[10] == BODY[10] ^ 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        whole(BODY),
+        edited_header("Content-Range", lambda _: f"bytes 0-99/{len(BODY)}"),
+        edited_header("Content-Range", lambda _: f"bytes 1000-1050/{len(BODY)}"),
+        edited_header("Content-Range", lambda _: "bytes 1000-1099/5"),
+        edited_header("Content-Range", lambda _: "bytes of all kinds"),
+        edited_header("Content-Range", lambda _: None),
+        edited(lambda answer: Answer(status=206, headers=answer.headers, body=answer.body[:50])),
+        edited(lambda answer: Answer(status=206, headers=answer.headers, body=answer.body * 9)),
+    ],
+)
+def test_o7_another_range_than_was_asked_for_is_never_taken_for_it(
+    through: MakeClient, proxy: Proxy, client: ObjectClient, prefix: str, fault: Fault
+) -> None:
+    client.put(f"{prefix}/a", BODY, write_id="one")
+    asking = impatient(through())
+    with proxy.scripted(nth(1, fault)):
+        assert bytes(asking.get(f"{prefix}/a", 1000, 100).data) == BODY[1000:1100]
+    with (
+        proxy.scripted(lambda request: fault if request.verb == "GET" else None),
+        pytest.raises((StorageError, UnsupportedOperationError)),
+    ):
+        asking.get(f"{prefix}/a", 1000, 100)
+
+
+# -- O8, O9: bodies and races
+
+
+@pytest.mark.parametrize("fault", [answered(503, "SlowDown"), LOST_BEFORE, LOST_AFTER])
+def test_o8_a_body_that_is_sent_again_is_sent_whole(
+    proxy: Proxy, uploader: ObjectClient, client: ObjectClient, prefix: str, fault: Fault
+) -> None:
+    with proxy.scripted(nth(1, fault)) as requests:
+        uploader.put(f"{prefix}/a", DISK, write_id="one")
+    assert [len(request.body) for request in requests] == [len(DISK)] * 2
+    assert bytes(client.get(f"{prefix}/a", 0, len(DISK)).data) == DISK
+    with proxy.scripted(first("UploadPart", fault)):
+        upload_requests(uploader, prefix)
+
+
+def test_o9_a_race_is_run_again_and_a_lost_one_is_lost(
+    through: MakeClient, proxy: Proxy, client: ObjectClient, prefix: str
+) -> None:
+    key = f"{prefix}/a"
+    asking = through()
+    race = answered(409, "ConditionalRequestConflict")
+    with proxy.scripted(nth(1, race)):
+        etag = asking.put(key, b"1", write_id="one", condition=CREATE)
+    with proxy.scripted(nth(1, race)):
+        etag = asking.put(key, b"2", write_id="two", condition=Condition(etag))
+    client.put(key, b"3", write_id="theirs")
+    with proxy.scripted(nth(1, race)), pytest.raises(StorageChangedError):
+        asking.put(key, b"4", write_id="four", condition=Condition(etag))
+    with proxy.scripted(nth(1, race)), pytest.raises(StorageExistsError):
+        asking.put(key, b"4", write_id="four", condition=CREATE)
+    with (
+        proxy.scripted(lambda request: race if request.verb == "PUT" else None),
+        pytest.raises(StorageError, match="409"),
+    ):
+        impatient(asking).put(key, b"4", write_id="four", condition=CREATE)
+    assert client.head(key).write_id == "theirs"
+
+
+# -- O12, O13: ETags and conditions
+
+
+NO_ETAG: dict[str, Callable[[str], str | None]] = {
+    "none": lambda _: None,
+    "weak": lambda etag: f"W/{etag}",
+    "weak in small letters": lambda etag: f"w/{etag}",
+    "empty": lambda _: "",
+}
+
+
+@pytest.mark.parametrize("change", NO_ETAG)
+def test_o12_without_an_etag_for_the_bytes_there_is_no_writing_with_others(
+    through: MakeClient,
+    proxy: Proxy,
+    prefix: str,
+    change: str,
+) -> None:
+    key = f"{prefix}/a"
+    asking = through()
+    with proxy.scripted(lambda _: edited_header("ETag", NO_ETAG[change])):
+        assert asking.put(key, BODY, write_id="one") is None
+        facts = asking.head(key)
+        assert (facts.etag, facts.size, facts.write_id) == (None, len(BODY), "one")
+        assert asking.get(key, 0, 10).facts == facts
+        with pytest.raises(UnsupportedOperationError, match="single_writer"):
+            require_conditions(asking, key)
+
+
+def test_o12_an_etag_without_quotes_is_the_same_one(
+    through: MakeClient, proxy: Proxy, client: ObjectClient, prefix: str
+) -> None:
+    etag = client.put(f"{prefix}/a", BODY, write_id="one")
+    with proxy.scripted(lambda _: edited_header("ETag", lambda etag: etag.strip('"'))):
+        small_requests(through(), f"{prefix}/in")
+        assert through().head(f"{prefix}/a").etag == etag
+
+
+def test_o13_a_condition_that_was_ignored_once_is_found(
+    rclone: Server, seaweed: Server, prefix: str
+) -> None:
+    with pytest.raises(UnsupportedOperationError, match="two writers"):
+        require_conditions(rclone.client(), f"{prefix}/a")
+    require_conditions(seaweed.client(), f"{prefix}/a")
+
+
+# -- O14: slow, or silent
+
+
+def test_o14_a_first_byte_that_comes_late_is_not_waited_for(
+    through: MakeClient, proxy: Proxy, prefix: str
+) -> None:
+    client = through(deadline=2)
+    for number in range(1, SMALL_REQUESTS + 1):
+        began = time.monotonic()
+        with proxy.scripted(nth(number, silent(30))):
+            small_requests(client, f"{prefix}/{number}")
+        assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("verb", ["CreateUpload", "UploadPart", "CopyPart", "CompleteUpload"])
+def test_o14_nor_in_an_upload(
+    proxy: Proxy, uploader: ObjectClient, client: ObjectClient, prefix: str, verb: str
+) -> None:
+    began = time.monotonic()
+    with proxy.scripted(first(verb, silent(30))):
+        upload_requests(uploader, prefix)
+    assert time.monotonic() - began < 6
+
+
+def test_o14_an_answer_that_trickles_is_given_up_at_the_deadline(
+    through: MakeClient, proxy: Proxy, client: ObjectClient, prefix: str
+) -> None:
+    client.put(f"{prefix}/a", BODY, write_id="one")
+    began = time.monotonic()
+    with (
+        proxy.scripted(lambda _: trickling(1000)),
+        pytest.raises(StorageError, match="took too long"),
+    ):
+        through(deadline=1).get(f"{prefix}/a", 0, len(BODY))
+    assert time.monotonic() - began < 2
+
+
+@contextlib.contextmanager
+def listening() -> Generator[str]:
+    """A server that takes connections and says nothing."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(64)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def closed() -> Generator[str]:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+    yield address
+
+
+@contextlib.contextmanager
+def nameless() -> Generator[str]:
+    yield "http://no-such-host.invalid"
+
+
+@pytest.mark.parametrize("where", [listening, closed, nameless])
+def test_o14_a_server_that_is_not_there_is_said_in_time(
+    seaweed: Server, where: Callable[[], contextlib.AbstractContextManager[str]]
+) -> None:
+    with where() as endpoint:
+        asking = seaweed.client(endpoint=endpoint, deadline=1, part_size="5M")
+        attempts: list[Callable[[], object]] = [
+            lambda: asking.get("a", 0, 1),
+            lambda: asking.request(lambda: asking.uploads.create("a", {}), doing="write", key="a"),
+        ]
+        for attempt in attempts:
+            began = time.monotonic()
+            with pytest.raises(StorageError, match=r"Could not \w+ 's3://"):
+                attempt()
+            assert time.monotonic() - began < 3
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate that nobody signed, with its key."""
+    file = tmp_path / "certificate.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(file), "-out", str(tmp_path / "public.pem")),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    with file.open("ab") as both:
+        both.write((tmp_path / "public.pem").read_bytes())
+    return file
+
+
+def test_o14_a_certificate_that_nobody_signed_is_refused_at_once(
+    seaweed: Server, certificate: Path
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    proxy = Proxy(seaweed.endpoint, tls=context)
+    try:
+        asking = seaweed.client(endpoint=proxy.endpoint)
+        with pytest.raises(StorageError, match="certificate"):
+            asking.get("a", 0, 1)
+        with pytest.raises(StorageError, match="certificate"):
+            asking.request(lambda: asking.uploads.create("a", {}), doing="write", key="a")
+        assert proxy.requests == []
+    finally:
+        proxy.close()
+
+
+def test_o14_connections_do_not_pile_up(
+    through: MakeClient, proxy: Proxy, client: ObjectClient, prefix: str
+) -> None:
+    client.put(f"{prefix}/a", BODY, write_id="one")
+    asking = through()
+    faults = [None, answered(503, "SlowDown"), cut(10), LOST_BEFORE, LOST_AFTER, None]
+
+    def script(request: Request) -> Fault | None:
+        return faults[request.number % len(faults)] if request.number % 10 == 0 else None
+
+    def work() -> None:
+        for _ in range(125):
+            asking.get(f"{prefix}/a", 0, 100)
+
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    asking.get(f"{prefix}/a", 0, 100)
+    before = descriptors()
+    with proxy.scripted(script):
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    # Both ends of each connection are in this process, and the proxy's to the server.
+    assert descriptors() - before <= 3 * 2 * 8
+
+
+# -- O16: credentials, buckets, redirects, clocks
+
+
+REFUSALS = [
+    (answered(400, "ExpiredToken"), StorageAccessError, "get new credentials"),
+    (answered(403, "AccessDenied"), StorageAccessError, "AccessDenied"),
+    (answered(403, "RequestTimeTooSkewed"), StorageAccessError, "clock"),
+    (answered(401), StorageAccessError, "401"),
+    (answered(404, "NoSuchBucket"), StorageNotFoundError, "bucket"),
+    (answered(301, "PermanentRedirect"), StorageError, "sent us away"),
+    (answered(400, "SomethingElse"), StorageError, "SomethingElse"),
+    (answered(501, "NotImplemented"), UnsupportedOperationError, "501"),
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_o16_a_refusal_is_said_and_not_asked_for_again(
+    through: MakeClient,
+    proxy: Proxy,
+    prefix: str,
+    caplog: pytest.LogCaptureFixture,
+    refusal: tuple[Fault, type[UnderlayError], str],
+) -> None:
+    fault, error, said = refusal
+    client = through(part_size="5M", session_token="nobody-may-see-this-token")  # noqa: S106
+    attempts: list[Callable[[], object]] = [
+        lambda: client.get(f"{prefix}/a", 0, 1),
+        lambda: client.put(f"{prefix}/a", b"", write_id="one", condition=CREATE),
+        lambda: client.put(f"{prefix}/a", b"", write_id="one", condition=Condition('"1"')),
+        lambda: client.request(
+            lambda: client.uploads.create(f"{prefix}/a", {}), doing="write", key=f"{prefix}/a"
+        ),
+    ]
+    with caplog.at_level(logging.INFO):
+        for attempt in attempts:
+            with proxy.scripted(lambda _: fault) as requests:
+                with pytest.raises(error, match=said) as caught:
+                    attempt()
+                # And a conditional write may have to look.
+                assert [request.verb for request in requests][1:] in ([], ["HEAD"])
+            assert "nobody-may-see-this" not in f"{caught.value} {caught.value.__cause__}"
+    assert "nobody-may-see-this" not in caplog.text
+
+
+def test_o16_a_redirect_in_a_circle_ends(through: MakeClient, proxy: Proxy, prefix: str) -> None:
+    there = [("Location", f"{proxy.endpoint}/{BUCKET}/{prefix}/a")]
+    with (
+        proxy.scripted(lambda _: answered(307, "TemporaryRedirect", headers=there)) as requests,
+        pytest.raises(StorageError, match="sent us away"),
+    ):
+        through().get(f"{prefix}/a", 0, 1)
+    assert len(requests) < 15
+
+
+# -- O19: answers that are weapons
+
+
+LAUGHS = b"".join(
+    [
+        b'<?xml version="1.0"?><!DOCTYPE lolz [<!ENTITY a0 "lol">',
+        *(
+            b'<!ENTITY a%d "%b">' % (number, b"&a%d;" % (number - 1) * 10)
+            for number in range(1, 10)
+        ),
+        b"]><ListBucketResult><Name>&a9;</Name></ListBucketResult>",
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        answered(200, body=LAUGHS),
+        answered(500, body=LAUGHS),
+        answered(200, body=b"<a>" * 100_000),
+        answered(200, headers=[(f"X-{number}", "y" * 1000) for number in range(5000)]),
+        answered(200, headers=[("X-Long", "y" * 8 * MIB)]),
+    ],
+)
+def test_o19_hostile_answers_do_no_more_than_fail(
+    through: MakeClient, proxy: Proxy, prefix: str, fault: Fault
+) -> None:
+    client = impatient(through())
+    attempts: list[Callable[[], object]] = [
+        lambda: list(client.listing(prefix)),
+        lambda: client.get(f"{prefix}/a", 0, 100),
+        lambda: client.request(
+            lambda: client.uploads.create(f"{prefix}/a", {}), doing="write", key=f"{prefix}/a"
+        ),
+    ]
+    for attempt in attempts:
+        began = time.monotonic()
+        with proxy.scripted(lambda _: fault):
+            said = outcome_of(attempt)
+        # Entities that nobody uses make a listing no worse.
+        assert said == "[]" or f"'s3://{BUCKET}/" in said
+        assert len(said) < 400
+        assert time.monotonic() - began < 5
+
+
+def outcome_of(attempt: Callable[[], object]) -> str:
+    try:
+        return str(attempt())
+    except UnderlayError as error:
+        return str(error)
+
+
+HUNGRY = """
+import sys, threading, http.server
+from underlay.errors import UnderlayError
+from underlay_storage.s3.client import ObjectClient
+from underlay_storage.s3.location import locate
+from underlay_storage.s3.settings import Settings
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(int(sys.argv[1]))
+        self.send_header("Content-Range", "bytes 0-4095/1000000")
+        self.send_header("Content-Length", str(int(sys.argv[2]) << 20))
+        self.end_headers()
+        try:
+            for _ in range(int(sys.argv[2])):
+                self.wfile.write(b"x" * (1 << 20))
+        except OSError:
+            pass
+    def log_message(self, *_):
+        pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+options = {"endpoint": f"http://127.0.0.1:{server.server_port}", "access_key_id": "k",
+           "secret_access_key": "s", "deadline": 2}
+client = ObjectClient.connect(locate("s3://bucket/a"), Settings.read(options))
+
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) >> 10 for line in file if line.startswith("VmHWM"))
+
+before = peak()
+try:
+    client.get("a", 0, 4096)
+except UnderlayError as error:
+    assert len(str(error)) < 400
+else:
+    raise SystemExit("no error")
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("status", "size", "most"),
+    # A body is read as far as it was asked for. An error's is read whole by obstore, some
+    # times over: it is bounded by what a server can send in the time that a request has.
+    [(206, 1000, 32), (400, 16, 8 * 16)],
+)
+def test_o19_memory_is_bounded_whatever_a_server_sends(status: int, size: int, most: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(HUNGRY), str(status), str(size)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert int(done.stdout) <= most
