@@ -81,8 +81,9 @@ async def _directories(image: StorageHandle, header: Header, limits: Limits) -> 
 
         extension = header.bitmaps
         if extension is not None:
-            size = extension.directory_size
-            regions.append(Region("bitmap directory", extension.directory_offset, size))
+            offset, size = extension.directory_offset, extension.directory_size
+            if offset + size <= image.size():  # else there is none
+                regions.append(Region("bitmap directory", offset, size))
         with suppress(CorruptImageError):  # they go out of date with the first write anyway
             tables = [
                 Region("bitmap table", entry.bitmap_table_offset, entry.bitmap_table_size * 8)

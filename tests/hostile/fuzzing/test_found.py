@@ -19,6 +19,7 @@ from ..editing import Image
 from .fields import fields
 
 _TABLE = "bitmap bitmap_table_offset"
+_SIZE = "bitmap_directory_size"
 
 
 @pytest.fixture
@@ -78,6 +79,19 @@ def test_snapshots_by_the_ten_thousands_past_the_end(
     began = time.process_time()
     use(MemoryStorage(bytes(plain.data)))
     assert time.process_time() - began < 2
+
+
+def test_a_bitmap_directory_larger_than_the_file(bases: Bases) -> None:
+    """Once, a write looked up each of the two million clusters that it was said to have."""
+    image = bases["bitmaps"].image()
+    (place,) = (field.offset for field in fields(image.data) if field.name == _SIZE)
+    image.put(place, "Q", 128 << 30)
+    began = time.process_time()
+    with underlay.open_image(
+        MemoryStorage(bytes(image.data)), format="qcow2", writable=True
+    ) as disk:
+        disk.write(b"new", 3 << 20)
+    assert time.process_time() - began < 0.5
 
 
 def test_a_check_holds_no_more_of_a_table_than_the_file_has(plain: Image) -> None:
