@@ -98,12 +98,11 @@ def test_what_lies_in_an_archive_is_found_too(tmp_path: Path) -> None:
 class _Backport(importlib.metadata.MetadataPathFinder):
     """What a newer importlib_metadata puts there when it is imported (by dask, say)."""
 
-    @staticmethod
-    def find_spec(*_: object) -> None:
+    def find_spec(self, *_: object) -> None:
         """It finds no modules."""
 
 
-@pytest.mark.parametrize("finders", [[], [_Backport]], ids=["folders", "a finder"])
+@pytest.mark.parametrize("finders", [[], [_Backport()]], ids=["folders", "a finder"])
 def test_metadata_that_is_none_hides_only_its_own_distribution(
     finders: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
