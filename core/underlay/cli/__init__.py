@@ -21,8 +21,10 @@ __all__ = ["main"]
 #: How many threads numpy starts, where a command needs it, for linear algebra that none does: that
 #: would be half of what importing it takes.
 _BLAS_THREADS = "OPENBLAS_NUM_THREADS"
-#: What a shell reports of a program that Ctrl-C ended.
-_INTERRUPTED = 130
+#: What a shell reports of a program that the signal of this number ended.
+_SIGNAL = 128
+#: Ctrl-C's.
+_SIGINT = 2
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -32,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """
     try:
         status = _status(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:
-        status = _INTERRUPTED
+    except KeyboardInterrupt as told:
+        status = _SIGNAL + getattr(told, "number", _SIGINT)
     sys.exit(status)
 
 
@@ -46,11 +48,12 @@ def _status(argv: Sequence[str]) -> int:
     threads = os.environ.get(_BLAS_THREADS)
     os.environ.setdefault(_BLAS_THREADS, "1")
     try:
-        from underlay.cli.signals import undisturbed
+        from underlay.cli.signals import signals_heard, undisturbed
 
-        with undisturbed():
-            from underlay.cli.problems import exit_status
-        return exit_status(argv)
+        with signals_heard():
+            with undisturbed():
+                from underlay.cli.problems import exit_status
+            return exit_status(argv)
     finally:
         if not gc.get_freeze_count():  # else somebody else's objects would thaw
             # Call what was loaded old: with the thresholds back it would be looked through at once.
@@ -63,10 +66,8 @@ def _status(argv: Sequence[str]) -> int:
 
 def _leave() -> None:
     """What is to be done when the process ends."""
-    import signal
+    from underlay.cli.signals import nobody_listens
 
     # Its memory goes whole: no need to look for garbage once more.
     gc.freeze()
-    # What there was to do is done, and nobody is left to tell of Ctrl-C.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    nobody_listens()

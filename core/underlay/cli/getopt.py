@@ -10,7 +10,9 @@ import click
 from underlay.cli.help import CONTEXT, help_option
 from underlay.cli.images import IMAGE_OPTIONS, as_typed
 from underlay.cli.problems import CommandError
+from underlay.cli.signals import undisturbed
 from underlay.errors import OptionError, UnderlayError
+from underlay.plugins import registry
 from underlay.time_limit import TimeLimit
 
 __all__ = ["Command", "command"]
@@ -46,6 +48,8 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> object:
         if ctx.meta.get(IMAGE_OPTIONS) and ctx.params.get("format_name") is not None:
             raise CommandError("--image-opts and --format are mutually exclusive")
+        with undisturbed():
+            registry()  # imports the plug-ins
         try:
             with ctx.params.pop("time_limit") or nullcontext():
                 return super().invoke(ctx)

@@ -12,7 +12,7 @@ import click
 
 from underlay.chain import quotable
 from underlay.cli.output import complain, flush, printable, say
-from underlay.cli.signals import Ended, signals_heard, undisturbed
+from underlay.cli.signals import Ended, undisturbed
 from underlay.errors import (
     AmbiguousFormatError,
     ImageInUseError,
@@ -62,9 +62,8 @@ class CommandError(Exception):
 def exit_status(argv: Sequence[str]) -> int:
     """Run a command line, and say on stderr what went wrong."""
     try:
-        with signals_heard():
-            status = _run(argv)
-            flush()
+        status = _run(argv)
+        flush()
     except BrokenPipeError:
         _forget_stdout()
         status = _SIGPIPE

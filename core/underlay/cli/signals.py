@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final, NoReturn
 
-__all__ = ["Ended", "asked_how_far", "signals_heard", "undisturbed"]
+__all__ = ["Ended", "asked_how_far", "nobody_listens", "signals_heard", "undisturbed"]
 
 _asked = threading.Event()
 
@@ -38,25 +38,22 @@ def asked_how_far() -> bool:
     return True
 
 
-#: ``timeout``, ``kill`` and service managers send the first, a terminal that goes away the second,
-#: and the third whoever waits for a long job. Not every system has all of them.
-_HANDLERS: Final[Mapping[str, Callable[[int, FrameType | None], None]]] = {
-    "SIGTERM": _end,
-    "SIGHUP": _end,
-    "SIGUSR1": _ask,
-}
+#: ``timeout``, ``kill`` and service managers send the first, a terminal that goes away the second.
+#: Not every system has all of these signals.
+_ENDING: Final = [signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_ASKING: Final = [signal.Signals[name] for name in ("SIGUSR1",) if hasattr(signal, name)]
 
 
 @contextmanager
 def undisturbed() -> Generator[None]:
-    """Let Ctrl-C wait until the end of the ``with`` block.
+    """Let Ctrl-C, and what else ends a command, wait until the end of the ``with`` block.
 
     That is for imports: in their midst it can be lost, or come out as another exception.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_ENDING})
     try:
         yield
     finally:
@@ -68,24 +65,30 @@ def signals_heard() -> Generator[None]:
     """Raise :class:`Ended`, or note that somebody asks, in place of dying.
 
     A signal that the process handles or ignores stays as it is, and so does everything where this
-    is not the main thread.
+    is not the main thread. Questions are heard from then on: who asks when all is done must not end
+    what is left of the process.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    known = {
-        signal.Signals[name]: heard for name, heard in _HANDLERS.items() if hasattr(signal, name)
-    }
-    ours = {
-        number: heard
-        for number, heard in known.items()
-        if signal.getsignal(number) is signal.SIG_DFL
-    }
+    ending = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ending:
+        signal.signal(number, _end)
+    for number in _ASKING:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _ask)
     _asked.clear()
-    for number, heard in ours.items():
-        signal.signal(number, heard)
     try:
         yield
     finally:
-        for number in ours:
+        for number in ending:
             signal.signal(number, signal.SIG_DFL)
+
+
+def nobody_listens() -> None:
+    """For the end of the process: there is nobody left to tell of Ctrl-C, or of a question."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in _ASKING:
+        if signal.getsignal(number) is _ask:
+            signal.signal(number, signal.SIG_IGN)
