@@ -143,8 +143,7 @@ def _human(facts: Mapping[str, object]) -> Iterator[str]:
             for damage in cast("list[dict[str, str]]", value):
                 yield printable(f"damaged: {damage['name']} {damage['what']}")
         elif isinstance(value, bool):
-            if value:
-                yield f"{label}: yes"
+            yield f"{label}: {'yes' if value else 'no'}"
         elif isinstance(value, int) and name in _BYTES:
             yield f"{label}: {human_size(value)} ({value} bytes)"
         elif value is not None:

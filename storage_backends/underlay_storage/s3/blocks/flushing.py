@@ -63,7 +63,8 @@ class Writer:
         ``parallel`` uploads are made at a time.
         """
         self._objects = objects
-        self._published = published
+        #: The last root that is known to be there.
+        self.published = published
         self._reader = reader
         self._index = reader.index
         self._workers = workers
@@ -279,7 +280,7 @@ class Writer:
             self._sweep(at_least=_SWEPT_TOGETHER)
 
     def _publish(self) -> None:
-        old = self._published.root
+        old = self.published.root
         with self._lock:
             size = self.size
             segments, changes = self._index.changes()
@@ -307,8 +308,8 @@ class Writer:
                 segments[place] = written
                 named.add(written.name)
         retired += [ref.name for place, ref in old.segments.items() if segments.get(place) != ref]
-        self._published = self._swap(attrs.evolve(old, size=size, segments=segments))
-        self._index.published(self._published.root, changes)
+        self.published = self._swap(attrs.evolve(old, size=size, segments=segments))
+        self._index.published(self.published.root, changes)
         with self._lock:
             self._doubtful = False
             retired += [name for name in self._in_doubt if name not in named]
@@ -326,6 +327,7 @@ class Writer:
             with self._lock:
                 self._in_doubt.append(name)
             written = self._objects.write(name, pack_segment(place, blocks))
+            self._index.keep(written, blocks)
         return written, [ref.name for ref in replaced]
 
     def _swap(self, root: Root) -> Published:
@@ -334,8 +336,8 @@ class Writer:
         Raises:
             StorageChangedError: somebody else has taken over.
         """
-        last = self._published.root.generation
-        etag = self._published.etag
+        last = self.published.root.generation
+        etag = self.published.etag
         for _ in range(_SWAPS):
             root = attrs.evolve(root, generation=last + 1)
             try:
@@ -402,7 +404,7 @@ class Writer:
                 with self._lock:
                     self._unnamed += self._waiting()
                 with suppress(UnderlayError):
-                    self._published = self._swap(attrs.evolve(self._published.root, writer=NOBODY))
+                    self.published = self._swap(attrs.evolve(self.published.root, writer=NOBODY))
                     self._sweep(at_least=1)
 
     def remove_all(self) -> None:

@@ -144,6 +144,10 @@ class Index:
                 blocks[slot] = ref
         return blocks, replaced
 
+    def keep(self, ref: Ref, blocks: Mapping[int, Ref]) -> None:
+        """Have a segment that was just written at hand."""
+        self._cache.put(ref, blocks, _ENTRY * len(blocks))
+
     def published(self, root: Root, changes: Changes) -> None:
         """``root`` counts now, with these changes in it."""
         with self._lock:

@@ -191,7 +191,7 @@ class S3Blocks(BlockingStorage, Maintainable):
         """See ``BlockingStorage.reopening``; None while it can be written."""
         if self._writer is not None:
             return None
-        root = self._published.root
+        root = self._root
         return Reopening(
             name=self.name(), options=self._options, state=(root.generation, root.writer)
         )
@@ -208,7 +208,7 @@ class S3Blocks(BlockingStorage, Maintainable):
         """Facts of the root: version, block size, generation, and who wrote it last."""
         from underlay_storage.s3.blocks.layout import NOBODY, VERSION
 
-        root = self._published.root
+        root = self._root
         return {
             "layout-version": VERSION,
             "block-size": root.block_size,
@@ -307,24 +307,19 @@ class S3Blocks(BlockingStorage, Maintainable):
         from underlay_storage.s3.blocks.layout import SEGMENT_BLOCKS
 
         writer = self._need_writer()
-        size, block_size = self.size(), self._block_size
+        size = self.size()
         end = min(offset + length, size)
         staged = {number // SEGMENT_BLOCKS for number in self._in_memory()}
-        skipped = -1
-        for block, start, count in self._pieces(offset, end):
-            place = block // SEGMENT_BLOCKS
-            if place == skipped:
-                continue
-            if (
-                block % SEGMENT_BLOCKS == 0
-                and place not in staged
-                and self._reader.index.is_empty(place)
-            ):
-                skipped = place
-            elif start == 0 and (count == block_size or offset + length >= size):
-                writer.drop(block)
-            elif parts and writer.has(block):
-                writer.write(block, start, memoryview(bytes(count)))
+        while offset < end:
+            place = offset // (SEGMENT_BLOCKS * self._block_size)
+            stop = min((place + 1) * SEGMENT_BLOCKS * self._block_size, end)
+            if place in staged or not self._reader.index.is_empty(place):
+                for block, start, count in self._pieces(offset, stop):
+                    if start == 0 and (count == self._block_size or stop == size):
+                        writer.drop(block)
+                    elif parts and writer.has(block):
+                        writer.write(block, start, memoryview(bytes(count)))
+            offset = stop
 
     def sync(self) -> None:
         """See ``BlockingStorage.sync``: all blocks, then the index, then the root.
@@ -350,7 +345,7 @@ class S3Blocks(BlockingStorage, Maintainable):
         """See ``Maintainable.survey``: how many blocks there are, and their bytes."""
         from underlay_storage.s3.blocks.checking import survey
 
-        return survey(self._objects, self._published.root)
+        return survey(self._objects, self._root)
 
     def check_objects(
         self, *, read_all: bool = False, progress: StepsCallback | None = None
@@ -358,7 +353,7 @@ class S3Blocks(BlockingStorage, Maintainable):
         """See ``Maintainable.check_objects``."""
         from underlay_storage.s3.blocks.checking import check
 
-        return check(self._objects, self._published.root, read_all=read_all, progress=progress)
+        return check(self._objects, self._root, read_all=read_all, progress=progress)
 
     def collect(
         self,
@@ -407,6 +402,11 @@ class S3Blocks(BlockingStorage, Maintainable):
         raise TypeError("an open storage cannot be pickled: send its name")
 
     # -- helpers
+
+    @property
+    def _root(self) -> Root:
+        """What was read when it was opened, or written since."""
+        return (self._published if self._writer is None else self._writer.published).root
 
     @property
     def _block_size(self) -> int:
