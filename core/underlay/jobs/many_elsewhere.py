@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Hashable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, cast
 
 import attrs
 
 from underlay.errors import (
+    StorageChangedError,
     StorageExistsError,
     StorageNotFoundError,
+    UnderlayError,
     UnsupportedOperationError,
     WorkerError,
 )
@@ -64,13 +66,10 @@ class ConvertingElsewhere:
         conversion = _known_everywhere(conversion)
         for _ in range(_TRIES):
             with _held(conversion) as held:
+                if held.made:  # what a dead worker leaves of it is in nobody's way
+                    conversion = _overwriting(conversion)
                 result = self._elsewhere.do(
-                    _Order(
-                        conversion=conversion,
-                        seconds=seconds,
-                        new=bool(held.made),
-                        target=held.seen,
-                    )
+                    _Order(conversion=conversion, seconds=seconds, target=held.seen)
                 )
                 if isinstance(result, Exception):
                     raise result
@@ -89,8 +88,6 @@ class _Order:
 
     conversion: Conversion
     seconds: float | None
-    #: The target is new, and empty.
-    new: bool
     #: What the target has to be; None where there is none yet.
     target: Reopening | None
 
@@ -130,6 +127,26 @@ class _Held:
             run_blocking(handle.sync())  # its name
             run_blocking(handle.close())
 
+    def drop(self, target: Target, options: Mapping[str, object] | None) -> None:
+        """Remove what was made, if it was not kept."""
+        for handle in self.made:
+            try:
+                run_blocking(handle.abandon())
+            except StorageChangedError:
+                # Where one writer shuts out another, the worker did so: shut it out, and leave
+                # nothing in what it made.
+                run_blocking(handle.close())
+                emptied = create_storage(
+                    target, overwrite=True, lock=False, storage_options=options
+                )
+                with suppress(UnderlayError):
+                    run_blocking(run_blocking(emptied).close())
+
+
+def _overwriting(conversion: Conversion) -> Conversion:
+    arguments = {**conversion.arguments, "overwrite": True}
+    return Conversion(conversion.sources, conversion.target, **arguments)
+
 
 @contextmanager
 def _held(conversion: Conversion) -> Generator[_Held]:
@@ -148,8 +165,7 @@ def _held(conversion: Conversion) -> Generator[_Held]:
         held.seen, _ = _seen(target, options)
         yield held
     finally:
-        for handle in held.made:
-            run_blocking(handle.abandon())
+        held.drop(target, options)
 
 
 def _make(
@@ -214,9 +230,6 @@ def _convert(order: _Order) -> Copied | Exception | None:
         seen, identity = _seen(target, options)
         if seen != order.target:
             return None
-        if order.new:
-            arguments = {**conversion.arguments, "overwrite": True}
-            conversion = Conversion(conversion.sources, target, **arguments)
         return convert_here(conversion, order.seconds, _Watch(target, options, identity))
     except Exception as error:  # noqa: BLE001 - it is what the conversion came to
         return error
