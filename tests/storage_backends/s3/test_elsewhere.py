@@ -36,8 +36,9 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["s3", "s3+blocks"])
 def test_they_convert_from_and_to_it(
-    scheme: str, seaweed: Server, prefix: str, source: Path, processes: Executor, tmp_path: Path
+    scheme: str, seaweed: Server, prefix: str, source: Path, processes: Executor
 ) -> None:
+    folder = source.parent
     options = seaweed.options()
     there = f"{scheme}://{BUCKET}/{prefix}/disk"
     jobs.convert(
@@ -48,15 +49,15 @@ def test_they_convert_from_and_to_it(
         executor=processes,
         target_storage_options=options,
     )
-    jobs.convert(there, tmp_path / "back.raw", executor=processes, storage_options=options)
-    assert jobs.compare(source, tmp_path / "back.raw").identical
+    jobs.convert(there, folder / "back.raw", executor=processes, storage_options=options)
+    assert jobs.compare(source, folder / "back.raw").identical
 
     fleet = [
         jobs.Conversion(source, f"{there}-{number}", target_storage_options=options)
         for number in range(2)
     ]
     fleet.append(jobs.Conversion(source, there, target_storage_options=options))
-    fleet.append(jobs.Conversion(tmp_path / "none", f"{there}-3", target_storage_options=options))
+    fleet.append(jobs.Conversion(folder / "none", f"{there}-3", target_storage_options=options))
     results = jobs.convert_many(fleet, executor=processes)
     assert [type(result) for result in results] == [
         jobs.Copied,
