@@ -45,8 +45,7 @@ REASONS = (
         name="bitmaps",
         theirs="refuses the image",
         ours="reads the disk, and says that the bitmaps are lost; a writer clears the bit that "
-        "says that they are valid, or stops where they lie upon other metadata, or might "
-        "lie upon any",
+        "says that they are valid, or stops where they lie upon other metadata",
         why="no byte of the disk depends on its bitmaps",
         aspects="info read check write",
         recipes="bitmaps-23-bytes bitmaps-none bitmaps-65536 bitmaps-reserved bitmaps-unaligned "
