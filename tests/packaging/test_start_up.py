@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.packaging.conftest import RunPython
 
-HEAVY = ("asyncio", "ctypes", "isal", "numpy", "rich", "zstandard")
+HEAVY = ("asyncio", "botocore", "ctypes", "isal", "numpy", "obstore", "rich", "zstandard")
 
 USES = {
     "import underlay": "import underlay",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from underlay.errors import PluginError, StorageAccessError
+from underlay.errors import OptionError, PluginError, StorageAccessError
 from underlay_storage.s3.location import Location
 from underlay_storage.s3.problems import (
     REDIRECTED,
@@ -23,7 +23,7 @@ from underlay_storage.s3.problems import (
     RequestFailedError,
     problem_of_status,
 )
-from underlay_storage.s3.settings import Settings
+from underlay_storage.s3.settings import ENDPOINT, Settings
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential
@@ -242,6 +242,14 @@ def access(location: Location, settings: Settings) -> Access:
             "AWS_SECRET_ACCESS_KEY, or the storage option anonymous=on for a public bucket",
             filename=str(location),
         )
+    if not all((word or "").isascii() and (word or "").isprintable() for word in keys or ()):
+        raise StorageAccessError(
+            f"The credentials for '{location}' have characters that no credentials have, such as "
+            "the end of a line",
+            filename=str(location),
+        )
+    if endpoint is not None and not ENDPOINT.fullmatch(endpoint):
+        raise OptionError("AWS_ENDPOINT_URL has to be http://host or https://host")
     path_style = settings.path_style
     if path_style is None:
         # A bucket's name with a dot has no certificate of its own.

@@ -11,10 +11,8 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
-
-import attrs
 
 from underlay.errors import (
     StorageAccessError,
@@ -26,6 +24,7 @@ from underlay.errors import (
     UnsupportedOperationError,
 )
 from underlay_storage.s3.aws import Access, Uploads, access
+from underlay_storage.s3.facts import CREATE, WRITE_ID, Condition, Facts, Got, Listed, strong
 from underlay_storage.s3.location import Location
 from underlay_storage.s3.problems import NO_RANGES, Kind, Problem, problem_of
 from underlay_storage.s3.retrying import Retrying, TransientError
@@ -33,7 +32,7 @@ from underlay_storage.s3.settings import Settings
 from underlay_storage.s3.stores import Stores
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, GetResult, PutMode
+    from obstore import GetOptions, GetResult, ObjectMeta, PutMode, PutResult
 
 __all__ = [
     "CREATE",
@@ -44,66 +43,12 @@ __all__ = [
     "Listed",
     "ObjectClient",
     "UploadLostError",
-    "strong",
 ]
 
 T = TypeVar("T")
 
-#: The user metadata that says which write made an object.
-WRITE_ID: Final = "underlay-write-id"
-
 #: How many keys one request deletes, or one page lists; S3 takes no more.
 _PAGE: Final = 1000
-
-
-@attrs.frozen
-class Condition:
-    """What has to hold for a write; the server looks, in one step with the write."""
-
-    #: The object has this ETag; None: there is no object.
-    etag: str | None
-
-
-CREATE: Final = Condition(None)
-
-
-@attrs.frozen(kw_only=True)
-class Facts:
-    """What a server says of an object."""
-
-    #: Bytes.
-    size: int
-    #: Quoted, as it is sent. None where the server gives none that stands for the very bytes.
-    etag: str | None
-    #: What ``put`` and ``upload`` were given; None for an object that somebody else made.
-    write_id: str | None
-    #: Seconds since the epoch, by the server's clock.
-    modified: float = 0
-
-    @property
-    def version(self) -> Hashable:
-        """What changes when the bytes do, as far as the server tells."""
-        return self.etag or (self.size, self.modified)
-
-
-@attrs.frozen(kw_only=True)
-class Got:
-    """A range of an object, and the object's facts at that moment."""
-
-    #: From the offset that was asked for; short only where the object ends. Read-only.
-    data: memoryview
-    facts: Facts
-
-
-@attrs.frozen(kw_only=True)
-class Listed:
-    """An object in a listing."""
-
-    key: str
-    #: Bytes.
-    size: int
-    #: Seconds since the epoch, by the server's clock.
-    modified: float
 
 
 class UploadLostError(Exception):
@@ -132,6 +77,7 @@ class ObjectClient:
         self.access = access
         self._stores = Stores(location, settings, access)
         self._retrying = Retrying(deadline=settings.deadline)
+        self._is_google = location.scheme == "gs"
         #: What ``conditions`` found out of the server; None: nothing yet. It holds ``learning``.
         self.honours_conditions: bool | None = None
         self.honours_upload_conditions: bool | None = None
@@ -171,7 +117,7 @@ class ObjectClient:
 
         store = self._stores.reading(length)
         options: GetOptions = {"range": (start, start + length)}
-        if etag is not None:
+        if etag is not None and not self._is_google:
             options["if_match"] = etag
 
         wholes = 0
@@ -179,7 +125,7 @@ class ObjectClient:
         def attempt() -> Got:
             nonlocal wholes
             try:
-                got = _got(obstore.get(store, key, options=options), start, length)
+                got = self._got(obstore.get(store, key, options=options), start, length)
             except Exception as error:
                 kind = problem_of(error).kind
                 if kind is Kind.RANGE:
@@ -189,7 +135,7 @@ class ObjectClient:
                     got = self._small_and_whole(key, start, length, again=wholes > 1)
                 else:
                     raise
-            # A server may ignore If-Match.
+            # A server may ignore If-Match, and Google was not asked.
             if etag is not None and got.facts.etag != etag:
                 raise self._changed(key)
             return got
@@ -213,7 +159,7 @@ class ObjectClient:
             raise UnsupportedOperationError(
                 f"'{self.location.at(key)}' cannot be read in parts: {NO_RANGES}; download it first"
             )
-        return _got(obstore.get(self._stores.reading(length), key), 0, size)
+        return self._got(obstore.get(self._stores.reading(length), key), 0, size)
 
     def head(self, key: str) -> Facts:
         """What is known of an object."""
@@ -222,7 +168,7 @@ class ObjectClient:
     def _facts(self, key: str) -> Facts:
         import obstore
 
-        return _facts(obstore.get(self._stores.small(), key, options={"head": True}))
+        return self._got_facts(obstore.get(self._stores.small(), key, options={"head": True}))
 
     def listing(self, folder: str) -> Iterator[Listed]:
         """The objects whose keys begin with ``folder`` and a slash, in the keys' order."""
@@ -275,7 +221,7 @@ class ObjectClient:
         store = self._stores.writing(len(data))
         mode: PutMode = "overwrite"
         if condition is not None:
-            mode = "create" if condition.etag is None else {"e_tag": condition.etag}
+            mode = self._mode(condition)
 
         def attempt() -> str | None:
             try:
@@ -291,9 +237,16 @@ class ObjectClient:
                 return self.settle(
                     problem_of(error), key=key, write_id=write_id, condition=condition
                 )
-            return strong(done["e_tag"])
+            return self._tag(done)
 
         return self.request(attempt, doing="write", key=key)
+
+    def _mode(self, condition: Condition) -> PutMode:
+        if condition.etag is None:
+            return "create"
+        if self._is_google:
+            return {"version": condition.etag}
+        return {"e_tag": condition.etag}
 
     def settle(
         self, problem: Problem, *, key: str, write_id: str, condition: Condition | None
@@ -346,7 +299,7 @@ class ObjectClient:
                 chunk_size=settings.part_size,
                 max_concurrency=settings.parallel,
             )
-            return strong(done["e_tag"])
+            return self._tag(done)
 
         return self.request(attempt, doing="write", key=key)
 
@@ -404,8 +357,33 @@ class ObjectClient:
                 raise
             except Exception as error:  # noqa: BLE001 - obstore raises what it likes
                 raise self._typed(problem_of(error), doing=doing, key=key) from None
+            except BaseException as error:
+                if type(error).__name__ != "PanicException":  # of Rust: a fault of obstore's
+                    raise
+                unknown = Problem(Kind.OTHER, "obstore does not know what to do with this")
+                raise self._typed(unknown, doing=doing, key=key) from None
 
         return self._retrying.run(once, doing=f"{doing} '{self.location.at(key)}'")
+
+    def _got(self, result: GetResult, start: int, length: int) -> Got:
+        facts = self._got_facts(result)
+        # One piece, and no more is waited for or kept than that: a server may send without end.
+        data = next(iter(result.stream(max(length, 1))), b"")
+        if result.range[0] != start or len(data) != min(length, facts.size - start):
+            raise TransientError("the server sent another range than was asked for")
+        return Got(data=memoryview(data), facts=facts)
+
+    def _got_facts(self, result: GetResult) -> Facts:
+        return Facts(
+            size=result.meta["size"],
+            etag=self._tag(result.meta),
+            write_id=result.attributes.get(WRITE_ID),
+            modified=result.meta["last_modified"].timestamp(),
+        )
+
+    def _tag(self, said: ObjectMeta | PutResult) -> str | None:
+        """What stands for an object's very bytes: an ETag, and Google's number of a generation."""
+        return said["version"] if self._is_google else strong(said["e_tag"])
 
     def _changed(self, key: str) -> StorageChangedError:
         return StorageChangedError(
@@ -428,28 +406,3 @@ class ObjectClient:
         if problem.kind is Kind.UNSUPPORTED:
             return UnsupportedOperationError(said)
         return StorageError(said, errno=errno.EIO, filename=name)
-
-
-def strong(etag: str | None) -> str | None:
-    """An ETag that stands for the very bytes, quoted as it is sent; None for others."""
-    if not etag or etag[:2].upper() == "W/":
-        return None
-    return etag if etag.startswith('"') else f'"{etag}"'
-
-
-def _got(result: GetResult, start: int, length: int) -> Got:
-    facts = _facts(result)
-    # One piece, and no more is waited for or kept than that: a server may send without end.
-    data = next(iter(result.stream(max(length, 1))), b"")
-    if result.range[0] != start or len(data) != min(length, facts.size - start):
-        raise TransientError("the server sent another range than was asked for")
-    return Got(data=memoryview(data), facts=facts)
-
-
-def _facts(result: GetResult) -> Facts:
-    return Facts(
-        size=result.meta["size"],
-        etag=strong(result.meta["e_tag"]),
-        write_id=result.attributes.get(WRITE_ID),
-        modified=result.meta["last_modified"].timestamp(),
-    )

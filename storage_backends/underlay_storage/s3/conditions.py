@@ -12,7 +12,8 @@ from underlay.errors import (
     UnderlayError,
     UnsupportedOperationError,
 )
-from underlay_storage.s3.client import CREATE, Condition, ObjectClient, UploadLostError
+from underlay_storage.s3.client import ObjectClient, UploadLostError
+from underlay_storage.s3.facts import CREATE, Condition
 from underlay_storage.s3.problems import Kind, RequestFailedError
 
 __all__ = ["require_conditional_uploads", "require_conditions"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from typing import Final
 from urllib.parse import quote, unquote
 
@@ -16,6 +17,8 @@ __all__ = ["BLOCKS", "WEB", "Location", "locate"]
 BLOCKS: Final = "s3+blocks"
 #: Read-only, and without buckets.
 WEB: Final = frozenset({"http", "https"})
+#: Buckets, containers, and hosts with their ports.
+_BUCKET: Final = re.compile(r"[A-Za-z0-9$_.-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?")
 
 
 @attrs.frozen(kw_only=True)
@@ -79,6 +82,8 @@ def locate(url: str) -> Location:
     key = key.strip("/")
     if not bucket or not key:
         raise OptionError(f"'{url}' names no object; write {scheme}://bucket/name")
+    if not _BUCKET.fullmatch(bucket):
+        raise OptionError(f"'{url}': there can be no bucket or host of the name '{bucket}'")
     if not key.isprintable() or not {"", ".", ".."}.isdisjoint(key.split("/")):
         raise OptionError(
             f"'{url}': a key with empty parts, dots as parts or control characters cannot be used"

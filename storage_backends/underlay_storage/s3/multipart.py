@@ -16,8 +16,9 @@ import attrs
 
 from underlay.errors import UnderlayError, UnsupportedOperationError
 from underlay_storage.s3.aws import Uploads
-from underlay_storage.s3.client import WRITE_ID, Condition, ObjectClient, UploadLostError, strong
+from underlay_storage.s3.client import ObjectClient, UploadLostError
 from underlay_storage.s3.conditions import require_conditional_uploads
+from underlay_storage.s3.facts import WRITE_ID, Condition, strong
 from underlay_storage.s3.problems import RequestFailedError
 
 __all__ = ["Part", "plan", "publish"]

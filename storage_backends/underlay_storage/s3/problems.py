@@ -130,6 +130,7 @@ NO_RANGES: Final = "the server sends the whole object where a range of it is ask
 #: Pieces of obstore's messages where there is no status. What is not among them may be better the
 #: next time: a connection that broke off, an answer that was mangled on its way.
 _TEXTS: Final = (
+    ("Error performing token request", Kind.DENIED, "there are no credentials"),
     ("Received non-partial response", Kind.WHOLE, NO_RANGES),
     ("Range request not supported", Kind.WHOLE, NO_RANGES),
     ("Received redirect", Kind.OTHER, REDIRECTED),

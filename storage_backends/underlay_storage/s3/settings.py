@@ -5,6 +5,7 @@ What no option says comes from the usual environment and files, which are read a
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from typing import Any, Final
@@ -15,7 +16,7 @@ from underlay.driver import OptionSpec
 from underlay.errors import OptionError
 from underlay.option_values import checked_options
 
-__all__ = ["OPTIONS", "Settings"]
+__all__ = ["ENDPOINT", "OPTIONS", "Settings"]
 
 _MIB: Final = 1 << 20
 #: S3: no part but the last may be smaller.
@@ -57,6 +58,10 @@ _BOUNDS: Final = {
 }
 
 
+#: No password, no query: neither is sent, and both would be shown.
+ENDPOINT: Final = re.compile(r"https?://[A-Za-z0-9_.:\[\]-]+(/[A-Za-z0-9_.~/%-]*)?")
+
+
 @attrs.frozen(kw_only=True)
 class Settings:
     """The storage options of one open, checked. Secrets do not show in its ``repr``."""
@@ -92,9 +97,11 @@ class Settings:
         """
         given: dict[str, Any] = checked_options(options, OPTIONS, what="object storage")
         for name, value in given.items():
-            if OPTIONS[name].type == "str" and not (isinstance(value, str) and value):
+            if OPTIONS[name].type == "str" and not _is_text(value):
                 # Not the value: it may be a secret.
-                raise OptionError(f"{name} has to be text, and not empty", option=name)
+                raise OptionError(
+                    f"{name} has to be text, neither empty nor with control characters", option=name
+                )
         settings = cls(**given)
         for name, (least, most) in _BOUNDS.items():
             number: int = getattr(settings, name)
@@ -107,10 +114,17 @@ class Settings:
                 f"block_size is {settings.block_size}; it has to be a power of two",
                 option="block_size",
             )
-        if settings.endpoint and not settings.endpoint.startswith(("http://", "https://")):
-            raise OptionError("endpoint has to begin with http:// or https://", option="endpoint")
+        if settings.endpoint and not ENDPOINT.fullmatch(settings.endpoint):
+            raise OptionError(
+                "endpoint has to be http://host or https://host, maybe with a port and a path",
+                option="endpoint",
+            )
         if (settings.access_key_id is None) != (settings.secret_access_key is None):
             raise OptionError(
                 "access_key_id and secret_access_key belong together", option="access_key_id"
             )
         return settings
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != "" and value.isprintable()

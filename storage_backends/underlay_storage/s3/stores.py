@@ -7,7 +7,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from underlay.errors import ClosedError, PluginError
+from underlay.errors import ClosedError, OptionError, PluginError
 from underlay_storage.s3.aws import Access
 from underlay_storage.s3.location import Location
 from underlay_storage.s3.settings import Settings
@@ -104,24 +104,29 @@ def _make(
     location: Location, settings: Settings, access: Access | None, **common: Any
 ) -> ObjectStore:
     try:
-        from obstore import store
+        from obstore import exceptions, store
     except ImportError as error:
         raise PluginError(f"'{location}' needs obstore: pip install 'underlay[s3]'") from error
-    if location.is_web:
-        return store.HTTPStore(f"{location.scheme}://{location.bucket}", **common)
-    if access is not None:
-        return _s3(location, access, **common)
     options: dict[str, Any] = {"skip_signature": settings.anonymous}
-    if location.scheme == "gs":
+    try:
+        if location.is_web:
+            return store.HTTPStore(f"{location.scheme}://{location.bucket}", **common)
+        if access is not None:
+            return _s3(location, access, **common)
+        if location.scheme == "gs":
+            if settings.endpoint is not None:
+                options["base_url"] = settings.endpoint
+            return store.GCSStore(location.bucket, **options, **common)
         if settings.endpoint is not None:
-            options["base_url"] = settings.endpoint
-        return store.GCSStore(location.bucket, **options, **common)
-    if settings.endpoint is not None:
-        options["endpoint"] = settings.endpoint
-    if settings.access_key_id is not None:
-        options["account_name"] = settings.access_key_id
-        options["account_key"] = settings.secret_access_key
-    return store.AzureStore(location.bucket, **options, **common)
+            options["endpoint"] = settings.endpoint
+        if settings.access_key_id is not None:
+            options["account_name"] = settings.access_key_id
+            options["account_key"] = settings.secret_access_key
+        return store.AzureStore(location.bucket, **options, **common)
+    except (exceptions.BaseError, ValueError) as error:
+        # The first line says what is missing in options or environment; the rest is of obstore.
+        reason = str(error).partition("\n")[0]
+        raise OptionError(f"'{location}' cannot be asked for: {reason}") from None
 
 
 def _s3(location: Location, access: Access, **common: Any) -> ObjectStore:

@@ -13,6 +13,7 @@ from underlay.errors import (
     OptionError,
     StorageAccessError,
     StorageChangedError,
+    StorageError,
     StorageExistsError,
     StorageNotFoundError,
     UnsupportedOperationError,
@@ -417,6 +418,62 @@ def test_credentials_that_expire_are_renewed(
     provide = client.access.provider()
     first, second = provide()["access_key_id"], provide()["access_key_id"]
     assert first != second
+
+
+def test_credentials_that_cannot_be_sent_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret\n")
+    with pytest.raises(StorageAccessError, match="end of a line") as caught:
+        ObjectClient.connect(locate(f"s3://{BUCKET}/a"), Settings.read({}))
+    one_line(caught.value, "wrong-secret")
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("az://container/disk", {}),
+        ("az://container/disk", {"access_key_id": "name", "secret_access_key": "wrong-secret!"}),
+    ],
+)
+def test_what_other_clouds_lack_is_said(
+    monkeypatch: pytest.MonkeyPatch, url: str, options: dict[str, str]
+) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(OptionError, match="cannot be asked for") as caught:
+        ObjectClient.connect(locate(url), Settings.read(options))
+    one_line(caught.value, "wrong-secret")
+
+
+def test_a_panic_in_the_library_below_is_an_error_like_others(
+    client: ObjectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panic() -> None:
+        raise PanicException
+
+    with pytest.raises(StorageError, match="Could not read"):
+        client.request(panic, doing="read", key="a")
+
+
+def test_google_is_asked_by_generations(proxy: Proxy) -> None:
+    # Not tried on the real service.
+    client = ObjectClient.connect(
+        locate("gs://bucket/disk"), Settings.read({"endpoint": proxy.endpoint, "anonymous": True})
+    )
+    headers = [
+        ("x-goog-generation", "17"),
+        ("ETag", '"of-no-use"'),
+        ("Content-Range", "bytes 0-2/3"),
+        ("x-goog-meta-underlay-write-id", "one"),
+        ("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT"),
+    ]
+    with proxy.scripted(lambda _: answered(206, headers=headers, body=b"abc")):
+        facts = client.get("disk", 0, 3, etag="17").facts
+        assert (facts.etag, facts.write_id) == ("17", "one")
+        with pytest.raises(StorageChangedError):
+            client.get("disk", 0, 3, etag="16")
 
 
 def test_a_file_of_aws_that_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

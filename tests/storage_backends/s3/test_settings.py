@@ -42,6 +42,8 @@ def test_an_address_names_a_bucket_and_a_key(url: str, bucket: str, key: str) ->
         "s3://bucket/a//b",
         "s3://bucket/../b",
         "s3://bucket/a\nb",
+        "s3://a bucket/b",
+        "https://h\u00f6st/b",
     ],
 )
 def test_an_address_that_names_nothing_is_refused_without_its_secrets(url: str) -> None:
@@ -84,6 +86,10 @@ def test_options_are_text_or_values() -> None:
         ("anonymous", "perhaps"),
         ("endpoint", "storage.test"),
         ("endpoint", 9000),
+        ("endpoint", "http://key:secret@storage.test"),
+        ("endpoint", "http://storage.test?a=b"),
+        ("endpoint", "http://a storage"),
+        ("session_token", "secret\n"),
         ("region", ""),
         ("access_key_id", "alone"),
     ],
