@@ -80,7 +80,8 @@ class _Collection:
             listing.root_since = listing.now
             for name in self._named(after):
                 unnamed.pop(name, None)
-        writer = NOBODY if take_over else after.writer
+        # Who took over meanwhile is nobody's to shut out.
+        writer = NOBODY if take_over and self._dry_run else after.writer
         writers = [name for name in unnamed if name.writer == writer]
         for name in writers:
             del unnamed[name]
