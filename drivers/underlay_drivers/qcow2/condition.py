@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from underlay.errors import CorruptImageError, StorageError, UnderlayError
+from underlay.errors import ConflictError, CorruptImageError, StorageError, UnderlayError
 from underlay_drivers.qcow2 import layout
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Condition:
                 "it before it is used again",
                 filename=name,
             )
+            if isinstance(cause, ConflictError):  # that it is somebody else's now is all there is
+                self._broken = cause
             self._disk.forbid_writing()
 
     @asynccontextmanager

@@ -18,6 +18,7 @@ from underlay.storage import (
     Extent,
     PreallocateMode,
     ReadBuffers,
+    Reopening,
     StorageCreateOptions,
     StorageOpenOptions,
     WriteBuffers,
@@ -33,11 +34,13 @@ __all__ = ["S3Object"]
 class S3Object(BlockingStorage):
     """A handle on one object. Storage options: ``underlay_storage.s3.settings.OPTIONS``."""
 
-    __slots__ = ("_cache", "_dirty", "_published", "_staging", "_workers")
+    __slots__ = ("_cache", "_dirty", "_options", "_published", "_staging", "_workers")
 
     schemes: ClassVar[tuple[str, ...]] = ("s3", "gs", "az", "http", "https")
 
-    def __init__(self, published: Published, *, writable: bool) -> None:
+    def __init__(
+        self, published: Published, *, options: Mapping[str, object], writable: bool
+    ) -> None:
         """``open`` and ``create_open`` are the ways in.
 
         Raises:
@@ -48,6 +51,7 @@ class S3Object(BlockingStorage):
 
         settings = published.settings
         self._published = published
+        self._options = options
         self._workers = Workers(settings.parallel)
         self._cache = Cache(
             published.fetch,
@@ -71,7 +75,7 @@ class S3Object(BlockingStorage):
         from underlay_storage.s3.published import Published
 
         published, head = Published.find(options.name, options.options, writable=options.writable)
-        storage = cls(published, writable=options.writable)
+        storage = cls(published, options=options.options, writable=options.writable)
         if head:
             storage._cache.put(head)
         return storage
@@ -84,7 +88,7 @@ class S3Object(BlockingStorage):
         if options.size < 0:
             raise OptionError(f"size is {options.size}; it cannot be negative", option="size")
         published = Published.begin(options.name, options.options, overwrite=options.overwrite)
-        storage = cls(published, writable=True)
+        storage = cls(published, options=options.options, writable=True)
         storage.resize(options.size, options.preallocation)
         return storage
 
@@ -101,6 +105,13 @@ class S3Object(BlockingStorage):
     def identity(self) -> Hashable:
         """The server, the bucket and the key."""
         return self._published.identity()
+
+    def reopening(self) -> Reopening | None:
+        """The URL and the version; None while there are changes that nobody else can see."""
+        if self._dirty:
+            return None
+        published = self._published
+        return Reopening(name=published.name, options=self._options, state=published.facts.version)
 
     def writable(self) -> bool:
         """Whether it was opened for writing."""
@@ -225,13 +236,21 @@ class S3Object(BlockingStorage):
         assert self._staging is not None
         data = bytearray(length)
         view = memoryview(data)
-        for start, stop, source in self._staging.runs(offset, offset + length):
+        runs = self._staging.runs(offset, offset + length)
+        unchanged = [(start, stop) for start, stop, source in runs if source is Source.BASE]
+        if unchanged:
+            # In one request, whatever lies between.
+            first, last = unchanged[0][0], unchanged[-1][1]
+            published = self._published
+            view[first - offset : last - offset] = published.fetch_exactly(
+                published.facts, first, last - first
+            )
+        for start, stop, source in runs:
             part = view[start - offset : stop - offset]
             if source is Source.LOCAL:
                 self._staging.read((part,), start)
-            elif source is Source.BASE:
-                published = self._published
-                part[:] = published.fetch_exactly(published.facts, start, stop - start)
+            elif source is Source.ZERO and unchanged:
+                fill_zero((part,))
         return data
 
     # -- the end

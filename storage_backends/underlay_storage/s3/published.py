@@ -21,8 +21,9 @@ from underlay.errors import (
     StorageNotFoundError,
     UnsupportedOperationError,
 )
-from underlay_storage.s3.client import CREATE, Condition, Facts, ObjectClient
+from underlay_storage.s3.client import ObjectClient
 from underlay_storage.s3.conditions import require_conditions
+from underlay_storage.s3.facts import CREATE, Condition, Facts
 from underlay_storage.s3.location import Location, locate
 from underlay_storage.s3.multipart import publish
 from underlay_storage.s3.settings import Settings
@@ -125,7 +126,7 @@ class Published:
             raise StorageChangedError(
                 f"'{self.name}' was removed by somebody while it was open"
             ) from None
-        if _version(got.facts) != _version(facts) or len(got.data) != length:
+        if got.facts.version != facts.version or len(got.data) != length:
             raise StorageChangedError(
                 f"'{self.name}' was changed by somebody while it was open: open it again"
             )
@@ -231,8 +232,3 @@ def _condition(client: ObjectClient, key: str, present: Facts | None) -> Conditi
             "be noticed. If nobody else writes there, say single_writer=on"
         )
     return Condition(present.etag)
-
-
-def _version(facts: Facts) -> Hashable:
-    """What changes when the object does."""
-    return facts.etag or (facts.size, facts.modified)
