@@ -21,8 +21,8 @@ from .bases import IMAGE, Bases
 from .child import Outcome, Warm
 from .recipes_names import NAMES
 
-#: What only QEMU takes for more than a name.
-_ADDRESSES = ("json", "nbd", "nbd-unix", "http", "fat")
+#: What only QEMU takes for more than a name. ("http" is a URL to whoever allows everything.)
+_ADDRESSES = ("json", "nbd", "nbd-unix", "fat")
 
 
 def trust(path: str, depth: int | None = None) -> bytes:
