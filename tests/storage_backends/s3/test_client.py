@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -519,8 +521,13 @@ def test_a_forked_child_is_told_and_does_not_hang(seaweed: Server, prefix: str) 
     client = seaweed.client()
     client.put(f"{prefix}/a", b"1", write_id="one")
     reading, writing = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # there are threads, and that is the point
+        child = os.fork()
     if child == 0:
+        signal.alarm(30)
         try:
             client.head(f"{prefix}/a")
         except Exception as error:  # noqa: BLE001 - the parent looks
