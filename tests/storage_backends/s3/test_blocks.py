@@ -7,6 +7,7 @@ import json
 import random
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -280,6 +281,29 @@ def test_few_requests_are_made(prefix: str, seaweed: Server, proxy: Proxy) -> No
     assert _bytes(reader, 1 << 30, 4096) == bytes(4096)
     assert len(proxy.requests) == 3
     assert _bytes(reader, 0, 4 * BLOCK)[BLOCK:][:100] == b"b" * 100
+    assert len(proxy.requests) == 6
+    reader.close()
+
+
+def test_who_reads_one_block_after_the_other_has_the_next_fetched_ahead(
+    prefix: str, seaweed: Server, proxy: Proxy
+) -> None:
+    options = seaweed.options(endpoint=proxy.endpoint, block_size=BLOCK, cache=16 * MIB)
+    writer = _create(prefix, options)
+    writer.writev((b"x" * (64 * BLOCK),), 0)
+    writer.sync()
+    writer.close()
+    reader = _open(prefix, options)
+    for step in range(12):
+        assert _bytes(reader, step * BLOCK // 2, BLOCK // 2) == b"x" * (BLOCK // 2)
+    end = time.monotonic() + 10
+    while reader.try_readv((bytearray(BLOCK),), 8 * BLOCK) != BLOCK:
+        assert time.monotonic() < end
+    reader.close()
+    reader = _open(prefix, options)
+    proxy.requests.clear()
+    for block in (40, 7, 21, 3, 60):
+        _bytes(reader, block * BLOCK, 4096)
     assert len(proxy.requests) == 6
     reader.close()
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -26,6 +24,7 @@ from underlay.errors import (
     UnderlayError,
 )
 from underlay_storage.s3.blocks.layout import NOBODY, Name, Ref, Root, pack_segment
+from underlay_storage.s3.blocks.leftovers import Leftovers
 from underlay_storage.s3.blocks.objects import Objects, Published
 from underlay_storage.s3.blocks.reading import Reader
 from underlay_storage.s3.workers import Workers
@@ -56,7 +55,6 @@ class Writer:
         parallel: int,
         memory: int,
         grace: float,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``published`` is this writer's own root. ``memory`` bytes may wait in memory.
 
@@ -69,8 +67,6 @@ class Writer:
         self._index = reader.index
         self._workers = workers
         self._parallel = parallel
-        self._grace = grace
-        self._clock = clock
         self.writer = published.root.writer
         self.size = published.root.size
         self._block_size = published.root.block_size
@@ -88,12 +84,7 @@ class Writer:
         #: What is on its way, and does not change.
         self._sending: dict[int, bytearray] = {}
         self._uploads: set[Future[None]] = set()
-        #: Objects that no root has ever named, and those that one may have that failed.
-        self._unnamed: list[Name] = []
-        self._in_doubt: list[Name] = []
-        self._doubtful = False
-        #: Objects that a root named, and since when none does.
-        self._retired: deque[tuple[float, Name]] = deque()
+        self._leftovers = Leftovers(grace=grace)
         self._shut_out: StorageChangedError | None = None
 
     # -- blocks
@@ -255,14 +246,14 @@ class Writer:
                     del self._sending[block]
                     self._dirty.setdefault(block, buffer)
                 if name is not None:
-                    self._unnamed.append(name)  # it may be there all the same
+                    self._leftovers.never_named(name)  # it may be there all the same
             raise
         with self._lock:
             if self._sending.get(block) is buffer:
                 del self._sending[block]
                 self._gone(self._index.change(block, ref))
             elif name is not None:
-                self._unnamed.append(name)
+                self._leftovers.never_named(name)
 
     # -- from objects into the root
 
@@ -287,7 +278,7 @@ class Writer:
             if not changes and size == old.size and segments == old.segments:
                 return
             # From here on, what takes the place of a change may take it from a root.
-            self._doubtful = True
+            self._leftovers.publishing()
         futures = [
             (
                 place,
@@ -299,23 +290,19 @@ class Writer:
         ]
         wait([future for _, future in futures])
         named = {ref.name for some in changes.values() for ref in some.values() if ref is not None}
-        retired: list[Name] = []
+        replaced: list[Name] = []
         for place, future in futures:
-            written, replaced = future.result()
-            retired += replaced
+            written, some_replaced = future.result()
+            replaced += some_replaced
             segments.pop(place, None)
             if written is not None:
                 segments[place] = written
                 named.add(written.name)
-        retired += [ref.name for place, ref in old.segments.items() if segments.get(place) != ref]
+        replaced += [ref.name for place, ref in old.segments.items() if segments.get(place) != ref]
         self.published = self._swap(attrs.evolve(old, size=size, segments=segments))
         self._index.published(self.published.root, changes)
         with self._lock:
-            self._doubtful = False
-            retired += [name for name in self._in_doubt if name not in named]
-            self._in_doubt.clear()
-        now = self._clock()
-        self._retired.extend((now, name) for name in retired)
+            self._leftovers.published(named, replaced)
 
     def _write_segment(
         self, place: int, base: Ref | None, changes: dict[int, Ref | None]
@@ -325,7 +312,7 @@ class Writer:
         if blocks:
             name = Name(self.writer, next(self._numbers))
             with self._lock:
-                self._in_doubt.append(name)
+                self._leftovers.maybe_named(name)
             written = self._objects.write(name, pack_segment(place, blocks))
             self._index.keep(written, blocks)
         return written, [ref.name for ref in replaced]
@@ -376,33 +363,28 @@ class Writer:
         if self._shut_out is not None:
             raise StorageChangedError(str(self._shut_out))
 
-    # -- what is left over
+    # -- the end
 
     def _gone(self, ref: Ref | None) -> None:
         """An object that waited for a root to name it is not wanted any more."""
         if ref is not None:
-            (self._in_doubt if self._doubtful else self._unnamed).append(ref.name)
+            self._leftovers.unwanted(ref.name)
 
     def _sweep(self, *, at_least: int) -> None:
-        """Remove objects that no root has ever named, or none for longer than the grace period."""
+        """Remove what nobody can need, where there is that much of it."""
         with self._lock:
-            names, self._unnamed = self._unnamed, []
-            due = self._clock() - self._grace
-            while self._retired and self._retired[0][0] <= due:
-                names.append(self._retired.popleft()[1])
-            if len(names) < at_least:
-                self._unnamed = names
-                return
-        with suppress(UnderlayError):  # what stays, `underlay storage gc` removes
-            self._objects.delete(names)
+            names = self._leftovers.take(at_least=at_least)
+        if names:
+            with suppress(UnderlayError):  # what stays, `underlay storage gc` removes
+                self._objects.delete(names)
 
     def close(self) -> None:
         """Give the disk back, as it was at the last sync; what can be removed is. Never raises."""
         with self._publishing:
             self._send_nothing()
-            if self._shut_out is None and not self._doubtful:
+            if self._shut_out is None and not self._leftovers.in_doubt:
                 with self._lock:
-                    self._unnamed += self._waiting()
+                    self._leftovers.never_named(*self._waiting())
                 with suppress(UnderlayError):
                     self.published = self._swap(attrs.evolve(self.published.root, writer=NOBODY))
                     self._sweep(at_least=1)

@@ -30,14 +30,22 @@ class Reader:
         *,
         memory: int,
         workers: Workers,
+        parallel: int,
         is_current: Callable[[Root], bool],
     ) -> None:
-        """``memory`` bytes are kept. ``is_current`` tells whether a root is still what is read."""
+        """``memory`` bytes are kept. ``is_current`` tells whether a root is still what is read.
+
+        Up to ``parallel`` blocks are fetched ahead of who reads one after the other.
+        """
         self.index = Index(objects, root, most=memory // _INDEX_SHARE)
         self._objects = objects
         self._cache: Cache[Name, memoryview] = Cache(memory - memory // _INDEX_SHARE)
         self._workers = workers
         self._is_current = is_current
+        #: What comes behind the block that was read last, and how many are fetched ahead there.
+        self._next = -1
+        self._window = 1
+        self._window_most = min(parallel, memory // 4 // root.block_size)
 
     def block(self, block: int) -> memoryview:
         """What is stored of a block: as many bytes as it has before its last zeroes.
@@ -78,7 +86,23 @@ class Reader:
             found[missing[0]] = self.block(blocks[missing[0]])
         for at, future in futures:
             found[at] = future.result()
+        if blocks:
+            self._read_ahead(blocks[0], blocks[-1] + 1)
         return [content for content in found if content is not None]
+
+    def _read_ahead(self, first: int, end: int) -> None:
+        """Fetch what follows where one read goes on behind another, more each time.
+
+        Many threads may be here; at worst they fetch what is not needed, or not what is.
+        """
+        if end == self._next:
+            return  # still in the same block
+        follows, self._next = first in {self._next, self._next - 1}, end
+        self._window = min(2 * self._window, self._window_most) if follows else 1
+        if follows:
+            for block in range(end, end + self._window):
+                if self.ready(block) is None:
+                    self._workers.submit(partial(self.block, block))
 
     def keep(self, name: Name, data: memoryview) -> None:
         """Have an object that was just written at hand."""

@@ -13,10 +13,6 @@ from underlay.buffers import fill_zero, total
 from underlay.errors import (
     OptionError,
     ReadOnlyError,
-    StorageChangedError,
-    StorageExistsError,
-    StorageNotFoundError,
-    UnsupportedOperationError,
 )
 from underlay.maintenance import Collected, Maintainable, ObjectsCheck
 from underlay.steps import StepsCallback
@@ -40,8 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["S3Blocks"]
 
 _SCHEME = "s3+blocks"
-#: How often taking over is tried while others do the same.
-_TRIES = 5
 
 
 class S3Blocks(BlockingStorage, Maintainable):
@@ -90,7 +84,12 @@ class S3Blocks(BlockingStorage, Maintainable):
             return now.writer == root.writer if writable else now.generation == root.generation
 
         self._reader = Reader(
-            objects, root, memory=settings.cache, workers=self._workers, is_current=is_current
+            objects,
+            root,
+            memory=settings.cache,
+            workers=self._workers,
+            parallel=settings.parallel,
+            is_current=is_current,
         )
         self._writer: Writer | None = None
         if writable:
@@ -112,13 +111,17 @@ class S3Blocks(BlockingStorage, Maintainable):
 
         Opening for writing changes the root, not the disk: whoever wrote it before is shut out.
         """
-        client, prefix = _connect(options.name, options.options)
+        from underlay_storage.s3.blocks.opening import connect
+
+        client, prefix = connect(options.name, options.options)
         return cls.attach(client, prefix, writable=options.writable, options=options.options)
 
     @classmethod
     def create_open(cls, options: StorageCreateOptions) -> Self:
         """See ``BlockingStorage.create_open``."""
-        client, prefix = _connect(options.name, options.options)
+        from underlay_storage.s3.blocks.opening import connect
+
+        client, prefix = connect(options.name, options.options)
         return cls.create(
             client,
             prefix,
@@ -138,8 +141,10 @@ class S3Blocks(BlockingStorage, Maintainable):
         options: Mapping[str, object] | None = None,
     ) -> Self:
         """Open the disk under a prefix of a client's bucket; ``options`` are for ``reopening``."""
-        objects = _objects(client, prefix, writable=writable)
-        published = _take_over(objects) if writable else objects.read_root()
+        from underlay_storage.s3.blocks.opening import objects_of, take_over
+
+        objects = objects_of(client, prefix, writable=writable)
+        published = take_over(objects) if writable else objects.read_root()
         return cls(objects, published, writable=writable, options=options or {})
 
     @classmethod
@@ -155,18 +160,24 @@ class S3Blocks(BlockingStorage, Maintainable):
     ) -> Self:
         """Make a disk under a prefix of a client's bucket."""
         from underlay_storage.s3.blocks.layout import Root, new_writer
+        from underlay_storage.s3.blocks.opening import (
+            begin,
+            check_length,
+            objects_of,
+            refuse_reserving,
+        )
 
         if size < 0:
             raise OptionError(f"size is {size}; it cannot be negative", option="size")
         block_size = client.settings.block_size
-        objects = _objects(client, prefix, writable=True)
-        _check_length(objects, size, block_size)
+        objects = objects_of(client, prefix, writable=True)
+        check_length(objects, size, block_size)
         if size:
-            _refuse_reserving(objects, preallocation)
+            refuse_reserving(objects, preallocation)
         root = Root(
             generation=1, writer=new_writer(), size=size, block_size=block_size, segments={}
         )
-        published, is_new = _begin(objects, root, overwrite=overwrite)
+        published, is_new = begin(objects, root, overwrite=overwrite)
         storage = cls(objects, published, writable=True, options=options or {})
         storage._is_new = is_new
         return storage
@@ -286,8 +297,10 @@ class S3Blocks(BlockingStorage, Maintainable):
 
     def writev(self, buffers: WriteBuffers, offset: int) -> None:
         """See ``BlockingStorage.writev``. Blocks wait in memory, as many as there is room for."""
+        from underlay_storage.s3.blocks.opening import check_length
+
         writer = self._need_writer()
-        _check_length(self._objects, offset + total(buffers), self._block_size)
+        check_length(self._objects, offset + total(buffers), self._block_size)
         for buffer in buffers:
             view = memoryview(buffer)
             for block, start, count in self._pieces(offset, offset + len(view)):
@@ -333,10 +346,12 @@ class S3Blocks(BlockingStorage, Maintainable):
 
     def resize(self, size: int, preallocation: PreallocateMode = PreallocateMode.OFF) -> None:
         """See ``BlockingStorage.resize``. A bucket reserves nothing."""
+        from underlay_storage.s3.blocks.opening import check_length, refuse_reserving
+
         writer = self._need_writer()
-        _check_length(self._objects, size, self._block_size)
+        check_length(self._objects, size, self._block_size)
         if size > self.size():
-            _refuse_reserving(self._objects, preallocation)
+            refuse_reserving(self._objects, preallocation)
         writer.resize(size)
 
     # -- maintenance
@@ -456,77 +471,3 @@ class _Target:
             fill_zero((self._view[len(part) : length],))
             self._view, content = self._view[length:], content[length:]
             count -= length
-
-
-def _connect(name: str, options: Mapping[str, object]) -> tuple[ObjectClient, str]:
-    from underlay_storage.s3.client import ObjectClient
-    from underlay_storage.s3.location import locate
-    from underlay_storage.s3.settings import Settings
-
-    location = locate(name)
-    return ObjectClient.connect(location, Settings.read(options)), location.key
-
-
-def _objects(client: ObjectClient, prefix: str, *, writable: bool) -> Objects:
-    from underlay_storage.s3.blocks.objects import Objects
-    from underlay_storage.s3.conditions import require_conditions
-
-    objects = Objects(client, prefix, conditional=not client.settings.single_writer)
-    if writable:
-        require_conditions(client, f"{prefix}/root")
-    return objects
-
-
-def _take_over(objects: Objects) -> Published:
-    """The root, with this writer in it: from now on, nobody else's takes its place."""
-    import attrs
-
-    from underlay_storage.s3.blocks.layout import new_writer
-
-    for again in range(_TRIES):
-        found = objects.read_root()
-        root = attrs.evolve(found.root, generation=found.root.generation + 1, writer=new_writer())
-        try:
-            return objects.replace_root(root, found.etag)
-        except StorageChangedError:
-            if again == _TRIES - 1:
-                raise
-    raise AssertionError("unreachable")
-
-
-def _begin(objects: Objects, root: Root, *, overwrite: bool) -> tuple[Published, bool]:
-    """The first root of a disk, and whether there was none before."""
-    import attrs
-
-    for again in range(_TRIES):
-        try:
-            return objects.create_root(root), True
-        except StorageExistsError:
-            if not overwrite:
-                raise
-        try:
-            generation, etag = objects.root_facts()
-            root = attrs.evolve(root, generation=generation + 1)
-            return objects.replace_root(root, etag), False
-        except (StorageNotFoundError, StorageChangedError):
-            if again == _TRIES - 1:
-                raise
-    raise AssertionError("unreachable")
-
-
-def _check_length(objects: Objects, size: int, block_size: int) -> None:
-    from underlay_storage.s3.blocks.layout import largest_size
-
-    most = largest_size(block_size)
-    if size > most:
-        raise UnsupportedOperationError(
-            f"'{objects}' has blocks of {block_size} bytes and can be {most} bytes long, not "
-            f"{size}; create it with a larger block_size"
-        )
-
-
-def _refuse_reserving(objects: Objects, preallocation: PreallocateMode) -> None:
-    if preallocation.reserves:
-        raise UnsupportedOperationError(
-            f"'{objects}': a bucket reserves no space; say preallocation=off"
-        )
