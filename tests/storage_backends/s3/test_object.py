@@ -574,3 +574,37 @@ print(__import__("threading").active_count())
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.split("\n")[:2] == ["[]", "1"]
+
+
+def test_memory_is_bounded_whatever_is_read(
+    seaweed: Server, client: ObjectClient, prefix: str, url: Callable[[str], str]
+) -> None:
+    client.put_in_pieces(f"{prefix}/a", lambda: [os.urandom(8 * MIB)] * 12, write_id="a test")
+    code = """
+import re, sys
+import underlay
+
+def peak():
+    with open("/proc/self/status") as status:
+        return int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read())[1])
+
+disk = underlay.open_image(
+    sys.argv[1], format="raw", storage_options={"cache": "8M", "parallel": 2}
+)
+buffer = bytearray(1 << 20)
+disk.read(buffer, 0)
+before = peak()
+for offset in range(0, disk.size, len(buffer)):
+    disk.read(buffer, offset)
+disk.close()
+print((peak() - before) >> 10)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, url("a")],
+        env={**os.environ, **seaweed.environment()},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert int(done.stdout) < 32, done.stdout
