@@ -308,7 +308,7 @@ def test_zeroing_and_discarding_give_space_back(tmp_path: Path) -> None:
 def test_without_fallocate_zeroes_are_written_and_nothing_is_discarded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from underlay_storage.file import space
+    from underlay import space
 
     calls: list[tuple[int, ...]] = []
 

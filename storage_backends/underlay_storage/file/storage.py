@@ -21,6 +21,7 @@ from underlay.errors import (
     UnsupportedOperationError,
     storage_error,
 )
+from underlay.space import Space, extent, lives_in_memory
 from underlay.storage import (
     BlockingStorage,
     Extent,
@@ -34,7 +35,6 @@ from underlay.storage import (
 from underlay_storage.file import descriptors, locks
 from underlay_storage.file.direct import Alignment, direct_option, enable, set_direct
 from underlay_storage.file.naming import folder_of, path_of
-from underlay_storage.file.space import Space, extent, lives_in_memory
 
 __all__ = ["FileStorage"]
 

@@ -96,7 +96,11 @@ class Published:
     def identity(self) -> Hashable:
         """The server, the bucket and the key."""
         access = self._client.access
-        server = self.settings.endpoint if access is None else access.endpoint
+        if access is None:
+            # On Azure containers are an account's.
+            server: Hashable = (self.settings.endpoint, self.settings.access_key_id)
+        else:
+            server = access.endpoint
         return self.location.scheme, server, self.location.bucket, self._key
 
     # -- reading
@@ -123,14 +127,15 @@ class Published:
         try:
             got = self._client.get(self._key, offset, length, etag=facts.etag)
         except StorageNotFoundError:
-            raise StorageChangedError(
-                f"'{self.name}' was removed by somebody while it was open"
-            ) from None
+            raise self._removed() from None
         if got.facts.version != facts.version or len(got.data) != length:
             raise StorageChangedError(
                 f"'{self.name}' was changed by somebody while it was open: open it again"
             )
         return got.data
+
+    def _removed(self) -> StorageChangedError:
+        return StorageChangedError(f"'{self.name}' was removed by somebody while it was open")
 
     # -- replacing
 
@@ -174,6 +179,11 @@ class Published:
         except ConflictError as error:
             self._fence = error
             raise
+        except StorageNotFoundError as error:
+            if self._condition in {None, CREATE}:
+                raise
+            self._fence = self._removed()
+            raise self._fence from error
         self._follow(Facts(size=size, etag=etag, write_id=write_id))
 
     def _settle_doubt(self) -> None:

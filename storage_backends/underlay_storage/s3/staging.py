@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeVar
 
 from underlay.buffers import split_at, total
 from underlay.errors import StorageError, storage_error
+from underlay.space import Space
 from underlay.storage import ReadBuffers, WriteBuffers
 
 __all__ = ["Run", "Runs", "Source", "Staging"]
@@ -92,6 +93,8 @@ class Staging:
         Raises:
             StorageError: there can be no file in ``folder``.
         """
+        import tempfile
+
         self._folder = folder
         self._name = name
         #: Bytes.
@@ -100,8 +103,7 @@ class Staging:
         self._sources = Runs(Source.ZERO)
         self._sources.set(0, base_size, Source.BASE)
         self._changed = Runs(value=False)
-        import tempfile
-
+        self._space = Space()
         try:
             self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115
         except OSError as error:
@@ -150,18 +152,23 @@ class Staging:
             self.size = max(self.size, end)
 
     def zero(self, start: int, end: int) -> None:
-        """Let a range be zero, as far as the object reaches."""
+        """Let a range be zero, as far as the object reaches; it takes no room here any more."""
         with self._lock:
             end = min(end, self.size)
+            runs = self._sources.between(start, end)
             self._sources.set(start, end, Source.ZERO)
             self._changed.set(start, end, value=True)
+        for first, last, source in runs:
+            if source is Source.LOCAL:
+                with contextlib.suppress(OSError):  # it only gives room back
+                    self._space.punch(self._file.fileno(), first, last - first)
 
     def resize(self, size: int) -> None:
         """Set the object's length; new bytes are zero."""
         with self._lock:
             if size < self.size:
                 self._sources.set(size, _FAR, Source.ZERO)
-                with contextlib.suppress(OSError):  # it only gives space back
+                with contextlib.suppress(OSError):  # as in zero
                     os.ftruncate(self._file.fileno(), min(size, self._length()))
             self._changed.set(min(size, self.size), max(size, self.size), value=True)
             self.size = size
