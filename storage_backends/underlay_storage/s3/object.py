@@ -124,7 +124,7 @@ class S3Object(BlockingStorage):
     def describe(self) -> Mapping[str, object]:
         """``locked``: never; ``etag``: the version; ``actual-size``: every byte is stored."""
         facts = self._published.facts
-        return {"locked": False, "etag": facts.etag, "actual-size": facts.size}
+        return {"etag": facts.etag, "actual-size": facts.size}
 
     # -- reading
 
