@@ -122,7 +122,7 @@ class S3Object(BlockingStorage):
         return self._published.location.beside(name)
 
     def describe(self) -> Mapping[str, object]:
-        """``locked``: never; ``etag``: the version; ``actual-size``: every byte is stored."""
+        """``etag``: the version; ``actual-size``: every byte is stored."""
         facts = self._published.facts
         return {"etag": facts.etag, "actual-size": facts.size}
 
