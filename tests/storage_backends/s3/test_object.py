@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import http.server
 import io
 import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -266,15 +268,17 @@ def test_a_disk_that_lost_says_so_at_every_sync_and_when_it_is_closed(
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 8  # connections that are kept
 
 
+@pytest.mark.parametrize("size", [10, 11 * MIB])
 def test_a_writer_of_what_was_removed_is_told(
-    create: Open, open_: Open, client: ObjectClient, prefix: str
+    create: Open, open_: Open, client: ObjectClient, prefix: str, size: int
 ) -> None:
-    create("a", size=10).sync()
-    storage = open_("a", writable=True)
-    storage.writev((b"x",), 0)
+    create("a", size=size).sync()
+    storage = open_("a", writable=True, part_size=5 * MIB)
+    storage.writev((b"x" * 5,), 0)
     client.delete([f"{prefix}/a"])
-    with pytest.raises(StorageChangedError):
-        storage.sync()
+    for _ in range(2):
+        with pytest.raises(StorageChangedError):
+            storage.sync()
     with pytest.raises(StorageNotFoundError):
         open_("a")
 
@@ -326,6 +330,42 @@ def test_what_a_writer_published_itself_is_no_change_under_it(
     assert content(storage) == expected == stored(client, f"{prefix}/a")
 
 
+class _Page(http.server.SimpleHTTPRequestHandler):
+    """A page of the web without an ETag, given in ranges."""
+
+    content = os.urandom(2 * MIB)
+    modified = "Wed, 21 Oct 2015 07:28:00 GMT"
+
+    def do_GET(self) -> None:
+        first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+        stop = min(int(last) + 1, len(self.content))
+        self.send_response(206)
+        self.send_header("Last-Modified", self.modified)
+        self.send_header("Content-Length", str(stop - int(first)))
+        self.send_header("Content-Range", f"bytes {first}-{stop - 1}/{len(self.content)}")
+        self.end_headers()
+        self.wfile.write(self.content[int(first) : stop])
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_page_of_the_web_is_one_version_by_its_length_and_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        name = f"http://127.0.0.1:{server.server_address[1]}/a%20folder/disk.raw"
+        with underlay.open_any(name) as disk:
+            assert disk.read_bytes(MIB, 4096) == _Page.content[MIB : MIB + 4096]
+            assert disk.read_bytes(2 * MIB - 5, 5) == _Page.content[-5:]
+            monkeypatch.setattr(_Page, "modified", "Wed, 21 Oct 2015 07:28:01 GMT")
+            assert disk.read_bytes(MIB, 4096) == _Page.content[MIB : MIB + 4096]
+            with pytest.raises(StorageChangedError):
+                disk.read_bytes(3 * MIB // 2, 4096)
+        server.shutdown()
+
+
 # -- writing
 
 
@@ -350,6 +390,7 @@ def test_what_did_not_change_is_copied_by_the_server(
 
 def test_zeroes_and_holes_take_no_room_here(create: Open, tmp_path: Path) -> None:
     storage = create("a", size=1 << 40, staging=str(tmp_path))
+    storage.writev((b"x" * (4 * MIB),), 1 << 20)
     storage.write_zeroes(0, 1 << 40)
     storage.discard(1 << 30, 1 << 30)
     storage.writev((b"x" * 4096,), 1 << 39)
