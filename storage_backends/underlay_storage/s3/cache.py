@@ -21,7 +21,7 @@ import attrs
 
 __all__ = ["PAGE", "Cache", "Fetch"]
 
-#: ``fetch(offset, length)`` gives these bytes of the object, which has them.
+#: ``fetch(offset, length)`` gives these bytes of the object; what it has not nobody will read.
 Fetch: TypeAlias = Callable[[int, int], memoryview]
 
 #: Requests begin and end at multiples of it (bytes), or where the object ends.

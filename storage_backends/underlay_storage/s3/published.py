@@ -108,7 +108,8 @@ class Published:
     def fetch(self, offset: int, length: int) -> memoryview:
         """These bytes of the version that was opened, or of the one that replaced it here.
 
-        Those are for ranges that nothing published here has changed.
+        Those are for ranges that nothing published here has changed. Short where it has become
+        shorter.
 
         Raises:
             StorageChangedError: somebody else has written or removed it.
@@ -123,12 +124,13 @@ class Published:
                         raise
 
     def fetch_exactly(self, facts: Facts, offset: int, length: int) -> memoryview:
-        """These bytes of one version; raises as ``fetch`` does, whoever replaced it."""
+        """These bytes of one version, or those that it has; raises as ``fetch`` does."""
         try:
             got = self._client.get(self._key, offset, length, etag=facts.etag)
         except StorageNotFoundError:
             raise self._removed() from None
-        if got.facts.version != facts.version or len(got.data) != length:
+        expected = max(min(length, facts.size - offset), 0)
+        if got.facts.version != facts.version or len(got.data) != expected:
             raise StorageChangedError(
                 f"'{self.name}' was changed by somebody while it was open: open it again"
             )
@@ -206,7 +208,11 @@ class Published:
             self._condition = Condition(facts.etag)
 
     def withdraw(self) -> None:
-        """Remove what was published, if that was a new object and is still this one."""
+        """Remove what was published, if that was a new object and is still this one.
+
+        Not every server can delete under a condition: somebody who writes it at this very moment
+        loses that.
+        """
         if self._made:
             try:
                 present = self._client.head(self._key)

@@ -388,6 +388,20 @@ def test_what_did_not_change_is_copied_by_the_server(
     assert stored(client, f"{prefix}/a") == new[: 2 * part]
 
 
+def test_what_became_shorter_is_read_to_its_end(
+    open_: Open, client: ObjectClient, prefix: str
+) -> None:
+    old = os.urandom(3 * MIB)
+    client.put(f"{prefix}/a", old, write_id="one")
+    storage = open_("a", writable=True)
+    storage.resize(2 * MIB + 10_000)
+    storage.sync()
+    data = bytearray(20_000)
+    storage.readv((data,), 2 * MIB)
+    assert data == old[2 * MIB : 2 * MIB + 10_000] + bytes(10_000)
+    assert content(storage) == old[: 2 * MIB + 10_000]
+
+
 def test_zeroes_and_holes_take_no_room_here(create: Open, tmp_path: Path) -> None:
     storage = create("a", size=1 << 40, staging=str(tmp_path))
     storage.writev((b"x" * (4 * MIB),), 1 << 20)
