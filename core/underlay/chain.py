@@ -253,7 +253,9 @@ class Resolver:
                 f"'{request.image}' names the {reference.kind.value} "
                 f"'{quotable(reference.name)}', which leads nowhere from there"
             )
-        same = backend is type(layer.storage.storage)
+        # What was said of one server is not told another: it may be a secret.
+        schemes = {scheme_of(name), scheme_of(layer.storage.name())} - {None}
+        same = backend is type(layer.storage.storage) and len(schemes) <= 1
         try:
             return await open_with(
                 backend,

@@ -29,7 +29,7 @@ from underlay_storage.s3.location import Location
 from underlay_storage.s3.problems import NO_RANGES, Kind, Problem, problem_of
 from underlay_storage.s3.retrying import Retrying, TransientError
 from underlay_storage.s3.settings import Settings
-from underlay_storage.s3.stores import Stores
+from underlay_storage.s3.stores import Stores, surroundings
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta, PutMode, PutResult
@@ -90,13 +90,15 @@ class ObjectClient:
         Nothing is sent yet.
 
         Raises:
+            OptionError: there is an option that the scheme has no use for, or one that it lacks.
             PluginError: the extra ``s3`` is not installed.
             StorageAccessError: no credentials were found.
         """
+        settings.require_used(location.scheme)
         found = access(location, settings) if location.speaks_s3 else None
         place = location.scheme, location.bucket
         # A forked child shares no connection with its parent.
-        same = os.getpid(), place, settings, found
+        same = os.getpid(), place, settings, found or surroundings()
         with cls._sharing:
             client = cls._shared.get(same)
             if client is None:

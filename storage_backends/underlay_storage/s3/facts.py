@@ -9,8 +9,9 @@ import attrs
 
 __all__ = ["CREATE", "WRITE_ID", "Condition", "Facts", "Got", "Listed", "strong"]
 
-#: The user metadata that says which write made an object.
-WRITE_ID: Final = "underlay-write-id"
+#: The user metadata that says which write made an object. Azure refuses hyphens, and some proxies
+#: drop headers with underscores.
+WRITE_ID: Final = "underlaywriteid"
 
 
 @attrs.frozen

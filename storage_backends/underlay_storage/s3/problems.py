@@ -22,9 +22,10 @@ __all__ = [
     "problem_of_status",
 ]
 
-_STATUS: Final = re.compile(r"non-2xx status code: (\d{3})")
-#: In the answer to a request, and in obstore's words for a part of a bulk request.
-_CODE: Final = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>|\(code: ([A-Za-z0-9]{1,64})\)")
+#: Of a request, and in obstore's words for a part of a bulk request; there Azure has no more.
+_STATUS: Final = re.compile(r"non-2xx status code: (\d{3})|\(code: (\d{3})\)")
+#: In the same places.
+_CODE: Final = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>|\(code: ([A-Za-z][A-Za-z0-9]{0,63})\)")
 #: Of a longer message no more is looked at.
 _MOST: Final = 16 << 10
 
@@ -112,11 +113,16 @@ _CODES: Final = {
     "SlowDown": Kind.TRANSIENT,
     "NoSuchUpload": Kind.LOST,
     "NotImplemented": Kind.UNSUPPORTED,
+    # Azure's: the first comes with 409, which elsewhere is a race, the second with 412.
+    "BlobAlreadyExists": Kind.CONDITION,
+    "LeaseIdMissing": Kind.DENIED,
 }
 
 #: What the user can do.
 _ADVICE: Final = {
+    "ContainerNotFound": "create the container first",
     "ExpiredToken": "get new credentials",
+    "LeaseIdMissing": "somebody has a lease on it",
     "NoSuchBucket": "create the bucket first",
     "RequestTimeTooSkewed": "set this machine's clock",
 }
@@ -133,6 +139,7 @@ _TEXTS: Final = (
     ("Error performing token request", Kind.DENIED, "there are no credentials"),
     ("Received non-partial response", Kind.WHOLE, NO_RANGES),
     ("Range request not supported", Kind.WHOLE, NO_RANGES),
+    ("InvalidRangeRequest", Kind.RANGE, "the object ends before the range"),
     ("Received redirect", Kind.OTHER, REDIRECTED),
     ("error following redirect", Kind.OTHER, REDIRECTED),
     ("InvalidCertificate", Kind.OTHER, "the server's TLS certificate is not trusted"),
@@ -171,7 +178,8 @@ def problem_of(error: BaseException) -> Problem:
     found = _CODE.search(text)
     code = found.group(found.lastindex or 0) if found else None
     if status is not None or code is not None:
-        return problem_of_status(int(status.group(1)) if status else None, code)
+        number = int(status.group(status.lastindex or 0)) if status else None
+        return problem_of_status(number, code)
     if isinstance(error, FileNotFoundError):
         return Problem(Kind.MISSING, "there is no such object")
     if isinstance(error, exceptions.UnauthenticatedError):

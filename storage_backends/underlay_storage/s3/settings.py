@@ -15,6 +15,7 @@ import attrs
 from underlay.driver import OptionSpec
 from underlay.errors import OptionError
 from underlay.option_values import checked_options
+from underlay_storage.s3.location import BLOCKS
 
 __all__ = ["ENDPOINT", "OPTIONS", "Settings"]
 
@@ -24,10 +25,19 @@ _PART_LEAST: Final = 5 * _MIB
 _BLOCK_LEAST: Final = 4096
 
 OPTIONS: Final[Mapping[str, OptionSpec]] = {
-    "endpoint": OptionSpec("address of the server", default="AWS_ENDPOINT_URL, else AWS"),
+    "endpoint": OptionSpec(
+        "address of the server",
+        default="AWS_ENDPOINT_URL (Azure: AZURE_STORAGE_ENDPOINT), else AWS",
+    ),
     "region": OptionSpec("region of the bucket", default="AWS_REGION, else us-east-1"),
-    "access_key_id": OptionSpec("who asks (Azure: the account)", default="AWS_ACCESS_KEY_ID"),
-    "secret_access_key": OptionSpec("the password to it", default="AWS_SECRET_ACCESS_KEY"),
+    "access_key_id": OptionSpec(
+        "who asks (Azure: the account)",
+        default="AWS_ACCESS_KEY_ID (Azure: AZURE_STORAGE_ACCOUNT_NAME)",
+    ),
+    "secret_access_key": OptionSpec(
+        "the password to it (Azure: the account's key)",
+        default="AWS_SECRET_ACCESS_KEY (Azure: AZURE_STORAGE_ACCOUNT_KEY)",
+    ),
     "session_token": OptionSpec("of credentials that expire", default="AWS_SESSION_TOKEN"),
     "anonymous": OptionSpec("send no credentials", "bool", "off"),
     "path_style": OptionSpec(
@@ -57,6 +67,24 @@ _BOUNDS: Final = {
     "grace": (0, 1 << 31),
 }
 
+
+_S3: Final = frozenset({"s3", BLOCKS})
+_CLOUDS: Final = _S3 | {"gs", "az"}
+#: What not every scheme has a use for.
+_ONLY_FOR: Final[Mapping[str, frozenset[str]]] = {
+    "endpoint": _CLOUDS,
+    "region": _S3,
+    "access_key_id": _S3 | {"az"},
+    "secret_access_key": _S3 | {"az"},
+    "session_token": _S3,
+    "anonymous": _CLOUDS,
+    "path_style": _S3,
+    "part_size": _CLOUDS,
+    "staging": _CLOUDS,
+    "single_writer": _CLOUDS,
+    "block_size": frozenset({BLOCKS}),
+    "grace": frozenset({BLOCKS}),
+}
 
 #: No password, no query: neither is sent, and both would be shown.
 ENDPOINT: Final = re.compile(r"https?://[A-Za-z0-9_.:\[\]-]+(/[A-Za-z0-9_.~/%-]*)?")
@@ -124,6 +152,26 @@ class Settings:
                 "access_key_id and secret_access_key belong together", option="access_key_id"
             )
         return settings
+
+    def require_used(self, scheme: str) -> None:
+        """Refuse what would have no effect: whoever said it relies on it.
+
+        Raises:
+            OptionError: an option was given that this scheme has no use for.
+        """
+        for field in attrs.fields(Settings):
+            schemes = _ONLY_FOR.get(field.name, {scheme})
+            if scheme not in schemes and getattr(self, field.name) != getattr(
+                _NOTHING_SAID, field.name
+            ):
+                raise OptionError(
+                    f"{scheme}:// has no use for {field.name}; it is for "
+                    f"{', '.join(f'{one}://' for one in sorted(schemes))}",
+                    option=field.name,
+                )
+
+
+_NOTHING_SAID: Final = Settings()
 
 
 def _is_text(value: object) -> bool:

@@ -15,7 +15,7 @@ from underlay_storage.s3.settings import Settings
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-__all__ = ["Stores"]
+__all__ = ["Stores", "surroundings"]
 
 #: The process in which obstore's threads run; they do not survive in a forked child.
 _home: Final[list[int]] = []
@@ -94,6 +94,17 @@ class Stores:
                     retry_config={"max_retries": 0, "retry_timeout": _seconds(whole)},
                 )
             return store
+
+
+def surroundings() -> tuple[tuple[str, str], ...]:
+    """The variables in which obstore finds what no option says, as it makes a store."""
+    return tuple(
+        sorted(
+            (name, value)
+            for name, value in os.environ.items()
+            if name.startswith(("AZURE_", "GOOGLE_"))
+        )
+    )
 
 
 def _seconds(number: float) -> dt.timedelta:

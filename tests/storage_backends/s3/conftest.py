@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Generator, Iterator
 
@@ -11,7 +12,9 @@ from underlay_storage.s3.client import ObjectClient
 from underlay_storage.s3.location import locate
 from underlay_storage.s3.settings import Settings
 
+from . import azurite as azure
 from . import servers
+from .azurite import Azurite
 from .proxy import Proxy
 from .servers import BUCKET, Server
 
@@ -35,6 +38,7 @@ def no_credentials_of_this_machine(
             "AWS_DEFAULT_REGION",
             "AWS_ENDPOINT_URL",
             "AWS_ENDPOINT_URL_S3",
+            *(name for name in os.environ if name.startswith(("AZURE_", "GOOGLE_"))),
         ):
             patch.delenv(variable, raising=False)
         patch.setenv("AWS_CONFIG_FILE", nothing)
@@ -55,6 +59,13 @@ def seaweed(program: Callable[[str], str]) -> Generator[Server]:
 def rclone(program: Callable[[str], str]) -> Generator[Server]:
     """Rclone, which ignores conditions."""
     with servers.rclone(program("rclone")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azurite(program: Callable[[str], str]) -> Generator[Azurite]:
+    """Azurite, which does what Azure does."""
+    with azure.azurite(program("azurite-blob")) as server:
         yield server
 
 

@@ -22,7 +22,7 @@ from underlay_storage.s3.client import ObjectClient
 from underlay_storage.s3.location import locate
 from underlay_storage.s3.settings import Settings
 
-__all__ = ["BUCKET", "Server", "rclone", "seaweed"]
+__all__ = ["BUCKET", "Server", "free_ports", "rclone", "running", "seaweed", "temporary_folder"]
 
 BUCKET = "underlay-tests"
 _KEY = "tests"
@@ -64,7 +64,7 @@ class Server:
 @contextlib.contextmanager
 def seaweed(program: str) -> Generator[Server]:
     """SeaweedFS: conditions, uploads in parts and copies as S3 has them."""
-    with _folder() as folder:
+    with temporary_folder() as folder:
         config = os.path.join(folder, "s3.json")
         who = {
             "name": "tests",
@@ -74,7 +74,7 @@ def seaweed(program: str) -> Generator[Server]:
         with open(config, "w", encoding="ascii") as file:
             json.dump({"identities": [who]}, file)
         names = ("master", "volume", "filer", "s3")
-        ports = _free_ports(2 * len(names))
+        ports = free_ports(2 * len(names))
         arguments = [f"-{name}.port={ports.pop()}" for name in names]
         port = arguments[-1].partition("=")[2]
         arguments += [f"-{name}.port.grpc={ports.pop()}" for name in names]
@@ -92,7 +92,7 @@ def seaweed(program: str) -> Generator[Server]:
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
         ]
-        with _running([program, "server", *arguments], folder):
+        with running([program, "server", *arguments], folder):
             server = Server(f"http://127.0.0.1:{port}")
             _await(server)
             yield server
@@ -101,17 +101,17 @@ def seaweed(program: str) -> Generator[Server]:
 @contextlib.contextmanager
 def rclone(program: str) -> Generator[Server]:
     """Rclone, which ignores conditions, and has its own idea of ranges."""
-    with _folder() as folder:
-        [port] = _free_ports(1)
+    with temporary_folder() as folder:
+        [port] = free_ports(1)
         arguments = [f"--addr=127.0.0.1:{port}", f"--auth-key={_KEY},{_SECRET}"]
-        with _running([program, "serve", "s3", *arguments, folder], folder):
+        with running([program, "serve", "s3", *arguments, folder], folder):
             server = Server(f"http://127.0.0.1:{port}")
             _await(server)
             yield server
 
 
 @contextlib.contextmanager
-def _folder() -> Generator[str]:
+def temporary_folder() -> Generator[str]:
     """A name short enough for sockets, which pytest's are not."""
     folder = tempfile.mkdtemp(prefix="underlay-")
     try:
@@ -122,7 +122,8 @@ def _folder() -> Generator[str]:
 
 
 @contextlib.contextmanager
-def _running(command: Sequence[str], folder: str) -> Generator[None]:
+def running(command: Sequence[str], folder: str, **environment: str) -> Generator[None]:
+    """A server, until the end of the block; what it says is in the folder's ``log``."""
     with (
         open(os.path.join(folder, "log"), "wb") as log,
         subprocess.Popen(
@@ -131,7 +132,7 @@ def _running(command: Sequence[str], folder: str) -> Generator[None]:
             stdout=log,
             stderr=log,
             cwd=folder,
-            env={"PATH": os.environ["PATH"], "HOME": folder},
+            env={"PATH": os.environ["PATH"], "HOME": folder, **environment},
             start_new_session=True,
         ) as process,
     ):
@@ -183,7 +184,8 @@ def make_bucket(server: Server, bucket: str) -> None:
         client.close()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

@@ -468,7 +468,7 @@ def test_google_is_asked_by_generations(proxy: Proxy) -> None:
         ("x-goog-generation", "17"),
         ("ETag", '"of-no-use"'),
         ("Content-Range", "bytes 0-2/3"),
-        ("x-goog-meta-underlay-write-id", "one"),
+        ("x-goog-meta-underlaywriteid", "one"),
         ("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT"),
     ]
     with proxy.scripted(lambda _: answered(206, headers=headers, body=b"abc")):

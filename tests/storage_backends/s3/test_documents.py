@@ -17,7 +17,7 @@ import pytest
 
 from underlay_storage.s3.settings import OPTIONS
 
-from .servers import _free_ports
+from .servers import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DOCUMENT = REPOSITORY / "docs" / "object-storage.md"
@@ -42,7 +42,7 @@ def test_the_options_are_told_as_they_are() -> None:
 def test_one_can_try_it(tmp_path: Path, program: Callable[[str], str]) -> None:
     program("weed")
     shutil.copy(REPOSITORY / "examples" / "images" / "base.qcow2", tmp_path)
-    ports = _free_ports(8)
+    ports = free_ports(8)
     script = block("bash").replace("8333", str(ports.pop()))
     # All but this one port are left to chance, for there may be other servers here.
     others = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from underlay.errors import OptionError, StorageError
+from underlay_storage.s3.client import ObjectClient
 from underlay_storage.s3.location import locate
 from underlay_storage.s3.multipart import Part, plan
 from underlay_storage.s3.retrying import Retrying, TransientError
@@ -98,6 +99,29 @@ def test_an_option_that_cannot_be_is_named(name: str, value: object) -> None:
     with pytest.raises(OptionError) as caught:
         Settings.read({name: value})
     assert caught.value.option == name
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name", "value"),
+    [
+        ("s3", "block_size", "2M"),
+        ("s3", "grace", "60"),
+        ("gs", "access_key_id", "name"),
+        ("gs", "region", "here"),
+        ("az", "session_token", "secret"),
+        ("az", "path_style", "off"),
+        ("https", "access_key_id", "name"),
+        ("https", "endpoint", "http://storage.test"),
+        ("http", "single_writer", "on"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(scheme: str, name: str, value: str) -> None:
+    pair = {"secret_access_key": "secret"} if name == "access_key_id" else {}
+    location = locate(f"{scheme}://somewhere/disk")
+    with pytest.raises(OptionError, match=f"{scheme}:// has no use for {name}") as caught:
+        ObjectClient.connect(location, Settings.read({name: value, **pair}))
+    assert caught.value.option == name
+    assert value not in str(caught.value)
 
 
 def test_secrets_do_not_show() -> None:
