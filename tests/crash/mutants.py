@@ -61,7 +61,7 @@ def _change_work(patch: Patch, change: Callable[[Any], Any]) -> None:
 
 
 def _no_barrier_inside(patch: Patch, owner: type, name: str) -> None:
-    """While this method runs nothing is synced."""
+    """While this method runs nothing is synced or ordered."""
     depth = [0]
 
     async def count(original: Any, self: Any, *arguments: Any) -> Any:
@@ -76,7 +76,8 @@ def _no_barrier_inside(patch: Patch, owner: type, name: str) -> None:
             await original(self)
 
     _replace_async(patch, owner, name, count)
-    _replace_async(patch, StorageHandle, "sync", maybe)
+    for method in ("sync", "barrier"):
+        _replace_async(patch, StorageHandle, method, maybe)
 
 
 # -- the order of a flush
