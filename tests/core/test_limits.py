@@ -13,8 +13,15 @@ from underlay import jobs
 from underlay_storage.memory import MemoryStorage
 
 NAMES = [field.name for field in attrs.fields(underlay.Limits)]
-#: Jobs that open nothing, or only what each of their conversions says, with its own limits.
-_OPEN_NOTHING = {"amend_options", "convert_many", "image_info_json"}
+#: Jobs that open no image, or only what each of their conversions says, with its own limits.
+_OPEN_NOTHING = {
+    "amend_options",
+    "check_storage",
+    "collect_storage",
+    "convert_many",
+    "image_info_json",
+    "storage_info",
+}
 JOBS = [
     name
     for name in jobs.__all__
