@@ -14,6 +14,7 @@ import attrs
 from benchmarks.images import Images, run
 from benchmarks.measuring import Bench, Result, seconds
 from benchmarks.moving import MOVING
+from benchmarks.objects import OBJECTS
 from benchmarks.writing import WRITING
 
 import underlay
@@ -373,6 +374,7 @@ ROWS: dict[str, Row] = {
     "memory-encoding": memory_encoding,
     **WRITING,
     **MOVING,
+    **OBJECTS,
 }
 
 

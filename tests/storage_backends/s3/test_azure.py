@@ -124,6 +124,19 @@ def test_an_opened_disk_is_changed_in_place(azurite: Azurite, url: str) -> None:
         assert disk.read_bytes(8192, 6) == b"second"
 
 
+def test_a_backing_file_of_another_scheme_is_not_told_the_options(
+    azurite: Azurite, url: str, key: str, tmp_path: Path, qemu_img: Callable[..., str]
+) -> None:
+    # They are of no use there, and would be refused.
+    backing = f"{azurite.endpoint}/{CONTAINER}/base.raw"
+    there = tmp_path / "overlay.qcow2"
+    qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "raw", there, "1M")
+    azurite.client().put(key, there.read_bytes(), write_id="one")
+    gate = underlay.PermissiveImplicitOpenGate()
+    with pytest.raises(StorageError, match=r"base\.raw': the server answered 40[34]"):
+        underlay.open_any(url, storage_options=azurite.options(), gate=gate)
+
+
 def test_the_later_of_two_writers_is_refused(azurite: Azurite, url: str) -> None:
     options = azurite.options()
     for _ in range(2):  # a new object, and one that is there
