@@ -55,9 +55,10 @@ class Server:
         }
 
     def client(self, bucket: str = BUCKET, /, **more: object) -> ObjectClient:
-        """A client of its own."""
+        """A client of its own; one for disks of many objects where an option is for them."""
+        scheme = "s3" if more.keys().isdisjoint(("block_size", "grace")) else "s3+blocks"
         return ObjectClient.connect(
-            locate(f"s3://{bucket}/any"), Settings.read(self.options(**more))
+            locate(f"{scheme}://{bucket}/any"), Settings.read(self.options(**more))
         )
 
 
