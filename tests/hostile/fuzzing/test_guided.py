@@ -22,7 +22,7 @@ from .targets import TARGETS
 pytestmark = pytest.mark.slow
 
 #: Besides the seeds.
-_RUNS = 100
+_RUNS = 50
 #: A process takes its peak of memory over from what started it. The fuzzer judges that peak, so
 #: something small has to stand between it and these tests.
 _AFRESH = ("/bin/sh", "-c", '"$@"; exit $?', "sh")
