@@ -18,7 +18,15 @@ from underlay.jobs.salvage import SalvageCallback, load_what_can_be, runs_that_c
 from underlay.jobs.sparse import data_ranges
 from underlay.sync import SyncFormatAccess
 
-__all__ = ["Copier", "CopyTarget", "Stretch", "Task", "Zeroes", "through_the_chain"]
+__all__ = [
+    "Copier",
+    "CopyTarget",
+    "Stretch",
+    "Task",
+    "Zeroes",
+    "holds_no_data",
+    "through_the_chain",
+]
 
 
 class Zeroes(enum.Enum):
@@ -72,13 +80,16 @@ class CopyTarget(Protocol):
         """See ``SyncFormatAccess.discard_to_zero``."""
 
 
+def holds_no_data(piece: Sequence[Run]) -> bool:
+    """Whether a piece is one run without data: that stands alone."""
+    return len(piece) == 1 and piece[0].storage is None
+
+
 def through_the_chain(
     disk: SyncFormatAccess, piece: Sequence[Run], salvage: SalvageCallback | None
 ) -> list[Run]:
     """A piece that holds data, with the runs of lower images where nobody walked as far."""
-    if piece[0].storage is None and len(piece) == 1:
-        return list(piece)
-    if not any(run.below for run in piece):
+    if holds_no_data(piece) or not any(run.below for run in piece):
         return list(piece)
     start = piece[0].start
     length = piece[-1].end - start
@@ -126,7 +137,7 @@ class Copier:
     def _copy_piece(self, task: Task, piece: list[Run], scratch: Scratch) -> int:
         """Copy runs that follow each other; how many bytes became data."""
         run, shift = piece[0], task.shift
-        if run.storage is None and len(piece) == 1:
+        if holds_no_data(piece):
             return 0 if run.below else self._write_zeroes(run.start + shift, run.length)
         length = piece[-1].end - run.start
         if self.rate is not None:

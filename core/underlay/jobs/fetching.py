@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
-from underlay.jobs.copier import Copier, Task, through_the_chain
+from underlay.jobs.copier import Copier, Task, holds_no_data, through_the_chain
 from underlay.jobs.elsewhere import Elsewhere
 from underlay.jobs.encoding import Encoding, EncodingCopier
 from underlay.jobs.opened import in_use
@@ -38,7 +38,7 @@ class FetchingCopier:
     def do(self, task: Task) -> tuple[int, int]:
         """See ``Copier.copy``. Memory: the bytes of one task."""
         copier = self._copier
-        if all(len(piece) == 1 and piece[0].storage is None for piece in task.pieces):
+        if all(map(holds_no_data, task.pieces)):
             return copier.copy(task)
         assert task.disk is not None
         with task.disk.in_use():

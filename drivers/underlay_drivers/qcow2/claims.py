@@ -142,7 +142,7 @@ class Claims:
         if kind != NO_ROOM or disk.geometry.external:
             clean = self._is_clean(host)
         else:
-            if self._lets_go(table, offset, count):
+            if self._must_believe(table, offset, count):
                 await self.allocator.believe()
             fresh_from = self.allocator.fresh_from
             host, count = await self.allocator.allocate(count)
@@ -160,7 +160,7 @@ class Claims:
             clean = self._is_clean(host)
         else:
             fresh_from = self.allocator.fresh_from
-            if not self.allocator.believed and self._lets_go(table, offset, count):
+            if self._must_believe(table, offset, count):
                 return None
             room = self.allocator.try_allocate(count)
             if room is None:
@@ -207,8 +207,13 @@ class Claims:
             ),
         )
 
-    def _lets_go(self, table: Table, offset: int, count: int) -> bool:
-        """Whether any of ``count`` clusters from guest ``offset`` on has room that it will lose."""
+    def _must_believe(self, table: Table, offset: int, count: int) -> bool:
+        """Whether the counts have to be verified first.
+
+        They have if any of ``count`` clusters from guest ``offset`` on has room that it will lose.
+        """
+        if self.allocator.believed:
+            return False
         geometry = self.disk.geometry
         index = (offset >> geometry.cluster_bits) % geometry.l2_entries
         words = geometry.words

@@ -97,9 +97,10 @@ async def apply_snapshot(
     disk, back = writer.disk, writer.back
     await writer.prepare()
     async with writer.alone():
-        _, (offset, count, size) = await _find(writer, wanted, limits)
+        entries, entry = await _find(writer, wanted, limits)
+        offset, count, size = _view(writer, entry)
         async with _all_or_nothing(writer):
-            l1 = await _load(writer, offset, count, limits)
+            l1 = await _load(writer, offset, count, limits, entries)
             steps = Steps(progress, 2 * _covered(writer, disk.l1) + _covered(writer, l1))
             await writer.make_ready()
             if writer.tracking is not None and size != disk.size():
@@ -131,10 +132,10 @@ async def delete_snapshot(
     disk, back = writer.disk, writer.back
     await writer.prepare()
     async with writer.alone():
-        entry, (offset, count, _) = await _find(writer, wanted, limits)
+        entries, entry = await _find(writer, wanted, limits)
+        offset, count, _ = _view(writer, entry)
         async with _all_or_nothing(writer):
-            entries = await read_snapshots(disk.image, disk.header, limits)
-            snapshot_l1 = await _load(writer, offset, count, limits)
+            snapshot_l1 = await _load(writer, offset, count, limits, entries)
             steps = Steps(progress, 2 * _covered(writer, snapshot_l1) + _covered(writer, disk.l1))
             freed = await _let_go_of_all(writer, snapshot_l1, entry.l1_table_offset, steps)
             former, place = disk.l1, disk.header.l1_table_offset
@@ -142,7 +143,7 @@ async def delete_snapshot(
             if l1 != former:
                 freed.append((place, writer.clusters(len(former) * 8)))
                 place = await _write_new(writer, packed(l1))
-            left = tuple(other for other in entries if other is not entry and other != entry)
+            left = tuple(other for other in entries if other != entry)
             fields, gone = await _write_entries(writer, entries, left)
             await _switch(writer, l1, freed + gone, l1_table_offset=place, **fields)
         await back.free_all(steps)
@@ -219,27 +220,33 @@ def _new_entry(writer: ImageWriter, others: Sequence[SnapshotEntry], name: bytes
 
 async def _find(
     writer: ImageWriter, wanted: str, limits: Limits
-) -> tuple[SnapshotEntry, tuple[int, int, int]]:
-    """A snapshot's entry, and its ``snapshot_view``.
+) -> tuple[Sequence[SnapshotEntry], SnapshotEntry]:
+    """The entries of all snapshots, and that of the wanted one."""
+    disk = writer.disk
+    entries = await read_snapshots(disk.image, disk.header, limits)
+    return entries, find_snapshot(entries, wanted, image=disk.image.name())
+
+
+def _view(writer: ImageWriter, entry: SnapshotEntry) -> tuple[int, int, int]:
+    """See ``snapshot_view``.
 
     Raises:
         CorruptImageError: the entry makes no sense; so far that is all that is wrong.
     """
-    disk = writer.disk
-    name = disk.image.name()
-    entries = await read_snapshots(disk.image, disk.header, limits)
-    entry = find_snapshot(entries, wanted, image=name)
-    return entry, snapshot_view(entry, disk.header, file_size=disk.image.size(), image=name)
+    image = writer.disk.image
+    return snapshot_view(entry, writer.disk.header, file_size=image.size(), image=image.name())
 
 
-async def _load(writer: ImageWriter, offset: int, count: int, limits: Limits) -> Table:
+async def _load(
+    writer: ImageWriter, offset: int, count: int, limits: Limits, entries: Sequence[SnapshotEntry]
+) -> Table:
     """A snapshot's L1 table, when it is sure that all it leads to may be let go, or shared."""
     disk, allocator = writer.disk, writer.allocator
     async with writer.back.lock:
         # Counts of what others use too are changed before the tables that lead there are.
         await allocator.believe()
     l1 = await load_table(disk.image, offset, count, limits, what="the snapshot's L1 table")
-    await _check_tables(writer, l1, await read_snapshots(disk.image, disk.header, limits))
+    await _check_tables(writer, l1, entries)
     return l1
 
 
