@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -164,7 +164,5 @@ def convert_here(
 ) -> Copied:
     """Make a conversion in this thread, within so many seconds; ``progress`` can stop it."""
     arguments: dict[str, Any] = {"parallel": 1, **conversion.arguments}
-    if seconds is None:
-        return convert(conversion.sources, conversion.target, progress=progress, **arguments)
-    with TimeLimit(seconds):
+    with nullcontext() if seconds is None else TimeLimit(seconds):
         return convert(conversion.sources, conversion.target, progress=progress, **arguments)

@@ -227,7 +227,7 @@ storage.close()
 def start(
     seaweed: Server, proxy: Proxy, prefix: str
 ) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    """A process that writes one byte over and over, through the proxy."""
+    """A process that writes one byte over and over, through the proxy, and has synced once."""
     processes: list[subprocess.Popen[str]] = []
     S3Blocks.create(seaweed.client(**OPTIONS), prefix, size=40 * BLOCK).close()
 
@@ -241,6 +241,8 @@ def start(
             text=True,
         )
         processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "synced\n"
         return process
 
     yield writer
@@ -273,8 +275,6 @@ def test_a_writer_who_was_paused_in_its_flush_is_shut_out(
     prefix: str,
 ) -> None:
     process = start()
-    assert process.stdout is not None
-    assert process.stdout.readline() == "synced\n"
     with proxy.scripted(_stop_at(process, wanted, signal.SIGSTOP)):
         os.waitpid(process.pid, os.WUNTRACED)
     time.sleep(0.2)  # what was under way arrives
@@ -300,8 +300,6 @@ def test_a_writer_who_is_killed_leaves_a_disk_that_is_whole(
     prefix: str,
 ) -> None:
     process = start()
-    assert process.stdout is not None
-    assert process.stdout.readline() == "synced\n"
     with proxy.scripted(_stop_at(process, wanted, signal.SIGKILL)):
         process.wait()
     time.sleep(0.2)
