@@ -8,14 +8,30 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 # The contract suites of underlay.testing are tests too: their failures show what was compared.
 pytest.register_assert_rewrite("underlay.testing")
 
 #: Runs one of QEMU's tools: ``tool("info", path)`` returns its stdout, a failure raises.
 Tool = Callable[..., str]
+
+_IN_CI = "UNDERLAY_TESTS_IN_CI"
+
+
+def pytest_configure() -> None:
+    """What CI asks for is kept under a name of our own, which each process of the run inherits.
+
+    Where pytest sees CI's names it shows every difference whole: of two images, for hours.
+    """
+    in_ci = [os.environ.pop(name, "") for name in ("CI", "BUILD_NUMBER")]
+    if any(in_ci):
+        os.environ[_IN_CI] = "true"
+    if os.environ.get(_IN_CI):
+        settings.load_profile("ci")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -47,16 +63,26 @@ _ELSEWHERE = {
 }
 
 
+def _lacks(message: str) -> NoReturn:
+    """An oracle is missing: the test skips on a user's machine, and fails in CI."""
+    if os.environ.get(_IN_CI):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def lacks() -> Callable[[str], NoReturn]:
+    """To be called with what is missing, and how it is installed."""
+    return _lacks
+
+
 def _oracle(name: str) -> str:
-    """Where a tool of somebody else's is; without it tests skip on a user's machine, fail in CI."""
+    """Where a tool of somebody else's is."""
     # What came as a wheel is beside Python, on the PATH or not.
     path = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
     if path is None:
         how = _ELSEWHERE.get(name, "Debian: apt-get install qemu-utils")
-        message = f"{name} is not installed ({how})"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        _lacks(f"{name} is not installed ({how})")
     return path
 
 
