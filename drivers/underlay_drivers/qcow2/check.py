@@ -1,15 +1,17 @@
 """Checking an image: QEMU's verdict and counts, and a report of each thing that is wrong.
 
 References are counted over all tables, then compared with the refcounts that are stored; then the
-COPIED bits of the active tables are judged by these. One L2 table or refcount block is in memory at
-a time, and a byte for each cluster of the file.
+COPIED bits of the active tables are judged by these. A table that is shared, be it by thousands of
+snapshots, is read and judged once, and weighs as much as all that lead to it. One L2 table or
+refcount block is in memory at a time, and a byte for each cluster of the file.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import numpy as np
@@ -17,6 +19,7 @@ import numpy as np
 from underlay.capabilities import CheckResult
 from underlay.limits import Limits
 from underlay.steps import Steps, StepsCallback
+from underlay.time_limit import check_time
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.bitmaps import read_bitmaps
 from underlay_drivers.qcow2.findings import Report, Verb
@@ -27,6 +30,7 @@ from underlay_drivers.qcow2.refcount_check import RefcountCheck, StoredRefcounts
 from underlay_drivers.qcow2.references import Clusters
 from underlay_drivers.qcow2.snapshots import SnapshotEntry, read_snapshots
 from underlay_drivers.qcow2.table_check import Entries, TableCheck
+from underlay_drivers.qcow2.table_uses import TableUses, cover
 from underlay_drivers.qcow2.tables import Geometry
 
 if TYPE_CHECKING:
@@ -34,6 +38,9 @@ if TYPE_CHECKING:
     from underlay_drivers.qcow2.bulk import Words
 
 __all__ = ["Checker", "check_image"]
+
+#: Entries of an L1 table that are looked at together.
+_PIECE: Final = 1 << 16
 
 
 async def check_image(
@@ -88,9 +95,8 @@ class Checker:
         self.snapshots: tuple[SnapshotEntry, ...] = ()
         #: Snapshots whose entry lacks extra data that it must have.
         self.incomplete = 0
-        #: The clusters that L1 entries lead to, in order, and by how many entries.
-        self._table_clusters: Clusters = np.empty(0, np.int64)
-        self._table_uses: Clusters = np.empty(0, np.int64)
+        #: The L2 tables that L1 entries lead to.
+        self._uses = TableUses(limits, name=image.name())
 
     # -- counting
 
@@ -108,7 +114,7 @@ class Checker:
         self._steps.expect(self.tables_to_count)
         header, region = self.header, self.ledger.region
         region("the header", 0, header.cluster_size)
-        self.l1 = await self._count_l1(header.l1_table_offset, header.l1_size, active=True)
+        await self._count_active_l1()
         if header.external_data_file and snapshots:
             self.report.corruption(
                 f"ERROR {len(snapshots)} snapshots in image with data file",
@@ -116,8 +122,8 @@ class Checker:
                 found=len(snapshots),
                 expected=0,
             )
-        for snapshot in snapshots:
-            await self._count_snapshot(snapshot)
+        await self._count_snapshots(snapshots)
+        await self._count_l2_tables()
         if without is None:
             table_size = sum(len(snapshot.pack()) for snapshot in snapshots)
             region("the snapshot table", header.snapshots_offset, table_size)
@@ -130,10 +136,14 @@ class Checker:
     def tables_to_count(self) -> int:
         """As many tables as ``count`` and ``compare`` look at, if none is missing."""
         in_block = self.header.cluster_size * 8 // self.header.refcount_bits
-        blocks = -(-self.ledger.references.size // in_block)
+        return self.l1_entries + -(-self.ledger.references.size // in_block)
+
+    @property
+    def l1_entries(self) -> int:
+        """As many as all L1 tables have."""
         snapshots = [entry.l1_size for entry in self.snapshots]
         plausible = [size for size in snapshots if size * 8 <= layout.L1_BYTES_MAX]
-        return self.header.l1_size + sum(plausible) + blocks
+        return self.header.l1_size + sum(plausible)
 
     async def _count_structures(self) -> None:
         """Count the refcount table, and read it."""
@@ -160,7 +170,8 @@ class Checker:
                     )
         return snapshots
 
-    async def _count_snapshot(self, snapshot: SnapshotEntry) -> None:
+    def _is_usable(self, snapshot: SnapshotEntry) -> bool:
+        """Whether a snapshot's L1 table can be looked at; if not, that is reported."""
         offset, entries = snapshot.l1_table_offset, snapshot.l1_size
         who = f"ERROR snapshot {text(snapshot.id)} ({text(snapshot.name)})"
         ending = "snapshot table entry corrupted"
@@ -171,7 +182,8 @@ class Checker:
                 offset=self.header.snapshots_offset,
                 found=offset,
             )
-        elif entries * 8 > layout.L1_BYTES_MAX:
+            return False
+        if entries * 8 > layout.L1_BYTES_MAX:
             self.report.corruption(
                 f"{who} l1_size={entries:#x}: L1 table is too large; {ending}",
                 f"the L1 table of snapshot '{text(snapshot.name)}' is too large",
@@ -179,15 +191,34 @@ class Checker:
                 found=entries,
                 expected=layout.L1_BYTES_MAX // 8,
             )
-        else:
-            await self._count_l1(offset, entries, active=False)
+            return False
+        return entries > 0
 
-    async def _count_l1(self, offset: int, entries: int, *, active: bool) -> Words:
-        """Count an L1 table and all beneath it."""
+    async def _count_snapshots(self, snapshots: Sequence[SnapshotEntry]) -> None:
+        """Count their L1 tables, which may be the same ones, or overlap: each word is read once."""
+        tables = Counter(
+            (snapshot.l1_table_offset, snapshot.l1_size)
+            for snapshot in snapshots
+            if self._is_usable(snapshot)
+        )
+        words_in_file = self.ledger.file_length // 8
+        places: Counter[tuple[int, int]] = Counter()
+        for (offset, entries), times in tables.items():
+            self.ledger.region("an L1 table", offset, entries * 8, times=times)
+            first = offset // 8
+            if first < words_in_file:  # what lies past the end is zero
+                places[first, min(first + entries, words_in_file)] += times
+        for first, uses in cover(places):
+            check_time()
+            table = await self._load_table(first * 8, len(uses), what="an L1 table")
+            self._count_l1_entries(table, first * 8, uses)
+
+    async def _count_active_l1(self) -> None:
+        offset, entries = self.header.l1_table_offset, self.header.l1_size
         if not entries:
-            return np.empty(0, np.uint64)
+            return
         inside = self.ledger.region("an L1 table", offset, entries * 8)
-        if active and inside and not self.l1_is_there():
+        if inside and not self.l1_is_there():
             # QEMU takes what is missing for zeroes, and shows an empty disk.
             self.report.corruption(
                 f"ERROR: the L1 table is cut: offset 0x{offset:x} size 0x{entries * 8:x}",
@@ -197,44 +228,65 @@ class Checker:
                 expected=self.image.size(),
             )
         if offset >= self.ledger.file_length:
-            return np.zeros(entries, np.uint64)
+            self.l1 = np.zeros(entries, np.uint64)
+            return
         # What lies past the end is zero, and need not be held.
         held = min(entries, -(-(self.ledger.file_length - offset) // 8))
-        table = await self._load_table(offset, held, what="an L1 table")
-        cluster_size = self.header.cluster_size
-        hosts = (table & np.uint64(layout.HOST_OFFSET)).astype(np.int64)
-        odd = (hosts & (cluster_size - 1)) != 0
-        odd |= hosts >= self.ledger.file_length
-        self._note_tables(hosts[~odd & (table != 0)] >> self.header.cluster_bits)
-        odd |= (table & np.uint64(layout.L1_RESERVED)) != 0
-        self.ledger.references.add(hosts[~odd & (table != 0)] >> self.header.cluster_bits)
+        self.l1 = await self._load_table(offset, held, what="an L1 table")
+        for first in range(0, held, _PIECE):
+            piece = self.l1[first : first + _PIECE]
+            self._count_l1_entries(piece, offset + first * 8, np.ones(len(piece), np.int64))
+
+    def _count_l1_entries(self, table: Words, offset: int, times: Clusters) -> None:
+        """Count what entries at a host offset lead to, each so many ``times``."""
+        used = np.flatnonzero((table != 0) & (times != 0))
+        entries, times = table[used], times[used]
+        hosts = _hosts(entries)
+        inside = hosts < self.ledger.file_length
+        self._uses.add(hosts[inside], times[inside])
+        odd = ~inside | ((hosts & (self.header.cluster_size - 1)) != 0)
+        odd |= (entries & np.uint64(layout.L1_RESERVED)) != 0
+        self.ledger.references.add(hosts[~odd] >> self.header.cluster_bits, times[~odd])
         for number in np.flatnonzero(odd).tolist():
-            self._odd_l1_entry(int(table[number]), offset + number * 8)
-        begun = self._steps.done
-        async for number, words in self.l2_tables(table):
-            guest = number << self.geometry.l1_shift
-            self.tables.scan(words, int(hosts[number]), guest=guest, active=active)
-            self._steps.reach(begun + number + 1)
-        self._steps.reach(begun + entries)
-        return table
+            place = offset + int(used[number]) * 8
+            self._odd_l1_entry(int(entries[number]), place, int(times[number]))
+
+    async def _count_l2_tables(self) -> None:
+        """Count all beneath the L2 tables: first the active ones, as the disk goes."""
+        numbers = np.flatnonzero(self.l1)
+        numbers = numbers[_hosts(self.l1[numbers]) < self.ledger.file_length]
+        active, firsts, places = np.unique(
+            _hosts(self.l1[numbers]), return_index=True, return_inverse=True
+        )
+        uses = np.bincount(places, minlength=len(active))
+        lasts = np.zeros(len(active), np.int64)
+        lasts[places] = numbers  # of what is put in one place, the last stays
+        order = np.argsort(firsts)
+        others = np.setdiff1d(self._uses.hosts, active, assume_unique=True)
+        hosts = np.concatenate((active[order], others))
+        times = self._uses.of(hosts).tolist()
+        begun, steps = self._steps.done, self.l1_entries
+        shift = self.geometry.l1_shift
+        async for number, words in self._l2_tables(hosts):
+            guests: tuple[int, ...] = ()
+            count = 0
+            if number < len(active):
+                place = order[number]
+                count = int(uses[place])
+                guests = (int(numbers[firsts[place]]) << shift, int(lasts[place]) << shift)
+            where = int(hosts[number])
+            self.tables.scan(words, where, times=times[number], active=count, guests=guests)
+            self._steps.reach(begun + steps * (number + 1) // len(hosts))
+        self._steps.reach(begun + steps)
 
     async def _load_table(self, offset: int, entries: int, *, what: str) -> Words:
         table = await load_table(self.image, offset, entries, self._limits, what=what)
         return np.frombuffer(table, np.uint64)
 
-    def _note_tables(self, clusters: Clusters) -> None:
-        known, uses = self._table_clusters, self._table_uses
-        both = np.concatenate((known, clusters))
-        self._table_clusters, places = np.unique(both, return_inverse=True)
-        weights = np.concatenate((uses, np.ones(len(clusters), np.int64)))
-        self._table_uses = np.bincount(places, weights).astype(np.int64)
-
     def is_only_table(self, cluster: int) -> bool:
         """Whether L1 entries, and nothing else, lead to a cluster."""
-        place = int(np.searchsorted(self._table_clusters, cluster))
-        if place == len(self._table_clusters) or self._table_clusters[place] != cluster:
-            return False
-        return self.ledger.references.at(cluster) <= int(self._table_uses[place])
+        uses = int(self._uses.of(np.array([cluster << self.header.cluster_bits]))[0])
+        return uses > 0 and self.ledger.references.at(cluster) <= uses
 
     def l1_is_there(self) -> bool:
         """Whether the active L1 table is inside the file, as it must be to open the image."""
@@ -248,7 +300,7 @@ class Checker:
         end = -(-(self.header.l1_table_offset + len(self.l1) * 8) >> self.header.cluster_bits)
         return bool((self.ledger.references.counts[first:end] <= 1).all())
 
-    def _odd_l1_entry(self, entry: int, place: int) -> None:
+    def _odd_l1_entry(self, entry: int, place: int, times: int) -> None:
         if entry & layout.L1_RESERVED:
             self.report.corruption(
                 f"ERROR found L1 entry with reserved bits set: {entry:x}",
@@ -256,9 +308,10 @@ class Checker:
                 offset=place,
                 found=entry,
                 expected=entry & ~layout.L1_RESERVED,
+                times=times,
             )
         table_offset = entry & layout.HOST_OFFSET
-        self.ledger.region("an L2 table", table_offset, self.header.cluster_size)
+        self.ledger.region("an L2 table", table_offset, self.header.cluster_size, times=times)
         if table_offset % self.header.cluster_size:
             self.report.corruption(
                 f"ERROR l2_offset={table_offset:x}: Table is not cluster aligned; L1 entry "
@@ -266,20 +319,17 @@ class Checker:
                 f"the L1 entry at {place:#x} points into a cluster instead of at its start",
                 offset=place,
                 found=table_offset,
+                times=times,
             )
 
-    async def l2_tables(self, l1: Words) -> AsyncIterator[tuple[int, Words]]:
-        """The number and the L2 table of each L1 entry; the table is valid until the next one.
-
-        Past the end of the file there are only empty ones, which are left out: an L1 table may lead
-        there a million times.
-        """
+    async def _l2_tables(self, hosts: Clusters) -> AsyncIterator[tuple[int, Words]]:
+        """The number of each L2 table, and the table, which is valid until the next one."""
         buffer = bytearray(self.header.cluster_size)
         words = np.frombuffer(buffer, np.uint64)
         buffers = (buffer,)
-        readv, hosts = self.image.readv, l1 & np.uint64(layout.HOST_OFFSET)
-        for number in np.flatnonzero((l1 != 0) & (hosts < self.image.size())).tolist():
-            await readv(buffers, int(hosts[number]))
+        readv = self.image.readv
+        for number, host in enumerate(hosts.tolist()):
+            await readv(buffers, host)
             if sys.byteorder == "little":
                 words.byteswap(inplace=True)
             yield number, words
@@ -337,11 +387,24 @@ class Checker:
             return
         begun = self._steps.done
         self._steps.expect(len(self.l1))
-        for number in np.flatnonzero(self.l1 & np.uint64(layout.HOST_OFFSET)).tolist():
-            entry = int(self.l1[number])
-            cluster = (entry & layout.HOST_OFFSET) >> bits
-            count = await self.refcount(cluster)
-            if count is not None and (count == 1) != bool(entry & layout.COPIED):
+        numbers = np.flatnonzero(self.l1 & np.uint64(layout.HOST_OFFSET))
+        tables, firsts, places, uses = np.unique(
+            _hosts(self.l1[numbers]), return_index=True, return_inverse=True, return_counts=True
+        )
+        counts = [await self.refcount(table >> bits) for table in tables.tolist()]
+        ones = np.array([count == 1 for count in counts], np.bool_)
+        known = np.array([count is not None for count in counts], np.bool_)
+        copied = (self.l1[numbers] & np.uint64(layout.COPIED)) != 0
+        wrong = known[places] & (ones[places] != copied)
+        first = np.zeros(len(numbers), np.bool_)
+        first[firsts] = True
+        for index in np.flatnonzero(wrong | first).tolist():
+            if wrong[index] and self.report.is_full and not first[index]:
+                self.report.omit()
+                continue
+            number, place = int(numbers[index]), int(places[index])
+            if wrong[index]:
+                entry, count = int(self.l1[number]), counts[place]
                 self.report.corruption(
                     f"{Verb.ERROR} OFLAG_COPIED L2 cluster: l1_index={number} "
                     f"l1_entry={entry:x} refcount={count}",
@@ -350,7 +413,8 @@ class Checker:
                     found=entry,
                     expected=entry ^ layout.COPIED,
                 )
-            await self._judge_table(number)
+            if first[index]:
+                await self._judge_table(int(tables[place]), int(uses[place]))
             self._steps.reach(begun + number + 1)
 
     def judge_by_references(self) -> None:
@@ -367,9 +431,8 @@ class Checker:
         buffer = await self.image.read_bytes(where, self.header.cluster_size)
         return np.frombuffer(buffer, ">u8").astype(np.uint64)
 
-    async def _judge_table(self, number: int) -> None:
-        where = int(self.l1[number]) & layout.HOST_OFFSET
-        if where >= self.image.size():  # as in l2_tables
+    async def _judge_table(self, where: int, times: int) -> None:
+        if where >= self.image.size():
             return
         words = await self.load_table(where)
         if not words.any():
@@ -387,6 +450,7 @@ class Checker:
                 offset=where + index * 8 * self.geometry.words,
                 found=entry,
                 expected=entry ^ layout.COPIED,
+                times=times,
             )
 
     async def wrong_copied(self, found: Entries) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
@@ -424,3 +488,8 @@ class Checker:
             fragmented_clusters=self.tables.fragmented,
             compressed_clusters=self.tables.compressed,
         )
+
+
+def _hosts(entries: Words) -> Clusters:
+    """The host offsets that L1 entries lead to."""
+    return (entries & np.uint64(layout.HOST_OFFSET)).astype(np.int64)

@@ -123,5 +123,5 @@ async def _show(writer: ImageWriter, l1: Table, tables: Rebuild) -> None:
     await writer.back.switch_header_now(HeaderSwitch(change=lambda _: tables.header, l1=l1))
 
 
-def _cannot_be(cluster: int) -> None:
+def _cannot_be(cluster: int, _: int) -> None:
     raise AssertionError(f"cluster {cluster} is counted too often")

@@ -36,6 +36,8 @@ class Report:
     omitted: int = 0
     repairs: list[Repair] = attrs.field(factory=list[Repair])
     repairs_omitted: int = 0
+    #: How often what was told already may still be told again.
+    _repeats: int = attrs.field(default=KEPT, init=False)
 
     def corruption(
         self,
@@ -45,11 +47,27 @@ class Report:
         offset: int | None = None,
         found: int | None = None,
         expected: int | None = None,
-        count: int = 1,
+        times: int = 1,
     ) -> None:
-        """Something is wrong."""
-        self.corruptions += count
+        """Something is wrong, in so many places that lead to it."""
+        self.corruptions += times
         self._add("corruption", line, what, offset, found=found, expected=expected)
+        # QEMU says it each time. Small files can have us say it for hours.
+        told = min(times - 1, self._repeats)
+        self._repeats -= told
+        self.omitted += times - 1 - told
+        for _ in range(told):
+            self._add("corruption", line, what, offset, found=found, expected=expected)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody hears of what is found from now on: it is only counted."""
+        return self.sink is None and len(self.findings) >= KEPT
+
+    def omit(self) -> None:
+        """Something is wrong, and nobody hears of it: for what a file may hold millions of."""
+        self.corruptions += 1
+        self.omitted += 1
 
     def leak(self, line: str, what: str, *, offset: int, found: int, expected: int) -> None:
         """A cluster is lost."""
@@ -90,7 +108,7 @@ class Report:
         found: int | None = None,
         expected: int | None = None,
     ) -> None:
-        if self.sink is None and len(self.findings) >= KEPT:
+        if self.is_full:
             self.omitted += 1
             return
         finding = Finding(

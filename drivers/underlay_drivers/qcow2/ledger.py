@@ -50,8 +50,11 @@ class Ledger:
             name=image.name(),
         )
 
-    def region(self, what: str, offset: int, length: int) -> bool:
-        """Count the clusters of a region of host bytes; False if it is not inside the file."""
+    def region(self, what: str, offset: int, length: int, *, times: int = 1) -> bool:
+        """Count the clusters of a region of host bytes; False if it is not inside the file.
+
+        Something leads there so many ``times``.
+        """
         if length <= 0:
             return True
         first = offset >> self._bits
@@ -65,10 +68,11 @@ class Ledger:
                 offset=offset,
                 found=offset + length,
                 expected=self.file_length,
+                times=times,
             )
             self._beyond.extend((first, last))
             return False
-        self.references.add_run(first, last - first + 1)
+        self.references.add_run(first, last - first + 1, times)
         return True
 
     def clear_of_beyond(self, start: int, count: int) -> int:
@@ -82,11 +86,12 @@ class Ledger:
             start = max(start, last + 1)
         return start
 
-    def _overflow(self, cluster: int) -> None:
+    def _overflow(self, cluster: int, times: int) -> None:
         offset = cluster << self._bits
         self._report.corruption(
             f"ERROR: overflow cluster offset=0x{offset:x}\n{_ADVICE}",
             f"the cluster at {offset:#x} is referenced more often than a refcount can say; "
             "convert the image into a new one",
             offset=offset,
+            times=times,
         )

@@ -116,5 +116,5 @@ class RefcountWidth:
         return Rebuild(image, wide, references, Report(), start=start)
 
 
-def _cannot_be(cluster: int) -> None:
+def _cannot_be(cluster: int, _: int) -> None:
     raise AssertionError(f"cluster {cluster} is counted too often")

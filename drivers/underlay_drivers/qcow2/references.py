@@ -22,6 +22,8 @@ __all__ = ["Clusters", "Counts", "References", "pack_counts", "unpack_counts"]
 Clusters: TypeAlias = "NDArray[np.int64]"
 #: Reference counts of consecutive clusters, of whatever width.
 Counts: TypeAlias = "NDArray[Any]"
+#: How many references there are: to each of some clusters, or to every one.
+Times: TypeAlias = "NDArray[np.int64] | int"
 
 _WIDTHS: Final = (np.uint8, np.uint16, np.uint32, np.uint64)
 #: Clusters counted by ``bincount`` rather than by sorting: the span of numbers a cluster.
@@ -40,11 +42,11 @@ class References:
         clusters: int,
         *,
         refcount_bits: int,
-        overflow: Callable[[int], None],
+        overflow: Callable[[int, int], None],
         limits: Limits,
         name: str,
     ) -> None:
-        """``overflow`` is told of each reference, by its cluster, that is one too many.
+        """``overflow`` is told of a cluster, and how many references to it are too many.
 
         Raises:
             LimitExceededError: the counts would take more memory than ``limits.metadata``; the
@@ -62,31 +64,36 @@ class References:
         self._fits = min(self._most, 0xFF)
         self._overflow = overflow
 
-    def add_run(self, first: int, count: int) -> None:
-        """One reference to each of ``count`` consecutive clusters."""
+    def add_run(self, first: int, count: int, times: int = 1) -> None:
+        """A reference, or that many, to each of ``count`` consecutive clusters."""
         self.size = max(self.size, first + count)
         part = self.counts[first : first + count]
-        if part.max() < self._fits:
-            part += 1
+        if int(part.max()) + times <= self._fits:
+            part += times
         else:
-            self._add(first, part, 1)
+            self._add(first, part, times)
 
-    def add(self, clusters: Clusters) -> None:
-        """One reference to each of these clusters, which may be in any order and repeat."""
+    def add(self, clusters: Clusters, times: Times = 1) -> None:
+        """References, so many to each of these clusters, which may be in any order and repeat."""
         for at in range(0, len(clusters), _AT_ONCE):
-            self._add_some(clusters[at : at + _AT_ONCE])
+            end = at + _AT_ONCE
+            some = times if isinstance(times, int) else times[at:end]
+            self._add_some(clusters[at:end], some)
 
-    def _add_some(self, clusters: Clusters) -> None:
+    def _add_some(self, clusters: Clusters, times: Times) -> None:
         low, high = int(clusters.min()), int(clusters.max())
         self.size = max(self.size, high + 1)
-        if high - low + 1 == len(clusters) and bool((np.diff(clusters) == 1).all()):
-            self.add_run(low, len(clusters))
+        if (
+            isinstance(times, int)
+            and high - low + 1 == len(clusters)
+            and bool((np.diff(clusters) == 1).all())
+        ):
+            self.add_run(low, len(clusters), times)
         elif high - low < _DENSE * len(clusters):
-            times = np.bincount(clusters - low)
-            self._add(low, self.counts[low : high + 1], times)
+            self._add(low, self.counts[low : high + 1], _totals(clusters - low, times))
         else:
-            numbers, times = np.unique(clusters, return_counts=True)
-            self._add_scattered(numbers, times)
+            numbers, places = np.unique(clusters, return_inverse=True)
+            self._add_scattered(numbers, _totals(places, times))
 
     def at(self, cluster: int) -> int:
         """The count of one cluster."""
@@ -101,7 +108,7 @@ class References:
                 return start + int(used[-1]) + 1
         return 0
 
-    def _add(self, first: int, part: Counts, times: NDArray[np.int64] | int) -> None:
+    def _add(self, first: int, part: Counts, times: Times) -> None:
         highest = int(part.max()) + (times if isinstance(times, int) else int(times.max()))
         if highest <= self._fits:
             part += np.asarray(times, part.dtype)
@@ -119,8 +126,7 @@ class References:
             for number, count in zip(
                 numbers[excess].tolist(), wanted[excess].tolist(), strict=True
             ):
-                for _ in range(count - self._most):
-                    self._overflow(number)
+                self._overflow(number, count - self._most)
             wanted = np.minimum(wanted, np.uint64(self._most))
         self.make_room(int(wanted.max()))
         self.counts[where] = wanted.astype(self.counts.dtype)
@@ -138,6 +144,13 @@ class References:
     def _check_memory(self, size: int) -> None:
         what = f"'{self._name}': the memory for counting its clusters"
         self._limits.check("metadata", size, what=what)
+
+
+def _totals(places: NDArray[np.intp], times: Times) -> NDArray[np.int64]:
+    """How many references there are to each place."""
+    if isinstance(times, int):
+        return np.bincount(places) * times
+    return np.bincount(places, times).astype(np.int64)
 
 
 def unpack_counts(data: bytes | bytearray | memoryview, bits: int) -> Counts:

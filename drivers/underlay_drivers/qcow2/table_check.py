@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -65,6 +66,7 @@ class TableCheck:
         "_ramp",
         "_report",
         "_run",
+        "_times",
         "all_copied",
         "allocated",
         "compressed",
@@ -82,6 +84,8 @@ class TableCheck:
             geometry.cluster_bits
         )
         self._run = self._ramp.copy()
+        #: How many entries lead to the table that is looked at.
+        self._times = 1
         #: Clusters of the active tables.
         self.allocated = 0
         self.fragmented = 0
@@ -91,17 +95,24 @@ class TableCheck:
         #: Host offsets of entries that are to become zero clusters.
         self.to_zero = array("Q")
 
-    def scan(self, words: Words, where: int, *, guest: int, active: bool) -> None:
-        """One table, which lies at host offset ``where``, of the clusters from ``guest`` on."""
+    def scan(
+        self, words: Words, where: int, *, times: int, active: int, guests: Iterable[int]
+    ) -> None:
+        """One table, which lies at host offset ``where``.
+
+        So many ``times`` an entry leads to it, so many of them ``active`` ones, which say that its
+        clusters are those from each of ``guests`` on.
+        """
+        self._times = times
         if self._is_one_run(words):
             host = int(words[0]) & layout.HOST_OFFSET
-            self._ledger.references.add_run(host >> self._geometry.cluster_bits, len(words))
-            if active:
-                self.allocated += len(words)
+            first = host >> self._geometry.cluster_bits
+            self._ledger.references.add_run(first, len(words), times)
+            self.allocated += len(words) * active
         elif words.any():
             found = Entries.of(words, self._geometry)
             self._scan(found, where, active=active)
-            self._note_unreadable(found, where, guest)
+            self._note_unreadable(found, where, guests)
 
     def _is_one_run(self, words: Words) -> bool:
         """Whether the table is what most are: data, one cluster behind the other, not shared."""
@@ -118,7 +129,7 @@ class TableCheck:
             and bool((words == np.add(self._ramp, first, out=self._run)).all())
         )
 
-    def _scan(self, found: Entries, where: int, *, active: bool) -> None:
+    def _scan(self, found: Entries, where: int, *, active: int) -> None:
         geometry = self._geometry
         allocated, compressed = found.allocated, found.compressed
         odd = ~compressed & ((found.entries & np.uint64(layout.L2_RESERVED)) != 0)
@@ -143,17 +154,19 @@ class TableCheck:
             self._count_compressed(found.entries[compressed & ~odd])
         if not geometry.external:
             plain = found.offsets[allocated & ~odd]
-            self._ledger.references.add(plain >> geometry.cluster_bits)
+            self._ledger.references.add(plain >> geometry.cluster_bits, self._times)
         if active:
-            self._tell(found, shown)
+            self._tell(found, shown, active)
 
-    def _note_unreadable(self, found: Entries, where: int, guest: int) -> None:
+    def _note_unreadable(self, found: Entries, where: int, guests: Iterable[int]) -> None:
         """Tell of entries that cannot be read, though a check of QEMU's passes over them."""
         geometry = self._geometry
         bad = np.uint64(geometry.standard_bad & layout.ZERO)
         if geometry.external:
-            own = guest + self._ramp.astype(np.int64)
-            odd = found.allocated & (found.offsets != own)
+            odd = np.zeros(len(found.entries), np.bool_)
+            for guest in guests:
+                own = guest + self._ramp.astype(np.int64)
+                odd |= found.allocated & (found.offsets != own)
         else:
             odd = found.copied & (found.offsets == 0)
         odd |= (found.entries & bad) != 0
@@ -166,17 +179,16 @@ class TableCheck:
                 offset=place,
             )
 
-    def _tell(self, found: Entries, shown: NDArray[np.bool_]) -> None:
-        """Keep the statistics; ``shown`` are the entries that count."""
+    def _tell(self, found: Entries, shown: NDArray[np.bool_], times: int) -> None:
+        """Keep the statistics; ``shown`` are the entries that count, so many ``times``."""
         offsets = found.offsets[shown & ~found.compressed]
-        compressed = int(np.count_nonzero(shown & found.compressed))
+        compressed = int(np.count_nonzero(shown & found.compressed)) * times
         self.compressed += compressed
-        self.allocated += len(offsets) + compressed
+        self.allocated += len(offsets) * times + compressed
         # What is compressed is taken for fragmented, wherever it lies.
         self.fragmented += compressed
-        self.fragmented += int(
-            np.count_nonzero(offsets[1:] != offsets[:-1] + self._geometry.cluster_size)
-        )
+        apart = np.count_nonzero(offsets[1:] != offsets[:-1] + self._geometry.cluster_size)
+        self.fragmented += int(apart) * times
         self.all_copied &= bool(found.copied[found.allocated].all())
 
     # -- compressed clusters
@@ -206,10 +218,10 @@ class TableCheck:
         starts, ends = self._place(entries)
         first, last = starts >> bits, (ends - 1) >> bits
         references = self._ledger.references
-        references.add(first)
+        references.add(first, self._times)
         # Compressed data is as long as two clusters at most, so it touches three.
-        references.add(first[last > first] + 1)
-        references.add(first[last > first + 1] + 2)
+        references.add(first[last > first] + 1, self._times)
+        references.add(first[last > first + 1] + 2, self._times)
 
     # -- what is wrong
 
@@ -227,6 +239,7 @@ class TableCheck:
                 offset=place,
                 found=entry,
                 expected=entry & ~layout.L2_RESERVED,
+                times=self._times,
             )
         if found.allocated[index]:
             return self._odd_cluster(entry, bitmap, place)
@@ -237,6 +250,7 @@ class TableCheck:
                 offset=place,
                 found=bitmap,
                 expected=bitmap & layout.ALL_ZERO,
+                times=self._times,
             )
         return False
 
@@ -250,6 +264,7 @@ class TableCheck:
                 f"the L2 entry at {place:#x} has subclusters that are both allocated and zero",
                 offset=place,
                 found=bitmap,
+                times=self._times,
             )
         if offset & (geometry.cluster_size - 1):
             reads_data = (
@@ -265,12 +280,13 @@ class TableCheck:
                 offset=place,
                 found=offset,
                 expected=offset & -geometry.cluster_size,
+                times=1 if mend else self._times,  # mended, it is right for all others
             )
             if mend:
                 self.to_zero.append(place)
                 return False
         if not geometry.external:
-            self._ledger.region("a data cluster", offset, geometry.cluster_size)
+            self._ledger.region("a data cluster", offset, geometry.cluster_size, times=self._times)
         return True
 
     def _odd_compressed_entry(self, entry: int, bitmap: int, index: int, place: int) -> bool:
@@ -284,6 +300,7 @@ class TableCheck:
                 offset=place,
                 found=entry | layout.COPIED,
                 expected=entry,
+                times=self._times,
             )
         if self._geometry.external:
             self._report.corruption(
@@ -291,6 +308,7 @@ class TableCheck:
                 f"the L2 entry at {place:#x} is compressed, which with a data file it must not be",
                 offset=place,
                 found=entry,
+                times=self._times,
             )
         elif bitmap:
             self._report.corruption(
@@ -300,8 +318,9 @@ class TableCheck:
                 offset=place,
                 found=bitmap,
                 expected=0,
+                times=self._times,
             )
         else:
-            self._ledger.region("a compressed cluster", offset, length)
+            self._ledger.region("a compressed cluster", offset, length, times=self._times)
             return True
         return False

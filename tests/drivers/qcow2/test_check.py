@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import attrs
 import pytest
 
 from underlay.capabilities import Finding
 from underlay.errors import UnderlayError
 from underlay_drivers.qcow2 import layout
+from underlay_drivers.qcow2.snapshots import SnapshotEntry
 
 from .checking import check_bytes, exit_status
 from .images import Image
@@ -380,6 +382,81 @@ def test_damaged_snapshots(
 ) -> None:
     damage(snapshotted)
     agree(snapshotted, verdict)
+
+
+def ten_snapshots(image: Image, *, sizes: Sequence[int]) -> int:
+    """All of one L1 table, of ``sizes`` entries; where that lies."""
+    first, _ = SnapshotEntry.unpack(image.data, image.header.snapshots_offset)
+    assert first is not None
+    table = b"".join(
+        attrs.evolve(first, id=b"%d" % number, l1_size=size).pack()
+        for number, size in enumerate(sizes)
+    )
+    image.put(60, "IQ", len(sizes), image.add_cluster(table))
+    return first.l1_table_offset
+
+
+def five_entries(image: Image) -> None:
+    """Five L1 entries lead to one L2 table."""
+    image.put(36, "I", 5).put(24, "Q", 5 << 29)
+    image.put(image.l1(), "5Q", *[image.word(image.l1())] * 5)
+
+
+SHARED: dict[str, Damage] = {
+    "nothing else": lambda _: None,
+    "no COPIED": l2(0, lambda entry: entry & ~COPIED),
+    "no COPIED in L1": l1(lambda entry: entry & ~COPIED),
+    "reserved bits in L1": l1(lambda entry: entry | 1 << 60),
+    "unaligned in L1": l1(lambda entry: entry + 512),
+    "L1 past the end": l1(COPIED | FAR),
+    "reserved bits": l2(0, lambda entry: entry | 1 << 60),
+    "unaligned": l2(0, lambda entry: entry + 512),
+    "past the end": l2(0, COPIED | FAR),
+    "compressed past the end": l2(1, 1 << 62 | FAR),
+    "compressed, COPIED": l2(1, 3 << 62 | 0x50000),
+    "unaligned, zero": l2(1, COPIED | 0x50201),
+}
+
+
+@pytest.mark.parametrize("damage", SHARED.values(), ids=SHARED)
+def test_an_l2_table_of_five_l1_entries(
+    plain: Image, verdict: Callable[[Image], Verdict], damage: Damage
+) -> None:
+    damage(plain)
+    five_entries(plain)
+    assert agree(plain, verdict).status == 2
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 10, (1, 2, 3, 1, 2, 3, 8192, 8191, 9, 3)])
+@pytest.mark.parametrize("damage", SHARED.values(), ids=SHARED)
+def test_an_l1_table_of_ten_snapshots(
+    snapshotted: Image, verdict: Callable[[Image], Verdict], damage: Damage, sizes: Sequence[int]
+) -> None:
+    """Of which some know more entries of it than others."""
+    damage(snapshotted)
+    place = ten_snapshots(snapshotted, sizes=sizes)
+    snapshotted.put(place, "Q", snapshotted.word(snapshotted.l1()))
+    assert agree(snapshotted, verdict).status == 2
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_tables_shared_more_often_than_a_refcount_can_say(
+    make: Maker, verdict: Callable[[Image], Verdict], bits: int
+) -> None:
+    image = make(f"refcount_bits={bits}", "4M", "write 0 512k")
+    five_entries(image)
+    assert agree(image, verdict).status == 2
+
+
+def test_what_is_shared_is_told_again_up_to_a_bound(plain: Image) -> None:
+    plain.put(plain.l2(0), "Q", 1 << 60)
+    plain.put(36, "I", 1 << 13).put(24, "Q", 1 << 42)
+    plain.put(plain.l1(), f"{1 << 13}Q", *[plain.word(plain.l1())] * (1 << 13))
+    seen: list[Finding] = []
+    result = check_bytes(plain.data, report=seen.append)
+    assert result.corruptions > 1 << 13
+    assert len(result.findings) == 1000 < len(seen) < 1100
+    assert result.corruptions + result.leaks == len(result.findings) + result.findings_omitted
 
 
 BITMAPS: dict[str, Damage] = {

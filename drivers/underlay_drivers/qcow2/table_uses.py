@@ -1,0 +1,108 @@
+"""Which tables an image's L1 tables lead to, and how often: so that each is looked at only once.
+
+Snapshots share tables, by design; those of a hostile file share as much as they can. With numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from underlay.limits import Limits
+from underlay_drivers.qcow2.references import Clusters
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["TableUses", "cover"]
+
+#: Words of L1 tables that are looked at together.
+_WINDOW: Final = 8192
+#: Tables that are sorted at once, at least.
+_AT_ONCE: Final = 1 << 18
+#: Memory for one table: where it lies, and how often it is used.
+_REMEMBERED_BYTES: Final = 16
+
+
+def cover(tables: Mapping[tuple[int, int], int]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Where words of tables lie that may overlap, and in how many tables each word is.
+
+    ``tables`` are places, from one word to before another, and how often there is a table. Of each
+    piece: where it starts, in words, and the uses of each of its words, which may be 0 inside.
+    """
+    ends = np.array(list(tables), np.int64).reshape(-1, 2)
+    uses = np.fromiter(tables.values(), np.int64, len(tables))
+    edges, places = np.unique(ends, return_inverse=True)
+    changes = np.bincount(places.reshape(-1), np.stack((uses, -uses), axis=1).reshape(-1))
+    times = np.cumsum(changes.astype(np.int64))
+    at, end = (int(edges[0]), int(edges[-1])) if len(edges) else (0, 0)
+    while at < end:
+        first = int(np.searchsorted(edges, at, "right")) - 1
+        if not times[first]:
+            at = int(edges[first + 1])
+            continue
+        stop = min(at + _WINDOW, end)
+        last = int(np.searchsorted(edges, stop, "left"))
+        bounds = np.clip(edges[first : last + 1], at, stop)
+        words = np.repeat(times[first:last], bounds[1:] - bounds[:-1])
+        yield at, words[: int(np.flatnonzero(words)[-1]) + 1]
+        at = stop
+
+
+class TableUses:
+    """How many entries lead to each table; by the tables' host offsets, in order."""
+
+    __slots__ = ("_hosts", "_limits", "_name", "_new", "_times", "_waiting")
+
+    def __init__(self, limits: Limits, *, name: str) -> None:
+        """``name`` is the image's, for people."""
+        self._limits = limits
+        self._name = name
+        self._hosts: Clusters = np.empty(0, np.int64)
+        self._times: NDArray[np.int64] = np.empty(0, np.int64)
+        self._new: list[tuple[Clusters, NDArray[np.int64]]] = []
+        self._waiting = 0
+
+    def add(self, hosts: Clusters, times: NDArray[np.int64]) -> None:
+        """So often, an entry leads there.
+
+        Raises:
+            LimitExceededError: there are more tables than ``limits.metadata`` can remember.
+        """
+        self._new.append(_sum(hosts, times))
+        self._waiting += len(self._new[-1][0])
+        if self._waiting > max(len(self._hosts), _AT_ONCE):
+            self._settle()
+
+    @property
+    def hosts(self) -> Clusters:
+        """Where the tables lie."""
+        self._settle()
+        return self._hosts
+
+    def of(self, hosts: Clusters) -> NDArray[np.int64]:
+        """How many entries lead to each of these."""
+        self._settle()
+        places = np.searchsorted(self._hosts, hosts)
+        times = np.zeros(len(hosts), np.int64)
+        inside = np.flatnonzero(places < len(self._hosts))
+        known = inside[self._hosts[places[inside]] == hosts[inside]]
+        times[known] = self._times[places[known]]
+        return times
+
+    def _settle(self) -> None:
+        if not self._new:
+            return
+        hosts, times = zip((self._hosts, self._times), *self._new, strict=True)
+        self._new, self._waiting = [], 0
+        self._hosts, self._times = _sum(np.concatenate(hosts), np.concatenate(times))
+        size = len(self._hosts) * _REMEMBERED_BYTES
+        what = f"'{self._name}': the memory for counting its L2 tables"
+        self._limits.check("metadata", size, what=what)
+
+
+def _sum(hosts: Clusters, times: NDArray[np.int64]) -> tuple[Clusters, NDArray[np.int64]]:
+    once, places = np.unique(hosts, return_inverse=True)
+    return once, np.bincount(places, times, minlength=len(once)).astype(np.int64)
