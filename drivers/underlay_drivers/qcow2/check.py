@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -34,6 +34,8 @@ from underlay_drivers.qcow2.table_uses import TableUses, cover
 from underlay_drivers.qcow2.tables import Geometry
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from underlay.handle import StorageHandle
     from underlay_drivers.qcow2.bulk import Words
 
@@ -97,6 +99,8 @@ class Checker:
         self.incomplete = 0
         #: The L2 tables that L1 entries lead to.
         self._uses = TableUses(limits, name=image.name())
+        #: Those that the active ones lead to.
+        self._active = TableUses(limits, name=image.name())
 
     # -- counting
 
@@ -204,6 +208,8 @@ class Checker:
         words_in_file = self.ledger.file_length // 8
         places: Counter[tuple[int, int]] = Counter()
         for (offset, entries), times in tables.items():
+            what = f"'{self.image.name()}': the size of an L1 table"
+            self._limits.check("metadata", entries * 8, what=what)
             self.ledger.region("an L1 table", offset, entries * 8, times=times)
             first = offset // 8
             if first < words_in_file:  # what lies past the end is zero
@@ -251,16 +257,26 @@ class Checker:
             place = offset + int(used[number]) * 8
             self._odd_l1_entry(int(entries[number]), place, int(times[number]))
 
+    def _l1_pieces(self) -> Iterator[Clusters]:
+        """The numbers of the active L1 entries that are not zero, some at a time."""
+        for first in range(0, len(self.l1), _PIECE):
+            yield first + np.flatnonzero(self.l1[first : first + _PIECE])
+
     async def _count_l2_tables(self) -> None:
         """Count all beneath the L2 tables: first the active ones, as the disk goes."""
-        numbers = np.flatnonzero(self.l1)
-        numbers = numbers[_hosts(self.l1[numbers]) < self.ledger.file_length]
-        active, firsts, places = np.unique(
-            _hosts(self.l1[numbers]), return_index=True, return_inverse=True
-        )
-        uses = np.bincount(places, minlength=len(active))
-        lasts = np.zeros(len(active), np.int64)
-        lasts[places] = numbers  # of what is put in one place, the last stays
+        for numbers in self._l1_pieces():
+            hosts = _hosts(self.l1[numbers])
+            hosts = hosts[hosts < self.ledger.file_length]
+            self._active.add(hosts, np.ones(len(hosts), np.int64))
+        active = self._active.hosts
+        uses = self._active.of(active)
+        firsts, lasts = np.full(len(active), -1, np.int64), np.zeros(len(active), np.int64)
+        for piece in self._l1_pieces():
+            numbers = piece[_hosts(self.l1[piece]) < self.ledger.file_length]
+            places = np.searchsorted(active, _hosts(self.l1[numbers]))
+            lasts[places] = numbers  # of what is put in one place, the last stays
+            new = np.flatnonzero(firsts[places] < 0)[::-1]
+            firsts[places[new]] = numbers[new]
         order = np.argsort(firsts)
         others = np.setdiff1d(self._uses.hosts, active, assume_unique=True)
         hosts = np.concatenate((active[order], others))
@@ -273,7 +289,7 @@ class Checker:
             if number < len(active):
                 place = order[number]
                 count = int(uses[place])
-                guests = (int(numbers[firsts[place]]) << shift, int(lasts[place]) << shift)
+                guests = (int(firsts[place]) << shift, int(lasts[place]) << shift)
             where = int(hosts[number])
             self.tables.scan(words, where, times=times[number], active=count, guests=guests)
             self._steps.reach(begun + steps * (number + 1) // len(hosts))
@@ -382,22 +398,34 @@ class Checker:
 
     async def judge_copied(self) -> None:
         """Report each COPIED bit of the active tables that does not fit the stored refcounts."""
-        bits = self.header.cluster_bits
         if self.copied_is_right():
             return
         begun = self._steps.done
         self._steps.expect(len(self.l1))
-        numbers = np.flatnonzero(self.l1 & np.uint64(layout.HOST_OFFSET))
-        tables, firsts, places, uses = np.unique(
-            _hosts(self.l1[numbers]), return_index=True, return_inverse=True, return_counts=True
+        judged = np.zeros(len(self._active.hosts), np.bool_)
+        for numbers in self._l1_pieces():
+            await self._judge_l1_entries(numbers, judged, begun)
+
+    async def _judge_l1_entries(
+        self, numbers: Clusters, judged: NDArray[np.bool_], begun: int
+    ) -> None:
+        """Judge entries of the active table, and the L2 tables that are not yet ``judged``."""
+        bits = self.header.cluster_bits
+        numbers = numbers[_hosts(self.l1[numbers]) != 0]
+        tables, firsts, places = np.unique(
+            _hosts(self.l1[numbers]), return_index=True, return_inverse=True
         )
+        uses = self._active.of(tables)
+        known_at = np.searchsorted(self._active.hosts, tables[uses > 0])
+        new = firsts[uses > 0][~judged[known_at]]
+        judged[known_at] = True
         counts = [await self.refcount(table >> bits) for table in tables.tolist()]
         ones = np.array([count == 1 for count in counts], np.bool_)
         known = np.array([count is not None for count in counts], np.bool_)
         copied = (self.l1[numbers] & np.uint64(layout.COPIED)) != 0
         wrong = known[places] & (ones[places] != copied)
         first = np.zeros(len(numbers), np.bool_)
-        first[firsts] = True
+        first[new] = True
         for index in np.flatnonzero(wrong | first).tolist():
             if wrong[index] and self.report.is_full and not first[index]:
                 self.report.omit()

@@ -161,15 +161,16 @@ CASES = {
         "marked", "metadata", 3 << 10, _checked, "bitmap table", _long_bitmap_table
     ),
     "decoded unit": Case("plain", "decoded_unit", 64 << 10, _compressed_read, "compressed"),
-    "counting clusters": Case("scattered", "metadata", _clusters, _checked, "counting"),
+    "counting clusters": Case("filled", "metadata", _clusters, _checked, "counting its clusters"),
     "counting to 300": Case(
-        "scattered",
+        "filled",
         "metadata",
         lambda image: 2 * _clusters(image),
         _checked,
-        "counting",
+        "counting its clusters",
         _count_beyond_a_byte,
     ),
+    "counting L2 tables": Case("scattered", "metadata", 16 * 128, _checked, "counting its L2"),
     "remembering L2 tables": Case("scattered", "metadata", 96 * 128, _written, "remembered"),
 }
 
@@ -185,8 +186,14 @@ def marked(make: Maker, qemu_img: Tool, tmp_path: Path) -> Image:
 
 
 @pytest.fixture
+def filled(make: Maker) -> Image:
+    """More clusters than any table has bytes."""
+    return make("cluster_size=512", "4M", "write -P 1 0 1M")
+
+
+@pytest.fixture
 def scattered(make: Maker) -> Image:
-    """A little in each of 128 L2 tables: more clusters than the L1 table has bytes."""
+    """A little in each of 128 L2 tables."""
     writes = [f"write -P 1 {at} 4k" for at in range(0, 4 << 20, 32 << 10)]
     return make("cluster_size=512", "4M", *writes)
 
