@@ -99,6 +99,7 @@ class TestSubclusters(Qcow2):
 
 class TestDataFile(Qcow2):
     stands_alone = False
+    places_are_fixed = True
 
     def make(self, content: bytes, folder: Path) -> Path:
         self.options = f"data_file={folder / 'data'}"  # type: ignore[misc]
