@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Final, Literal, TypeAlias, cast
 
 import attrs
@@ -39,7 +39,14 @@ from underlay.storage import AnyStorage, StorageOpenOptions, is_storage
 from underlay.sync import SyncFormatAccess
 from underlay.targets import Target, open_storage, open_with, scheme_of
 
-__all__ = ["FROM_IMAGE", "BackingChoice", "DataFileChoice", "FromImage", "Resolver"]
+__all__ = [
+    "FROM_IMAGE",
+    "BackingChoice",
+    "DataFileChoice",
+    "FromImage",
+    "Resolver",
+    "WrittenBelow",
+]
 
 
 class FromImage(enum.Enum):
@@ -57,6 +64,9 @@ FROM_IMAGE: Final = FromImage.FROM_IMAGE
 BackingChoice: TypeAlias = (
     "Literal[FromImage.FROM_IMAGE] | FormatAccess | SyncFormatAccess | FormatDriverInstance | None"
 )
+#: Whether an image below is opened for writing: told the storage of the image that names it, how
+#: that names it, and how many images below the opened one it lies (from 1).
+WrittenBelow: TypeAlias = Callable[[StorageHandle, Reference, int], bool]
 DataFileChoice: TypeAlias = "Literal[FromImage.FROM_IMAGE] | Target | None"
 
 
@@ -75,9 +85,11 @@ class Resolver:
     limits: Limits
     lock: bool
     storage_options: Mapping[str, object]
+    #: Those of a data file that the caller names.
+    data_file_options: Mapping[str, object]
     resources: Resources
-    #: How many images below the opened one lies the one that is opened for writing too.
-    writable_depth: int | None = None
+    #: Which images below the opened one are opened for writing too.
+    written: WrittenBelow | None = None
     _identities: set[Hashable] = attrs.field(factory=set[Hashable], init=False)
     _top: str = attrs.field(default="?", init=False)
 
@@ -142,13 +154,19 @@ class Resolver:
     ) -> StorageHandle | None:
         if target is None:
             return None
-        handle = await open_storage(target, writable=reference.writable, lock=self.lock)
+        handle = await open_storage(
+            target,
+            writable=reference.writable,
+            lock=self.lock,
+            storage_options=self.data_file_options,
+        )
         self.resources.handles.append(handle)
         return handle
 
     async def _backing(self, layer: _Layer, reference: Reference) -> _Layer | None:
         """Open and attach a backing image; the layer it makes, unless somebody else made it."""
-        writable = layer.depth == self.writable_depth
+        written = self.written
+        writable = written is not None and written(layer.storage, reference, layer.depth)
         found = await self._ask(layer, attrs.evolve(reference, writable=writable))
         if not isinstance(found, _Opened):
             layer.driver.attach(reference, self._given_disk(found))

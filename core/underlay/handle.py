@@ -2,8 +2,8 @@
 
 One ``StorageHandle`` stands before each open storage and does once what every storage and driver
 would otherwise do for itself: it waits as the face that drives it wants, cuts requests to what the
-storage can take, turns misaligned ones into aligned ones (bounce buffers, and read-modify-write
-under a range lock), and counts.
+storage can take, pads misaligned ones to whole blocks (``padding``; read-modify-write under a
+range lock), and counts.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ import attrs
 
 from underlay.buffers import (
     AnyBuffer,
-    address_of,
     aligned_buffer,
-    copy_into,
     flat,
     flat_writable,
-    join,
     split_at,
     total,
 )
 from underlay.errors import ClosedError, UnsupportedOperationError
 from underlay.face import home_loop, in_loop, in_worker, is_blocking, run_blocking, to_the_end
 from underlay.locks import RangeLocks
+from underlay.padding import BOUNCE_MOST, Padding, inner_range
 from underlay.steps import Steps
 from underlay.storage import (
     AnyStorage,
@@ -51,8 +49,6 @@ __all__ = ["INLINE_MOST", "StorageHandle", "StorageStats"]
 _MOST_BUFFERS = 1024
 #: Reads of up to this many bytes are tried without a worker thread, which costs more than copying.
 INLINE_MOST = 256 << 10
-#: Memory for one piece of a misaligned request, and for one piece of written zeroes.
-_BOUNCE_MOST = 1 << 20
 #: Bytes reserved by one call, where somebody wants to know how far it has come.
 _RESERVED_AT_ONCE = 64 << 20
 #: Past the end of every object.
@@ -82,6 +78,7 @@ class StorageHandle:
         "_coroutine",
         "_locks",
         "_padded",
+        "_padding",
         "closed",
         "inline_readv",
         "inline_writev",
@@ -108,7 +105,8 @@ class StorageHandle:
         #: A coroutine storage, and the loop in which it lives.
         self._coroutine: tuple[Storage, asyncio.AbstractEventLoop] | None = None
         #: Whether requests may need padding to whole blocks.
-        self._padded = self.req_align > 1 or self.mem_align > 1
+        self._padding = Padding(self.req_align, self.mem_align)
+        self._padded = self._padding.needed()
         #: For the hot path: the storage's own ``readv``, where it may be called as it is.
         self.inline_readv: Callable[[ReadBuffers, int], None] | None = None
         #: The same for ``writev``.
@@ -186,25 +184,10 @@ class StorageHandle:
                 offset += total(batch)
             return
         length = total(buffers)
-        if self._aligned(buffers, offset, length):
+        if not self._padded or self._padding.fits(buffers, offset, length):
             await self._readv(buffers, offset, length)
         else:
-            await self._read_misaligned(buffers, offset, length)
-
-    async def _read_misaligned(self, buffers: ReadBuffers, offset: int, length: int) -> None:
-        """Read the whole blocks around the range, in pieces, and copy what was asked for."""
-        mask = self._padding_mask()
-        at, end = offset, offset + length
-        rest = [memoryview(buffer) for buffer in buffers]
-        bounce = self._bounce_buffer(offset, length)
-        while at < end:
-            start = at & ~mask
-            piece = bounce[: (end + mask & ~mask) - start]
-            await self._readv((piece,), start, len(piece))
-            taken = min(start + len(piece), end) - at
-            wanted, rest = split_at(rest, taken)
-            copy_into(wanted, piece[at - start :])
-            at += taken
+            await self._padding.read(self._readv, buffers, offset, length)
 
     async def _readv(self, buffers: ReadBuffers, offset: int, length: int) -> None:
         self._check()
@@ -247,7 +230,7 @@ class StorageHandle:
         self.stats.write_bytes += length
         if not self._padded:
             await self._call("writev", buffers, offset)
-        elif self._aligned(buffers, offset, length):
+        elif self._padding.fits(buffers, offset, length):
             async with self._locks.hold(offset, offset + length, exclusive=False):
                 await self._call("writev", buffers, offset)
         else:
@@ -255,9 +238,7 @@ class StorageHandle:
 
     async def _write_misaligned(self, buffers: WriteBuffers, offset: int, length: int) -> None:
         """Write the whole blocks around the data, alone on their range."""
-        mask = self._padding_mask()
-        start = offset & ~mask
-        end = offset + length + mask & ~mask
+        start, end = self._padding.around(offset, length)
         while True:
             # Padding that reaches past the object's end is cut off again. Whoever lets it grow
             # further meanwhile would lose that to the cut: such a write locks all that follows.
@@ -270,27 +251,9 @@ class StorageHandle:
     async def _write_blocks(
         self, buffers: WriteBuffers, offset: int, length: int, crosses_end: bool
     ) -> None:
-        """Read what surrounds the data and write it together with them, in pieces."""
-        mask = self._padding_mask()
-        block = mask + 1
-        at, end = offset, offset + length
-        rest = [memoryview(buffer) for buffer in buffers]
-        bounce = self._bounce_buffer(offset, length)
-        wanted_size = max(self.size(), end)
+        wanted_size = max(self.size(), offset + length)
         try:
-            while at < end:
-                start = at & ~mask
-                piece = bounce[: (end + mask & ~mask) - start]
-                stop = start + len(piece)
-                taken = min(stop, end) - at
-                if at > start:
-                    await self._call("readv", (piece[:block],), start)
-                if stop > end and (at == start or len(piece) > block):
-                    await self._call("readv", (piece[-block:],), stop - block)
-                data, rest = split_at(rest, taken)
-                join(data, piece[at - start :])
-                await self._call("writev", (piece,), start)
-                at += taken
+            await self._padding.write(self._call, buffers, offset, length)
         finally:
             if crosses_end and self.size() > wanted_size:
                 await self._call("resize", wanted_size)
@@ -300,7 +263,7 @@ class StorageHandle:
         length = min(length, self.size() - offset)
         if length <= 0:
             return
-        start, end = _inner_range(offset, length, self.storage.zero_align())
+        start, end = inner_range(offset, length, self.storage.zero_align())
         if start >= end:
             await self._write_zero_bytes(offset, length)
             return
@@ -314,7 +277,7 @@ class StorageHandle:
     async def _write_zero_bytes(self, offset: int, length: int) -> None:
         if length <= 0:
             return
-        zeroes = aligned_buffer(min(length, _BOUNCE_MOST))
+        zeroes = aligned_buffer(min(length, BOUNCE_MOST))
         while length:
             chunk = zeroes[:length]
             await self.writev((chunk,), offset)
@@ -324,7 +287,7 @@ class StorageHandle:
     async def discard(self, offset: int, length: int) -> None:
         """Give space back: the aligned blocks inside the range, whose content is undefined then."""
         length = min(length, self.size() - offset)
-        start, end = _inner_range(offset, length, self.storage.discard_align())
+        start, end = inner_range(offset, length, self.storage.discard_align())
         if start < end:
             # Where a storage cannot give space back, keeping it is as good.
             with suppress(UnsupportedOperationError):
@@ -434,34 +397,6 @@ class StorageHandle:
         else:
             await work(*args)
 
-    def _padding_mask(self) -> int:
-        return max(self.req_align, self.mem_align) - 1
-
-    def _bounce_buffer(self, offset: int, length: int) -> memoryview:
-        """Memory for the whole blocks around a range, or for as many as one piece may have."""
-        mask = self._padding_mask()
-        padded = (offset + length + mask & ~mask) - (offset & ~mask)
-        return aligned_buffer(min(padded, max(_BOUNCE_MOST, 2 * (mask + 1))))
-
-    def _aligned(self, buffers: WriteBuffers, offset: int, length: int) -> bool:
-        if not self._padded:
-            return True
-        if (offset | length) & (self.req_align - 1):
-            return False
-        if self.mem_align == 1:
-            return True
-        mask = self.mem_align - 1
-        for buffer in buffers:
-            address = address_of(buffer)
-            if address is None or (address | len(buffer)) & mask:
-                return False
-        return True
-
 
 def _drive(work: Callable[..., Coroutine[object, object, None]], *args: object) -> None:
     run_blocking(work(*args))
-
-
-def _inner_range(offset: int, length: int, align: int) -> tuple[int, int]:
-    """The whole blocks inside a range: where they start and end."""
-    return offset + align - 1 & ~(align - 1), offset + length & ~(align - 1)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import attrs
 
 from underlay.access import FormatAccess, Resources
-from underlay.chain import FROM_IMAGE, BackingChoice, DataFileChoice, Resolver
+from underlay.chain import FROM_IMAGE, BackingChoice, DataFileChoice, Resolver, WrittenBelow
 from underlay.driver import FormatDriverInstance, FormatOpenOptions
 from underlay.errors import UnderlayError
 from underlay.gate import DenyImplicitOpenGate, ImplicitOpenGate
@@ -22,9 +22,9 @@ from underlay.limits import DEFAULT_LIMITS, Limits
 from underlay.option_values import checked_options
 from underlay.plugins import registry
 from underlay.probing import ProbeResult
-from underlay.recognition import matching_formats, recognise
+from underlay.recognition import Guess, matching_formats, recognise, tell_guess
 from underlay.storage import AnyStorage, is_storage
-from underlay.targets import Target, open_storage
+from underlay.targets import Target, open_storage, options_for
 
 __all__ = [
     "Opening",
@@ -148,7 +148,8 @@ async def open_without_references(
 async def open_to_commit(
     target: Target,
     *,
-    depth: int,
+    written: WrittenBelow,
+    writable: bool = True,
     format: str | None = None,
     gate: ImplicitOpenGate | None = None,
     limits: Limits | None = None,
@@ -156,18 +157,18 @@ async def open_to_commit(
     storage_options: Mapping[str, object] | None = None,
     format_options: Mapping[str, object] | None = None,
 ) -> FormatAccess:
-    """Open a disk for writing, and with it the image that lies ``depth`` (from 1) below it.
+    """Open a disk, ``writable``, and for writing those images below it that are to be ``written``.
 
-    The gate is asked for that one as a reference that is ``writable``; it must be of a recorded
-    format. The disk flushes and syncs it too when it is closed. Raises as ``open_any`` does.
+    The gate is asked for these as references that are ``writable``; they must be of a recorded
+    format. The disk flushes and syncs them too when it is closed. Raises as ``open_any`` does.
     """
     opening = Opening(
-        writable=True,
+        writable=writable,
         gate=gate or DenyImplicitOpenGate(),
         limits=limits or DEFAULT_LIMITS,
         lock=lock,
         storage_options=storage_options or {},
-        writable_depth=depth,
+        written=written,
     )
     return await opening.open(target, format, format_options or {})
 
@@ -183,8 +184,10 @@ class Opening:
     storage_options: Mapping[str, object]
     follow: bool = True
     to_check: bool = False
-    writable_depth: int | None = None
+    written: WrittenBelow | None = None
     resources: Resources = attrs.field(factory=Resources, init=False)
+    #: Of a data file that the caller names.
+    data_file_options: Mapping[str, object] = attrs.field(factory=dict[str, object], init=False)
 
     async def open(
         self, target: Target, format_name: str | None, options: Mapping[str, Any]
@@ -192,6 +195,8 @@ class Opening:
         if format_name is not None:
             registry().driver(format_name)  # an unknown one is an error before anything is opened
         try:
+            told = options_for((target, options.get("data_file")), self.storage_options)
+            self.storage_options, self.data_file_options = told
             storage = await open_storage(
                 target, writable=self.writable, lock=self.lock, storage_options=self.storage_options
             )
@@ -215,9 +220,13 @@ class Opening:
         if format_name is None:
             recognition = await recognise(storage)
             format_name = recognition.require_format(storage.name())
-            if self.writable and recognition.result.guessed:
-                recognition.refuse_writing(storage.name())
-                storage = self._guarded(storage)
+            if recognition.result.guessed:
+                if self.writable:
+                    recognition.refuse_writing(storage.name())
+                name, foreign = storage.name(), recognition.foreign
+                tell_guess(Guess(name=name, writable=self.writable, foreign=foreign))
+                if self.writable:
+                    storage = self._guarded(storage)
         backing = options.pop("backing", FROM_IMAGE)
         data_file = options.pop("data_file", FROM_IMAGE)
         snapshot = options.pop("snapshot", None)
@@ -261,8 +270,9 @@ class Opening:
             limits=self.limits,
             lock=self.lock,
             storage_options=self.storage_options,
+            data_file_options=self.data_file_options,
             resources=self.resources,
-            writable_depth=self.writable_depth,
+            written=self.written,
         )
         await resolver.resolve(driver, storage, backing=backing, data_file=data_file)
 

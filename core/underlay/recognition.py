@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeAlias
 
 import attrs
 
@@ -19,7 +22,18 @@ from underlay.probing import (
 )
 from underlay.signatures import foreign_formats
 
-__all__ = ["RAW", "Recognition", "judge_view", "matching_formats", "read_view", "recognise"]
+__all__ = [
+    "RAW",
+    "Guess",
+    "GuessCallback",
+    "Recognition",
+    "guesses_told",
+    "judge_view",
+    "matching_formats",
+    "read_view",
+    "recognise",
+    "tell_guess",
+]
 
 #: What an object is when no format claims it.
 RAW = "raw"
@@ -68,6 +82,40 @@ class Recognition:
                 f"'{name}' bears the signature of {' and of '.join(self.foreign)}, which no "
                 "plug-in here knows, so it is opened read-only or with format='raw'"
             )
+
+
+@attrs.frozen(kw_only=True)
+class Guess:
+    """An object that is opened as raw since no format claims it."""
+
+    name: str
+    writable: bool
+    #: Formats that nobody here knows, and whose signature it bears.
+    foreign: tuple[str, ...]
+
+
+GuessCallback: TypeAlias = Callable[[Guess], None]
+_listener: ContextVar[GuessCallback | None] = ContextVar("underlay_guesses", default=None)
+
+
+@contextmanager
+def guesses_told(listener: GuessCallback) -> Generator[None]:
+    """Hear of each guess in what is opened inside the ``with`` block, by a job too.
+
+    So nobody has to probe an object before that, only to warn of it.
+    """
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def tell_guess(guess: Guess) -> None:
+    """Tell whoever listens."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(guess)
 
 
 async def read_view(storage: StorageHandle) -> ProbeView:

@@ -61,7 +61,31 @@ class Steps:
         if self._tell is None:
             return None
         start = self.done
-        return lambda done, total: self.reach(start + count * done // max(total, 1))
+
+        def tell(done: int, total: int) -> None:
+            self._next = 0  # it is for that work to say how often it tells
+            self.reach(start + count * done // max(total, 1))
+
+        return tell
+
+    def more(self, count: int) -> StepsCallback | None:
+        """As ``part``, of steps that are expected as soon as that work shows to take some time.
+
+        Until then they are not: a work that tells of its end alone is no step.
+        """
+        if self._tell is None:
+            return None
+        inner: StepsCallback | None = None
+
+        def tell(done: int, total: int) -> None:
+            nonlocal inner
+            if inner is None and 0 < done < total:
+                inner = self.part(count)
+                self.expect(count)
+            if inner is not None:
+                inner(done, total)
+
+        return tell
 
     def phase(self, count: int) -> Steps:
         """The steps of such a work, where it is one's own; to be ended with it."""

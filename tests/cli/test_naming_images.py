@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from underlay_storage.file import FileStorage
+
 if TYPE_CHECKING:
     from tests.cli.conftest import Run
     from tests.conftest import Tool
+
+    from underlay.storage import StorageOpenOptions
 
 
 def _json(**options: object) -> str:
@@ -142,9 +147,45 @@ def test_an_image_of_a_format_that_nobody_knows_is_raw_with_a_warning(
     assert err.count("\n") == 1
     assert Path("copy.raw").read_bytes() == Path("strange.img").read_bytes()
     assert run("convert", "-f", "raw", "strange.img", "copy.raw") == (0, "", "")
-    for line in ("info", "map", "measure", "snapshot -l", "check", "bitmap --list", "check -r all"):
+    for line in ("info", "map", "measure", "snapshot -l", "check", "bitmap --list"):
         assert run(*line.split(), "strange.img").err.startswith(err), line
         assert err not in run(*line.split(), "-f", "raw", "strange.img").err
+    refused = run("check", "-r", "all", "strange.img")
+    assert (refused.status, refused.out) == (1, "")
+    assert "bears the signature of vdi" in refused.err
+    assert "with -f raw" in refused.err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "amend -o lazy_refcounts=on",
+        "bitmap --add --disable",
+        "check",
+        "commit -b low/base.raw",
+        "info",
+        "rebase -u -b low/base.raw -F raw",
+        "snapshot -c new",
+    ],
+)
+def test_an_image_is_opened_once(
+    chain: Path, run: Run, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """To find out its format too: on object storage each time costs requests."""
+    opened: list[str] = []
+    real = FileStorage.open
+
+    def counted(options: StorageOpenOptions) -> FileStorage:
+        opened.append(os.path.basename(options.name))
+        return real(options)
+
+    monkeypatch.setattr(FileStorage, "open", staticmethod(counted))
+    command, *words = line.split()
+    last = ["b"] if command == "bitmap" else []
+    done = run(command, "--gate=permissive", *words, "top.qcow2", *last)
+    assert done.status == 0, done.err
+    assert opened.count("top.qcow2") == 1
+    assert len(opened) == len(set(opened))
 
 
 def test_a_described_backing_image_is_opened_by_those_who_need_it_alone(

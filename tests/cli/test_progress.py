@@ -25,6 +25,8 @@ LINES = (
     "commit --gate directory overlay.qcow2",
     "compare plain.qcow2 plain.qcow2",
     "convert plain.qcow2 new.raw",
+    "convert -O qcow2 -o preallocation=metadata plain.qcow2 new.qcow2",
+    "convert -O qcow2 --bitmaps plain.qcow2 new.qcow2",
     "create -q -f qcow2 -o preallocation=full new.qcow2 1M",
     "dd if=plain.qcow2 of=new.raw",
     "digest plain.qcow2",

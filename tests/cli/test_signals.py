@@ -46,9 +46,17 @@ def test_ctrl_c_is_quiet_from_the_first_line_on(plain: Path, moment: int) -> Non
     assert out.startswith(b"image: ") or process.returncode != 0
 
 
-@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("told", "busy"),
+    [
+        (signal.SIGINT, "-S 0"),
+        (signal.SIGINT, "-o preallocation=full"),
+        (signal.SIGTERM, "-S 0"),
+        (signal.SIGHUP, "-O qcow2 -o preallocation=metadata,cluster_size=512"),
+    ],
+)
 def test_a_copy_that_is_told_to_end_leaves_nothing_behind(
-    here: Path, qemu_img: Tool, told: signal.Signals
+    here: Path, qemu_img: Tool, told: signal.Signals, busy: str
 ) -> None:
     qemu_img("create", "-q", "-f", "raw", "large.raw", "8G")
     process = start(
@@ -57,8 +65,7 @@ def test_a_copy_that_is_told_to_end_leaves_nothing_behind(
         "underlay",
         "convert",
         "--progress=json",
-        "-S",
-        "0",
+        *busy.split(),
         "large.raw",
         "copy.raw",
     )

@@ -66,7 +66,8 @@ def test_the_awaitable_twin_takes_the_same_arguments(name: str) -> None:
 
 def test_both_faces_have_the_same_methods() -> None:
     def public(kind: type) -> dict[str, object]:
-        return {name: value for name, value in vars(kind).items() if not name.startswith("_")}
+        found = inspect.getmembers_static(kind)
+        return {name: value for name, value in found if not name.startswith("_")}
 
     core, sync = public(FormatAccess), public(SyncFormatAccess)
     assert set(core) == set(sync)

@@ -191,7 +191,7 @@ def test_the_gate_is_told_which_image_is_to_be_written(make: Make) -> None:
     assert asked == [("middle.qcow2", True), ("base.raw", False)]
     asked.clear()
     commit(top, base="base.raw", gate=Asking())
-    assert asked[2:] == [("middle.qcow2", False), ("base.raw", True)]
+    assert asked == [("middle.qcow2", False), ("base.raw", True)]
     with pytest.raises(underlay.ImplicitOpenDeniedError):
         commit(top)
 

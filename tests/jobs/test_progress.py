@@ -226,6 +226,42 @@ def test_creating_can_be_cancelled(tmp_path: Path, format_name: str, mode: str) 
     assert jobs.info(path)[0].virtual_size == 4 * SIZE
 
 
+#: What a conversion does besides copying, and how many more bytes it counts for that.
+CONVERSIONS: dict[str, tuple[dict[str, Any], int]] = {
+    "nothing": ({"output_format": "qcow2"}, 0),
+    "tables": (
+        {
+            "output_format": "qcow2",
+            "options": {"preallocation": "metadata", "cluster_size": CLUSTER},
+        },
+        SIZE,
+    ),
+    "room in an image": ({"output_format": "qcow2", "options": {"preallocation": "full"}}, SIZE),
+    "room": ({"options": {"preallocation": "falloc"}}, SIZE),
+    "bitmaps": ({"output_format": "qcow2", "bitmaps": True}, SIZE + SIZE // 2),
+}
+
+
+@pytest.mark.usefixtures("in_small_pieces")
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_all_parts_of_a_conversion_tell_and_can_be_cancelled(name: str, tmp_path: Path) -> None:
+    given, more = CONVERSIONS[name]
+    source, path = tmp_path / "source", tmp_path / "copy"
+    build("full", source)
+    told = Told()
+    jobs.convert(source, path, progress=told, **given)
+    told.check()
+    assert told.calls[-1].total == SIZE + more
+    assert not jobs.compare(source, path).difference
+    path.unlink()
+    count = len(told.calls)
+    assert count > (5 if more else 1)
+    for moment in sorted({*range(0, count, -(-count // MOMENTS)), count - 1}):
+        with pytest.raises(Cancelled):
+            jobs.convert(source, path, progress=Told(moment), **given)
+        assert not path.exists()
+
+
 # -- repairs
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Unpack
 
-import attrs
 import click
 
 from underlay.capabilities import Describable, ImageDescription
@@ -16,9 +15,9 @@ from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
 from underlay.driver import OptionSpec
 from underlay.errors import OptionError, UnsupportedOperationError
-from underlay.jobs.amend import amend, amend_options
-from underlay.jobs.opened import opened_alone
+from underlay.jobs.amend import amend, amend_options, opened_to_amend
 from underlay.plugins import registry
+from underlay.sync import SyncFormatAccess
 
 __all__ = ["command"]
 
@@ -64,55 +63,42 @@ def command(
         raise CommandError("Expecting one image file name")
     below = options.Below.READ if "size" in settings.given else options.Below.IGNORED
     target, opening = options.named(names[0], format_name, access, writable=True, below=below)
-    image = _look(target, opening)
-    if settings.help_wanted:
-        return _show(image.format_name)
-    values = settings.values(
-        _known(image.format_name),
-        refused=_ENCRYPTED,
-        at_creation={*registry().driver(image.format_name).create_options, "encryption"},
-    )
-    if not values.get("size", 1):
-        del values["size"]  # to qemu-img, nothing: to be made empty would be a surprise
-    image.refuse(values)
-    with reporting(bar=bar, progress=progress, quiet=quiet, steps=True) as report:
-        try:
-            opening["format"] = image.format_name
-            amend(target, values, gate=access["gate"], progress=report, **opening)
-        except OptionError as error:
-            raise CommandError(str(error)) from error
-    if output == "json":
+    gate = access["gate"]
+    with opened_to_amend(target, settings.given, gate=gate, **opening) as disk:
+        if settings.help_wanted:
+            return _show(disk.format_name)
+        values = settings.values(
+            _known(disk.format_name),
+            refused=_ENCRYPTED,
+            at_creation={*registry().driver(disk.format_name).create_options, "encryption"},
+        )
+        if not values.get("size", 1):
+            del values["size"]  # to qemu-img, nothing: to be made empty would be a surprise
+        _refuse(disk, values)
+        with reporting(bar=bar, progress=progress, quiet=quiet, steps=True) as report:
+            try:
+                amend(disk, values, progress=report)
+            except OptionError as error:
+                raise CommandError(str(error)) from error
         fields: dict[str, object] = {"version": _VERSION, "filename": names[0]}
-        fields |= {"format": image.format_name, "changed": sorted(values)}
+        fields |= {"format": disk.format_name, "changed": sorted(values)}
+    if output == "json":
         echo_json(fields)
     return 0
 
 
-@attrs.frozen
-class _Image:
-    """The image as it is."""
-
-    format_name: str
-    backing: tuple[str | None, str | None]
-
-    def refuse(self, values: Mapping[str, object]) -> None:
-        """Refuse what qemu-img refuses: other commands say what becomes of the guest's data."""
-        names = values.get("backing_file"), values.get("backing_fmt")
-        if names not in {(None, None), self.backing}:
-            raise CommandError(
-                "Cannot amend the backing file", hints=("You can use 'qemu-img rebase' instead.",)
-            )
-        size = values.get("size")
-        if isinstance(size, int) and size % _SECTOR:
-            raise CommandError("The new size must be a multiple of 512")
-
-
-def _look(target: str, opening: options.Opening) -> _Image:
-    """The image is looked at, and closed again."""
-    with opened_alone(target, **opening) as disk:
-        describable = disk.capability(Describable)
-        told = ImageDescription() if describable is None else describable.describe()
-        return _Image(disk.format_name, (told.backing_name, told.backing_format))
+def _refuse(disk: SyncFormatAccess, values: Mapping[str, object]) -> None:
+    """Refuse what qemu-img refuses: other commands say what becomes of the guest's data."""
+    describable = disk.capability(Describable)
+    told = ImageDescription() if describable is None else describable.describe()
+    names = values.get("backing_file"), values.get("backing_fmt")
+    if names not in {(None, None), (told.backing_name, told.backing_format)}:
+        raise CommandError(
+            "Cannot amend the backing file", hints=("You can use 'qemu-img rebase' instead.",)
+        )
+    size = values.get("size")
+    if isinstance(size, int) and size % _SECTOR:
+        raise CommandError("The new size must be a multiple of 512")
 
 
 def _known(format_name: str) -> Mapping[str, OptionSpec]:

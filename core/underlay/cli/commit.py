@@ -11,7 +11,7 @@ from underlay.cli.output import echo, echo_json
 from underlay.cli.problems import CommandError
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import OptionError, UnderlayError
-from underlay.jobs.commit import Committed, commit
+from underlay.jobs.commit import Committed, commit, find_base
 
 __all__ = ["command"]
 
@@ -49,11 +49,16 @@ def command(
     """
     speed = None if rate is None else options.given_size(rate, what="rate limit")
     name = options.one_name(names)
-    target, opening = options.named(
-        name, format_name, access, writable=True, below=options.Below.WRITTEN
-    )
     with reporting(bar=bar, progress=progress, quiet=quiet) as report:
         try:
+            target, opening = options.named(
+                name,
+                format_name,
+                access,
+                writable=True,
+                below=options.Below.READ,
+                write_at=_depth(name, base, format_name, access),
+            )
             done = commit(
                 target,
                 base=base,
@@ -76,6 +81,14 @@ def command(
     elif not quiet:
         echo("Image committed.")
     return 0
+
+
+def _depth(name: str, base: str | None, format_name: str | None, access: options.Access) -> int:
+    """How many images below it the one lies that is to be written, where they are described."""
+    if base is None or options.block_node(name) is None:
+        return 1  # what is not described, the job finds itself
+    with options.open_disk(name, format_name=format_name, force_share=True, access=access) as disk:
+        return find_base(disk, base)
 
 
 def _as_json(name: str, done: Committed) -> dict[str, object]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import click
 
 from underlay.cli.help import CONTEXT, help_option
-from underlay.cli.images import IMAGE_OPTIONS, as_typed
+from underlay.cli.images import IMAGE_OPTIONS, as_typed, warn_of_guess
 from underlay.cli.problems import CommandError
 from underlay.cli.signals import undisturbed
 from underlay.errors import OptionError, UnderlayError
 from underlay.plugins import registry
+from underlay.recognition import guesses_told
 from underlay.time_limit import TimeLimit
 
 __all__ = ["Command", "command"]
@@ -51,7 +53,10 @@ class Command(click.Command):
         with undisturbed():
             registry()  # imports the plug-ins
         try:
-            with ctx.params.pop("time_limit") or nullcontext():
+            with (
+                ctx.params.pop("time_limit") or nullcontext(),
+                guesses_told(partial(warn_of_guess, ctx)),
+            ):
                 return super().invoke(ctx)
         except UnderlayError as error:
             as_typed(ctx, error)

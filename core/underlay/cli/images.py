@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import click
 
-from underlay.blocking import open_any, open_image, probe
+from underlay.blocking import open_any, open_image
 from underlay.chain import FROM_IMAGE
 from underlay.cli.output import say, warn
 from underlay.cli.problems import CommandError
 from underlay.errors import UnderlayError, printable
+from underlay.face import run_blocking
 from underlay.gate import ImplicitOpenGate
 from underlay.limits import Limits
+from underlay.opening import open_to_commit
 from underlay.plugins import registry
-from underlay.probing import ProbeView
-from underlay.recognition import RAW
-from underlay.signatures import foreign_formats
+from underlay.recognition import Guess
 from underlay.sync import SyncFormatAccess
+from underlay.targets import Target, options_for
 
 if TYPE_CHECKING:
     from underlay.cli.block_options import BlockNode
@@ -33,12 +34,13 @@ __all__ = [
     "as_typed",
     "block_node",
     "by_image_options",
+    "each_access",
     "is_description",
     "known_format",
-    "look_for_raw",
     "named",
     "open_disk",
     "refuse_description",
+    "warn_of_guess",
 ]
 
 #: Where the click context keeps whether names are descriptions.
@@ -50,8 +52,8 @@ _TYPED: Final = "underlay.typed"
 #: How a description begins that needs no option.
 _JSON: Final = "json:"
 
-#: How many bytes of each end of a disk signatures are looked for in.
-_ENDS: Final = 512
+#: And which warnings were given.
+_WARNED: Final = "underlay.warned"
 
 
 class Access(TypedDict):
@@ -77,7 +79,25 @@ class Below(enum.Enum):
 
     IGNORED = enum.auto()
     READ = enum.auto()
-    WRITTEN = enum.auto()
+
+
+def each_access(filenames: Sequence[str], access: Access, *more: Target) -> list[Access]:
+    """``access`` for each image that a command line names, with the options its storage has.
+
+    ``more`` are targets that it names besides, never as descriptions.
+
+    Raises:
+        OptionError: there is a storage option that none of them has.
+    """
+    if not access["storage_options"]:
+        return [access] * (len(filenames) + len(more))
+    nodes = [block_node(filename) for filename in filenames]
+    targets = [
+        filename if node is None else node.target
+        for filename, node in zip(filenames, nodes, strict=True)
+    ]
+    told = options_for([*targets, *more], access["storage_options"])
+    return [{**access, "storage_options": options} for options in told]
 
 
 def open_disk(
@@ -104,10 +124,7 @@ def open_disk(
         target, opening = _opening(
             filename, node, format_name, access, shared=force_share, below=Below.READ
         )
-        disk = _opened(target, opening, given)
-    if opening["format"] is None and disk.format_name == RAW:
-        _warn_of_raw(target, disk, writable=writable)
-    return disk
+        return _opened(target, opening, given)
 
 
 def named(
@@ -118,11 +135,12 @@ def named(
     force_share: bool = False,
     writable: bool = False,
     below: Below = Below.IGNORED,
-    look: bool = True,
+    write_at: int | None = None,
 ) -> tuple[str, Opening]:
     """The target and how to open it, for commands whose jobs open an image themselves.
 
-    ``look`` opens it, to warn where it will only be taken for raw.
+    ``write_at`` says how many images below it the one lies that the job writes: it is opened so if
+    it is described, or lies below one that is.
 
     Raises:
         CommandError: what the user says makes no sense.
@@ -132,12 +150,10 @@ def named(
     _check(filename, node, format_name, shared=force_share, writable=writable)
     with _called(filename):
         target, opening = _opening(
-            filename, node, format_name, access, shared=force_share, below=below
+            filename, node, format_name, access, shared=force_share, below=below, write_at=write_at
         )
     typed: dict[str, str] = click.get_current_context().meta.setdefault(_TYPED, {})
     typed[target] = filename
-    if look and opening["format"] is None:
-        look_for_raw(target, opening, writable=writable)
     return target, opening
 
 
@@ -178,6 +194,7 @@ def _opening(
     *,
     shared: bool,
     below: Below,
+    write_at: int | None = None,
 ) -> tuple[str, Opening]:
     opening: Opening = {
         "format": format_name,
@@ -197,17 +214,35 @@ def _opening(
     if node.backing is None:
         options["backing"] = None
     elif node.backing is not FROM_IMAGE and below is not Below.IGNORED:
-        options["backing"] = _lent(node.backing, access, shared=shared, below=below)
+        at = None if write_at is None else write_at - 1
+        options["backing"] = _lent(node.backing, access, shared=shared, write_at=at)
     return node.target, opening
 
 
-def _lent(node: BlockNode, access: Access, *, shared: bool, below: Below) -> SyncFormatAccess:
+def _lent(
+    node: BlockNode, access: Access, *, shared: bool, write_at: int | None
+) -> SyncFormatAccess:
     """The described backing image, which is open until the command ends."""
     target, opening = _opening(
-        node.target, node, node.format, access, shared=shared, below=Below.READ
+        node.target,
+        node,
+        node.format,
+        access,
+        shared=shared,
+        below=Below.READ,
+        write_at=write_at or None,
     )
-    given = {"gate": access["gate"], "writable": below is Below.WRITTEN}
-    disk = _opened(target, opening, given)
+    if write_at and node.backing is FROM_IMAGE:
+        making = open_to_commit(
+            target,
+            written=lambda _image, _reference, depth: depth == write_at,
+            writable=False,
+            gate=access["gate"],
+            **opening,
+        )
+        disk = SyncFormatAccess(run_blocking(making))
+    else:
+        disk = _opened(target, opening, {"gate": access["gate"], "writable": write_at == 0})
     # Whoever lends a disk closes it: after the one that lies upon it.
     click.get_current_context().call_on_close(disk.close)
     return disk
@@ -222,44 +257,24 @@ def _opened(target: str, opening: Opening, given: Mapping[str, Any]) -> SyncForm
     return open_image(target, **how)
 
 
-def look_for_raw(target: str, opening: Opening, *, writable: bool = False) -> None:
-    """Warn of an image that will only be taken for raw; what else is wrong, its job says."""
-    where = opening["storage_options"]
-    try:
-        if probe(target, storage_options=where).guessed:
-            with open_image(target, format=RAW, lock=False, storage_options=where) as disk:
-                _warn_of_raw(target, disk, writable=writable)
-    except UnderlayError:
-        pass
-
-
-def _warn_of_raw(filename: str, disk: SyncFormatAccess, *, writable: bool) -> None:
-    """Say what is to be said of an image that was taken for raw since it is nothing else."""
-    _warn_of_signature(filename, disk)
-    if writable:
+def warn_of_guess(context: click.Context, guess: Guess) -> None:
+    """Say, once for each image, what is to be said of one that was taken for raw."""
+    warned: set[tuple[str, bool]] = context.meta.setdefault(_WARNED, set())
+    name = printable(guess.name)
+    if (guess.name, False) not in warned:
+        for format_name in guess.foreign:
+            warn(
+                f"'{name}' bears the signature of {format_name}, which no plug-in here knows; "
+                f"it is taken for a raw disk, as -f raw says without this warning"
+            )
+    if guess.writable and (guess.name, True) not in warned:
         say(
-            f"WARNING: Image format was not specified for '{printable(filename)}' and probing "
-            "guessed raw.\n"
+            f"WARNING: Image format was not specified for '{name}' and probing guessed raw.\n"
             "         Automatically detecting the format is dangerous for raw images, write "
             "operations on block 0 will be restricted.\n"
             "         Specify the 'raw' format explicitly to remove the restrictions."
         )
-
-
-def _warn_of_signature(filename: str, disk: SyncFormatAccess) -> None:
-    """Say that what is taken for a raw disk may be an image, of a format that nobody here knows."""
-    size = disk.size
-    window = min(size, _ENDS)
-    try:
-        head = bytes(disk.read_bytes(0, window))
-        tail = bytes(disk.read_bytes(size - window, window))
-    except UnderlayError:
-        return  # whoever needs these bytes will say so
-    for name in foreign_formats(ProbeView(head, tail, size)):
-        warn(
-            f"'{printable(filename)}' bears the signature of {name}, which no plug-in here knows; "
-            f"it is taken for a raw disk, as -f raw says without this warning"
-        )
+    warned |= {(guess.name, False), (guess.name, guess.writable)}
 
 
 def block_node(filename: str, *, by_options: bool | None = None) -> BlockNode | None:

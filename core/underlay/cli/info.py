@@ -17,7 +17,6 @@ from underlay.cli.snapshot_table import snapshot_table
 from underlay.errors import StorageError, UnderlayError, printable
 from underlay.info import ImageInfo
 from underlay.jobs.info import image_info_json, info
-from underlay.recognition import RAW
 
 __all__ = ["command"]
 
@@ -87,10 +86,8 @@ def _chain(
                 f"Could not open '{name}': Block format '{node.format}' does not support the "
                 f"option '{child.replace('_', '-')}.driver'"
             )
-    target, opening = options.named(name, format_name, access, force_share=force_share, look=False)
+    target, opening = options.named(name, format_name, access, force_share=force_share)
     chain = info(target, backing_chain=backing_chain, gate=access["gate"], **opening)
-    if opening["format"] is None and chain[0].format == RAW:
-        options.look_for_raw(target, opening)
     if node is not None and node.name is not None:
         chain[0] = attrs.evolve(chain[0], filename=node.name)
     return chain

@@ -8,6 +8,8 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from rich.console import Console
 from rich.style import Style
@@ -141,9 +143,13 @@ class _Drawing:
         for first in range(0, self._count, per_line):
             offset = size_words(self._picture.start + first * self._picture.cell_size)
             line = Text().append(f"{offset:>{_AXIS - 1}} ", style="dim")
-            for cell in range(first, min(first + per_line, self._count), self._joined):
-                ink, share = self._most(range(cell, cell + self._joined))
-                line.append(self._character(ink, share), style=self._style(ink))
+            cells = range(first, min(first + per_line, self._count), self._joined)
+            most = (self._most(range(cell, cell + self._joined)) for cell in cells)
+            for ink, alike in groupby(most, key=itemgetter(0)):
+                line.append(
+                    "".join(self._character(ink, share) for _, share in alike),
+                    style=self._style(ink),
+                )
             yield line
 
     def _most(self, cells: range) -> tuple[Ink, float]:

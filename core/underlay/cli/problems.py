@@ -174,6 +174,7 @@ def _own_words(error: BaseException) -> str:
         return f"'file' driver requires '{printable(error.filename or '')}' to be a regular file"
     text = error.message if isinstance(error, UnderlayError) else str(error)
     text = text.replace("Could not open for writing '", "Could not open '") or type(error).__name__
+    text = text.replace("with format='raw'", "with -f raw")
     if isinstance(error, AmbiguousFormatError):
         return text.replace("with format=", "with -f")
     if isinstance(error, LimitExceededError):

@@ -149,7 +149,11 @@ def _drawn_bar(*, steps: bool) -> Generator[ProgressCallback]:
     counts: tuple[ProgressColumn, ...] = (MofNCompleteColumn(),)
     if not steps:
         counts = (DownloadColumn(binary_units=True), Rate())
-    columns = (TaskProgressColumn(), BarColumn(), *counts, TimeRemainingColumn())
+    # Colours that every terminal has: of others, one of 16 may take the nearest for grey.
+    bar = BarColumn(
+        style="bright_black", complete_style="cyan", finished_style="green", pulse_style="cyan"
+    )
+    columns = (TaskProgressColumn(), bar, *counts, TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True)) as drawn:
         task = drawn.add_task("", total=None)
         yield lambda progress: drawn.update(task, completed=progress.done, total=progress.total)

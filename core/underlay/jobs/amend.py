@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Unpack
 
 from underlay.capabilities import Amendable, offers
 from underlay.driver import OptionSpec
 from underlay.errors import UnsupportedOperationError
 from underlay.gate import ImplicitOpenGate
-from underlay.jobs.opened import opened, opened_alone
+from underlay.jobs.opened import OpeningAlone, Source, opened, opened_alone
 from underlay.jobs.progress import ProgressCallback, counting
 from underlay.limits import Limits
 from underlay.option_values import checked_options
 from underlay.plugins import registry
-from underlay.targets import Target
+from underlay.sync import SyncFormatAccess
 
-__all__ = ["amend", "amend_options"]
+__all__ = ["amend", "amend_options", "opened_to_amend"]
 
 
 def amend_options(format: str) -> Mapping[str, OptionSpec]:
@@ -38,8 +39,21 @@ def amend_options(format: str) -> Mapping[str, OptionSpec]:
     return driver.amend_options
 
 
+def opened_to_amend(
+    target: Source,
+    options: Mapping[str, object],
+    *,
+    gate: ImplicitOpenGate | None = None,
+    **opening: Unpack[OpeningAlone],
+) -> AbstractContextManager[SyncFormatAccess]:
+    """The disk, with what it lies upon where these options make that count."""
+    if "size" in options:
+        return opened(target, writable=True, gate=gate, **opening)
+    return opened_alone(target, writable=True, **opening)
+
+
 def amend(
-    target: Target,
+    target: Source,
     options: Mapping[str, object],
     *,
     format: str | None = None,
@@ -66,19 +80,14 @@ def amend(
         OptionError: an option is unknown, or its value impossible for this image; it is unchanged.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    opening: dict[str, Any] = {
+    opening: OpeningAlone = {
         "format": format,
-        "writable": True,
         "limits": limits,
         "lock": lock,
         "storage_options": storage_options,
         "format_options": format_options,
     }
-    with (
-        opened(target, gate=gate, **opening)
-        if "size" in given
-        else opened_alone(target, **opening) as disk
-    ):
+    with opened_to_amend(target, given, gate=gate, **opening) as disk:
         known = amend_options(disk.format_name)
         checked = checked_options(given, known, what=f"amending {disk.format_name}")
         disk.capability(Amendable).amend(checked, counting(progress))

@@ -8,9 +8,13 @@ from typing import Any
 from underlay.capabilities import Bitmap, BitmapStore, offers
 from underlay.errors import ConflictError, UnsupportedOperationError
 from underlay.plugins import registry
+from underlay.steps import Steps
 from underlay.sync import SyncFormatAccess
 
-__all__ = ["check_format", "copy_bitmaps", "sound_bitmaps"]
+__all__ = ["bitmap_steps", "check_format", "copy_bitmaps", "sound_bitmaps"]
+
+#: What a bit of a bitmap is worth, in bytes of the disk: it can stand for no fewer.
+_BIT = 512
 
 
 def check_format(name: str) -> None:
@@ -43,10 +47,15 @@ def sound_bitmaps(source: SyncFormatAccess, *, skip_broken: bool) -> list[Bitmap
     return [bitmap for bitmap in found if not bitmap.in_use]
 
 
+def bitmap_steps(source: SyncFormatAccess, found: Sequence[Bitmap]) -> int:
+    """How many bytes of the disk copying these bitmaps is worth: a sector for each bit."""
+    return sum(-(-source.size // bitmap.granularity) * _BIT for bitmap in found)
+
+
 def copy_bitmaps(
-    source: SyncFormatAccess, found: Sequence[Bitmap], target: SyncFormatAccess
+    source: SyncFormatAccess, found: Sequence[Bitmap], target: SyncFormatAccess, steps: Steps
 ) -> None:
-    """Give a copy the bitmaps of its source.
+    """Give a copy the bitmaps of its source; ``steps`` go on by ``bitmap_steps``.
 
     Raises:
         UnsupportedOperationError: the target can have none.
@@ -59,4 +68,5 @@ def copy_bitmaps(
         )
     for bitmap in found:
         store.add_bitmap(bitmap.name, granularity=bitmap.granularity, enabled=bitmap.auto)
-        store.merge_bitmap(bitmap.name, bitmap.name, source.inner)
+        count = bitmap_steps(source, [bitmap])
+        store.merge_bitmap(bitmap.name, bitmap.name, source.inner, steps.part(count))

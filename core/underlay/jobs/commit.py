@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Hashable, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -14,22 +15,23 @@ from underlay.errors import (
     ConflictError,
     OptionError,
     ReadOnlyError,
-    StorageChangedError,
     StorageError,
     UnderlayError,
     UnsupportedOperationError,
 )
 from underlay.face import run_blocking
-from underlay.gate import ImplicitOpenGate
+from underlay.gate import ImplicitOpenGate, Reference
 from underlay.jobs.copying import Stretch, Zeroes, copy
-from underlay.jobs.opened import Source, opened
-from underlay.jobs.progress import ProgressCallback
+from underlay.jobs.opened import Source
+from underlay.jobs.progress import ProgressCallback, counting
 from underlay.limits import Limits
 from underlay.opening import open_to_commit
 from underlay.sync import SyncFormatAccess
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
+
+    from underlay.handle import StorageHandle
 
 __all__ = ["Committed", "commit", "find_base"]
 
@@ -107,22 +109,29 @@ def _opened_to_commit(
     if isinstance(source, SyncFormatAccess):
         yield source, 1 if base is None else find_base(source, base)
         return
-    depth, expected = 1, None
-    if base is not None:
-        with opened(source, **opening) as disk:
-            depth = find_base(disk, base)
-            expected = _identity(disk.chain()[depth])
-    core = run_blocking(open_to_commit(source, depth=depth, **opening))
+    chosen = _Chosen(base)
+    core = run_blocking(open_to_commit(source, written=chosen, **opening))
     with SyncFormatAccess(core) as disk:
-        if base is not None:
-            chain = disk.chain()
-            if len(chain) <= depth or _identity(chain[depth]) != expected:
-                raise StorageChangedError(f"The chain of {disk!r} changed meanwhile; try again")
+        depth = chosen.depth
+        if depth is None:  # there is none, or the caller opened it
+            depth = 1 if base is None else find_base(disk, base)
         yield disk, depth
 
 
-def _identity(layer: SyncFormatAccess) -> Hashable:
-    return layer.inner.collect_storage_dependencies()[0].identity()
+@attrs.define
+class _Chosen:
+    """Finds the image that is to be written while a chain is opened."""
+
+    base: str | None
+    depth: int | None = None
+
+    def __call__(self, above: StorageHandle, reference: Reference, depth: int) -> bool:
+        if self.depth is None and (
+            self.base is None
+            or _is_called(self.base, above, reference.name, _seen_from(above, reference.name))
+        ):
+            self.depth = depth
+        return self.depth == depth
 
 
 def find_base(disk: SyncFormatAccess, name: str) -> int:
@@ -131,27 +140,30 @@ def find_base(disk: SyncFormatAccess, name: str) -> int:
     Raises:
         OptionError: none is; the disk itself does not count.
     """
-    above: SyncFormatAccess | None = None
-    for depth, layer in enumerate(disk.chain()):
-        if above is not None and _is_called(above, layer, name):
+    for depth, (above, below) in enumerate(pairwise(disk.chain()), 1):
+        naming, named = (image.inner.collect_storage_dependencies()[0] for image in (above, below))
+        if _is_called(name, naming, _description(above).backing_name, named.name()):
             return depth
-        above = layer
     raise OptionError(f"Did not find '{name}' in the backing chain of {disk!r}", option="base")
 
 
-def _is_called(above: SyncFormatAccess, layer: SyncFormatAccess, name: str) -> bool:
-    """Whether a name means ``layer`` in the image above it."""
+def _is_called(name: str, above: StorageHandle, stored: str | None, place: str | None) -> bool:
+    """Whether ``name`` means the image at ``place`` that ``above`` has ``stored`` as its own."""
     if not name:
         return False
-    if _description(above).backing_name == name:
+    if stored == name:
         return True
-    naming = above.inner.collect_storage_dependencies()[0]
-    named = layer.inner.collect_storage_dependencies()[0]
-    try:
-        resolved = naming.resolve_relative(name)
-    except (UnderlayError, ValueError):
+    seen = _seen_from(above, name)
+    if seen is None or place is None:
         return False
-    return os.path.realpath(resolved) == os.path.realpath(named.name())
+    return os.path.realpath(seen) == os.path.realpath(place)
+
+
+def _seen_from(image: StorageHandle, name: str) -> str | None:
+    try:
+        return image.resolve_relative(name)
+    except (UnderlayError, ValueError):
+        return None
 
 
 def _description(disk: SyncFormatAccess) -> ImageDescription:
@@ -192,7 +204,7 @@ class _Commit:
             rate=rate,
             parallel=parallel,
             executor=executor,
-            progress=progress,
+            progress=counting(progress),
         )
         _make_durable(base)
         if self.empty:

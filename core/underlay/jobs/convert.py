@@ -10,14 +10,15 @@ from underlay.blocking import open_any, open_image
 from underlay.capabilities import Bitmap
 from underlay.errors import OutOfRangeError
 from underlay.gate import ImplicitOpenGate
-from underlay.jobs.bitmap_copying import check_format, copy_bitmaps, sound_bitmaps
+from underlay.jobs.bitmap_copying import bitmap_steps, check_format, copy_bitmaps, sound_bitmaps
 from underlay.jobs.copying import Compress, Copied, Stretch, Zeroes, copy
 from underlay.jobs.output import new_image, refuse_same
-from underlay.jobs.progress import ProgressCallback
+from underlay.jobs.progress import ProgressCallback, counting
 from underlay.jobs.salvage import SalvageCallback
 from underlay.limits import Limits
+from underlay.steps import Steps
 from underlay.sync import SyncFormatAccess
-from underlay.targets import Target
+from underlay.targets import Target, named_for, options_for
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -77,13 +78,18 @@ def convert(
     written. ``offload`` copies from file to file within the system, where holes are all that is
     left out. At most ``rate`` bytes a second are written.
 
+    ``progress`` is one for all of it: bytes that are preallocated count once more, and each bit of
+    a bitmap that is copied as 512 of them.
+
     With ``salvage`` what cannot be read becomes zeroes, and is reported to it. ``bitmaps`` copies
     the one source's persistent dirty bitmaps too; one that was not saved properly is an error,
     unless such are to be skipped.
 
-    ``gate``, ``lock`` and ``storage_options`` are for sources given by name. The work is done by
-    ``parallel`` threads (1 to 16), or by those of ``executor``. One of other processes, on other
-    machines too, does all but the writing; sources must be found there under the same names.
+    ``gate``, ``lock`` and ``storage_options`` are for sources given by name, and those options for
+    the target's ``backing_file`` too; ``target_storage_options`` are for the target and its data
+    file. Each storage is told the options that it has. The work is done by ``parallel`` threads (1
+    to 16), or by those of ``executor``. One of other processes, on other machines too, does all but
+    the writing; sources must be found there under the same names.
 
     Example::
 
@@ -107,16 +113,15 @@ def convert(
     options = options or {}
     over_backing = over_backing or options.get("backing_file") is not None
     _check_sources(listed, over_backing=over_backing, bitmaps=bitmaps)
+    *told, of_backing = options_for((*listed, _backing(target, options)), storage_options)
     with ExitStack() as opened:
         disks = [
             source
             if isinstance(source, SyncFormatAccess)
             else opened.enter_context(
-                open_any(
-                    source, gate=gate, limits=limits, lock=lock, storage_options=storage_options
-                )
+                open_any(source, gate=gate, limits=limits, lock=lock, storage_options=own)
             )
-            for source in listed
+            for source, own in zip(listed, told, strict=True)
         ]
         stretches, size = _one_after_the_other(disks)
         found: list[Bitmap] = []
@@ -126,6 +131,8 @@ def convert(
             )
             found = sound_bitmaps(disks[0], skip_broken=skip_broken_bitmaps)
         refuse_same(disks, target, options=options, storage_options=target_storage_options)
+        to_copy = sum(stretch.length for stretch in stretches)
+        steps = Steps(counting(progress), to_copy + bitmap_steps(disks[0], found))
         is_new = not target_exists and not isinstance(target, SyncFormatAccess)
         made: AbstractContextManager[SyncFormatAccess]
         if isinstance(target, SyncFormatAccess):
@@ -149,6 +156,8 @@ def convert(
                 gate=gate,
                 limits=limits,
                 storage_options=target_storage_options,
+                backing_storage_options=of_backing,
+                progress=steps.more(size),
             )
         disk = opened.enter_context(made)
         if target_exists:
@@ -177,12 +186,13 @@ def convert(
             rate=rate,
             parallel=parallel,
             executor=executor,
-            progress=progress,
+            progress=steps.part(to_copy),
         )
         if not is_new:
             _fill_sectors(stretches, disk)
         if bitmaps:
-            copy_bitmaps(disks[0], found, disk)
+            copy_bitmaps(disks[0], found, disk, steps)
+        steps.end()
         return copied
 
 
@@ -193,6 +203,14 @@ def _check_sources(sources: Sequence[Source], *, over_backing: bool, bitmaps: bo
         raise ValueError("a target with a backing image can have one source only")
     if len(sources) > 1 and bitmaps:
         raise ValueError("bitmaps can be copied from one source only")
+
+
+def _backing(target: Source, options: Mapping[str, Any]) -> Target | None:
+    """What the new image is to lie upon."""
+    name = options.get("backing_file")
+    if isinstance(target, SyncFormatAccess) or not isinstance(name, str):
+        return None
+    return named_for(target, name)
 
 
 def _listed(sources: Source | Sequence[Source]) -> Sequence[Source]:

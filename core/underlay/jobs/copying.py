@@ -15,12 +15,12 @@ import attrs
 
 from underlay.jobs.copier import Copier, Stretch, Task, Zeroes
 from underlay.jobs.pieces import in_pieces, in_whole_units
-from underlay.jobs.progress import Progress, ProgressCallback
 from underlay.jobs.rate import RateLimit
 from underlay.jobs.runs import Run, runs
 from underlay.jobs.salvage import SalvageCallback, runs_that_can_be
 from underlay.jobs.sparse import check_sparse_size
 from underlay.jobs.workers import in_parallel, worker_count
+from underlay.steps import StepsCallback
 from underlay.sync import SyncFormatAccess
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def copy(
     rate: int | None = None,
     parallel: int | None = None,
     executor: Executor | None = None,
-    progress: ProgressCallback | None = None,
+    progress: StepsCallback | None = None,
 ) -> Copied:
     """Copy stretches, which do not overlap, into ``target``.
 
@@ -79,7 +79,8 @@ def copy(
     the first so many images of a source's chain have is copied. ``offload`` copies from file to
     file without looking for zeroes. What cannot be read ends the copy, or becomes zeroes and is
     told to ``salvage``. At most ``rate`` bytes a second are written. ``executor`` is the
-    caller's; one of other processes fetches and encodes, while the writing stays here.
+    caller's; one of other processes fetches and encodes, while the writing stays here. ``progress``
+    counts the bytes of the stretches.
 
     Raises:
         OptionError: ``sparse_size``, ``parallel`` or the level cannot be so.
@@ -90,7 +91,6 @@ def copy(
     check_sparse_size(sparse_size)
     workers = worker_count(parallel)
     total = sum(stretch.length for stretch in stretches)
-    report = progress or _quiet
     copier = Copier(
         target=target,
         zeroes=zeroes,
@@ -105,11 +105,12 @@ def copy(
         from underlay.jobs.encoding import encoding_copier
 
         copier, unit = encoding_copier(copier, target, compress.level)
+    report = progress or _quiet
     done = data = 0
     with ExitStack() as holds:
         for disk in {id(disk): disk for disk in (s.disk for s in stretches)}.values():
             holds.enter_context(disk.lease())
-        report(Progress(0, total))
+        report(0, total)
         results = holds.enter_context(
             closing(
                 in_parallel(
@@ -125,18 +126,18 @@ def copy(
         for length, written in results:
             done += length
             data += written
-            report(Progress(done, total))
+            report(done, total)
     return Copied(size=total, data=data)
+
+
+def _quiet(_done: int, _total: int) -> None:
+    """Tell nobody."""
 
 
 def _fetching(copier: Copier, executor: Executor) -> FetchingCopier:
     from underlay.jobs.fetching import FetchingCopier
 
     return FetchingCopier(copier, executor)
-
-
-def _quiet(progress: Progress) -> None:
-    """Tell nobody."""
 
 
 def _tasks(

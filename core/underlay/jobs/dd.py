@@ -14,8 +14,9 @@ from underlay.gate import ImplicitOpenGate
 from underlay.jobs.convert import Source
 from underlay.jobs.copying import Stretch, Zeroes, copy
 from underlay.jobs.output import new_image, refuse_same
-from underlay.jobs.progress import ProgressCallback
+from underlay.jobs.progress import ProgressCallback, counting
 from underlay.limits import Limits
+from underlay.steps import Steps
 from underlay.sync import SyncFormatAccess
 from underlay.targets import Target
 
@@ -93,15 +94,18 @@ def dd(
         start = skip * block_size
         length = max(0, min(end, disk.size) - start)
         refuse_same([disk], target, options=options, storage_options=target_storage_options)
+        size = _whole_sectors(max(0, end - start))
+        steps = Steps(counting(progress), length)
         made = opened.enter_context(
             new_image(
                 target,
                 format=output_format,
-                size=_whole_sectors(max(0, end - start)),
+                size=size,
                 options=options or {},
                 overwrite=overwrite,
                 limits=limits,
                 storage_options=target_storage_options,
+                progress=steps.more(size),
             )
         )
         copy(
@@ -111,8 +115,9 @@ def dd(
             sparse_size=0,
             parallel=parallel,
             executor=executor,
-            progress=progress,
+            progress=steps.part(length),
         )
+        steps.end()
         return DdResult(start=start, length=length, past_end=start > end)
 
 

@@ -6,13 +6,14 @@ from collections.abc import Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from underlay.blocking import create
+from underlay.creating import create_image
 from underlay.errors import ConflictError, StorageError, UnderlayError
 from underlay.face import run_blocking
 from underlay.gate import ImplicitOpenGate
 from underlay.limits import Limits
+from underlay.steps import StepsCallback
 from underlay.sync import SyncFormatAccess
-from underlay.targets import Target, beside, open_storage
+from underlay.targets import Target, named_for, open_storage, options_for
 
 __all__ = ["new_image", "refuse_same"]
 
@@ -28,23 +29,30 @@ def new_image(
     limits: Limits | None,
     gate: ImplicitOpenGate | None = None,
     storage_options: Mapping[str, object] | None,
+    backing_storage_options: Mapping[str, object] | None = None,
+    progress: StepsCallback | None = None,
 ) -> Generator[SyncFormatAccess]:
     """Create an image, and close it when the ``with`` block ends; an exception removes it again.
 
     An object that was there before and had to give way (``overwrite``) cannot come back; it is left
-    with what it holds by then. An error in creating it has "create" as its ``step``.
+    with what it holds by then. An error in creating it has "create" as its ``step``. ``progress``
+    counts what is preallocated.
     """
     try:
-        disk = create(
+        making = create_image(
             target,
             format=format,
             size=size,
             overwrite=overwrite,
             gate=gate,
             limits=limits,
+            lock=True,
             storage_options=storage_options,
-            **options,
+            options=options,
+            backing_storage_options=backing_storage_options,
+            progress=progress,
         )
+        disk = SyncFormatAccess(run_blocking(making))
     except UnderlayError as error:
         error.step = "create"
         raise
@@ -72,10 +80,13 @@ def refuse_same(
         ConflictError: the target, or its data file, is an object that a source, or an image below
             it, is read from.
     """
-    written = _identities(target, storage_options)
-    data_file = (options or {}).get("data_file")
-    if isinstance(data_file, str) and not isinstance(target, SyncFormatAccess):
-        written |= _identities(beside(target, data_file), None)
+    name = (options or {}).get("data_file")
+    if isinstance(name, str) and not isinstance(target, SyncFormatAccess):
+        data_file = named_for(target, name)
+        own, of_data_file = options_for((target, data_file), storage_options)
+        written = _identities(target, own) | _identities(data_file, of_data_file)
+    else:
+        written = _identities(target, storage_options)
     for disk in sources:
         for storage in disk.collect_storage_dependencies():
             if storage.identity() in written:

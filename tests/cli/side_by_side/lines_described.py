@@ -134,14 +134,13 @@ LINES = [
         "commit --image-opts driver=qcow2,file.filename=top.qcow2,backing.driver=qcow2,backing.file.filename=middle.qcow2,backing.read-only=on"
     ),
     Line(
-        "commit --image-opts -b base.raw driver=qcow2,file.filename=top.qcow2,backing.driver=qcow2,backing.file.filename=middle.qcow2",
-        Differs(
-            "described-base",
-            status=1,
-            out="",
-            err="...The image to commit to is open read-only...",
-            files=["base.raw"],
-        ),
+        "commit --image-opts -b base.raw driver=qcow2,file.filename=top.qcow2,backing.driver=qcow2,backing.file.filename=middle.qcow2"
+    ),
+    Line(
+        "commit --image-opts -b base.raw driver=qcow2,file.filename=top.qcow2,backing.driver=qcow2,backing.file.filename=middle.qcow2,backing.backing.driver=raw,backing.backing.file.filename=base.raw"
+    ),
+    Line(
+        "commit --image-opts -b none.raw driver=qcow2,file.filename=top.qcow2,backing.driver=qcow2,backing.file.filename=middle.qcow2"
     ),
     Line(
         "commit --image-opts -b middle.qcow2 driver=qcow2,file.filename=top.qcow2,backing.driver=qcow2,backing.file.filename=middle.qcow2"
