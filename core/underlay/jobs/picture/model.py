@@ -44,7 +44,10 @@ class Kind(enum.Enum):
     @property
     def stored(self) -> bool:
         """Whether there are host bytes for them."""
-        return self in {Kind.DATA, Kind.COMPRESSED}
+        return self is Kind.DATA or self is Kind.COMPRESSED
+
+
+_KINDS = tuple(Kind)
 
 
 class Ink(NamedTuple):
@@ -57,7 +60,7 @@ class Ink(NamedTuple):
     @property
     def order(self) -> tuple[int, int, int]:
         """Its place in a legend: what is stored first, the top image before those beneath."""
-        place = tuple(Kind).index(self.kind)
+        place = _KINDS.index(self.kind)
         return (0, self.colour, place) if self.kind.stored else (place, 0, 0)
 
 
