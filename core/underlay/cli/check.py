@@ -79,21 +79,23 @@ def command(
     target, opening = options.named(
         name, format_name, access, force_share=force_share, writable=changes
     )
+    lines = _Lines()
     try:
         with reporting(bar=bar, progress=progress, quiet=quiet, steps=True) as told:
             if wanted is None:
-                result = check(target, progress=told, report=_show, **opening)
+                result = check(target, progress=told, report=lines.show, **opening)
             else:
                 result = repair(
                     target,
                     leaks_only=wanted == "leaks",
                     dry_run=dry_run,
                     progress=told,
-                    report=_show,
+                    report=lines.show,
                     **opening,
                 )
     except UnsupportedOperationError:
         raise CommandError("This image format does not support checks", status=_NO_CHECK) from None
+    lines.end(result)
     if not quiet:
         if output == "json":
             echo_json(_as_json(name, result, findings=findings, planned=dry_run))
@@ -114,11 +116,24 @@ def _see_sense(wanted: str | None, *, dry_run: bool) -> None:
         raise CommandError("--dry-run requires use of -r flag")
 
 
-def _show(found: Finding | Repair) -> None:
-    """qemu-img's line for a finding, on stderr; the plan of a repair is shown at the end."""
-    if isinstance(found, Finding):
-        for line in (found.line or found.what).splitlines():
-            say(printable(line))
+class _Lines:
+    """qemu-img's line for each finding, on stderr; the plan of a repair is shown at the end."""
+
+    def __init__(self) -> None:
+        self._told = 0
+
+    def show(self, found: Finding | Repair) -> None:
+        """Say what was found."""
+        if isinstance(found, Finding):
+            self._told += 1
+            for line in (found.line or found.what).splitlines():
+                say(printable(line))
+
+    def end(self, result: CheckResult) -> None:
+        """Say how many were only counted."""
+        untold = len(result.findings) + result.findings_omitted - self._told
+        if untold:
+            say(f"and {untold} more findings")
 
 
 def _as_json(name: str, result: CheckResult, *, findings: bool, planned: bool) -> dict[str, object]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.check import Checker
+from underlay_drivers.qcow2.copied_check import first_of
 from underlay_drivers.qcow2.findings import Report, Verb
-from underlay_drivers.qcow2.table_check import Entries
+from underlay_drivers.qcow2.l1_check import hosts_of
+from underlay_drivers.qcow2.references import Clusters
+from underlay_drivers.qcow2.tables import Geometry
 from underlay_drivers.qcow2.validation import metadata_regions
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from underlay.steps import Steps
     from underlay_drivers.qcow2.bulk import Words
 
@@ -27,11 +31,11 @@ class CopiedRepair:
     refcount *is* one, so that is a step of its own.
     """
 
-    __slots__ = ("_apply", "_checker", "_doubtful", "_report")
+    __slots__ = ("_apply", "_check", "_doubtful", "_report")
 
     def __init__(self, checker: Checker, report: Report, *, apply: bool, doubtful: bool) -> None:
         """In an image that stays ``doubtful``, tables that may be something else are left alone."""
-        self._checker = checker
+        self._check = checker.copied()
         self._report = report
         self._apply = apply
         self._doubtful = doubtful
@@ -43,84 +47,97 @@ class CopiedRepair:
         """
         mended = await self._mend(steps, setting=setting)
         if mended and self._apply:
-            await self._checker.image.sync()
+            await self._check.image.sync()
         steps.end()
         return mended
 
     async def _mend(self, steps: Steps, *, setting: bool) -> int:
-        checker = self._checker
-        header = checker.header
-        if checker.copied_is_right():
+        l1, header = self._check.l1, self._check.header
+        if self._check.is_right():
             return 0
-        if not self._may_write(header.l1_table_offset, header.l1_size * 8, "L1 table"):
+        place, length = header.l1_table_offset, header.l1_size * 8
+        if not self._may_be_tables(np.array([place]), length, own="L1 table").all():
             return 0
-        if self._doubtful and not checker.l1_is_alone():
+        if self._doubtful and not l1.is_alone():
             return 0
         mended = 0
-        seen: set[int] = set()
-        steps.expect(len(checker.l1))
-        for number in np.flatnonzero(checker.l1).tolist():
-            table = int(checker.l1[number]) & layout.HOST_OFFSET
-            if self._is_table(table):
-                mended += await self._mend_l1_entry(number, setting=setting)
-                if table not in seen:
-                    seen.add(table)
-                    mended += await self._mend_table(table, setting=setting)
-            steps.reach(number + 1)
+        steps.expect(len(l1.active))
+        for numbers, first in l1.active_entries():
+            hosts = hosts_of(l1.active[numbers])
+            mendable = self._are_tables(hosts)
+            wrong, counts = await self._check.wrong_l1_entries(numbers)
+            wrong &= mendable & ((counts == 1) == setting)
+            heard = self._heard(wrong)
+            for index in np.flatnonzero(heard | first & mendable).tolist():
+                number = int(numbers[index])
+                if heard[index]:
+                    self._note_l1_entry(number, int(counts[index]))
+                if first[index]:
+                    mended += await self._mend_table(int(hosts[index]), setting=setting)
+                steps.reach(number + 1)
+            await self._flip(l1.active, place, numbers[wrong])
+            mended += int(np.count_nonzero(wrong))
         return mended
 
-    def _is_table(self, offset: int) -> bool:
-        """Whether what an L1 entry leads to may be written as an L2 table."""
-        checker = self._checker
-        if not offset or not self._may_write(offset, checker.header.cluster_size, None):
-            return False
-        return not self._doubtful or checker.is_only_table(offset >> checker.header.cluster_bits)
+    def _are_tables(self, hosts: Clusters) -> NDArray[np.bool_]:
+        """Whether what L1 entries lead to may be written as L2 tables."""
+        header = self._check.header
+        tables: NDArray[np.bool_] = (hosts != 0) & self._may_be_tables(hosts, header.cluster_size)
+        if self._doubtful:
+            tables[tables] = self._check.l1.are_only_tables(hosts[tables] >> header.cluster_bits)
+        return tables
 
-    async def _mend_l1_entry(self, number: int, *, setting: bool) -> int:
-        checker = self._checker
-        entry = int(checker.l1[number])
-        count = await checker.refcount((entry & layout.HOST_OFFSET) >> checker.header.cluster_bits)
-        if (count == 1) == bool(entry & layout.COPIED) or (count == 1) != setting:
-            return 0
-        place = checker.header.l1_table_offset + number * 8
-        changed = entry ^ layout.COPIED
-        self._note(place, entry, changed, f"L2 cluster: l1_index={number} l1_entry", count)
-        if self._apply:
-            await checker.image.write(struct.pack(">Q", changed), place)
-        return 1
+    def _may_be_tables(
+        self, hosts: Clusters, length: int, *, own: str | None = None
+    ) -> NDArray[np.bool_]:
+        """Whether tables lie inside the file, at a cluster's start, and on no other metadata."""
+        header = self._check.header
+        fine: NDArray[np.bool_] = (hosts & (header.cluster_size - 1)) == 0
+        fine &= hosts + length <= self._check.ledger.file_length
+        for region in metadata_regions(header):
+            if region.what != own:
+                fine &= (hosts >= region.offset + region.length) | (hosts + length <= region.offset)
+        return fine
+
+    def _note_l1_entry(self, number: int, count: int) -> None:
+        entry = int(self._check.l1.active[number])
+        place = self._check.header.l1_table_offset + number * 8
+        self._note(place, entry, f"L2 cluster: l1_index={number} l1_entry", count)
 
     async def _mend_table(self, where: int, *, setting: bool) -> int:
-        checker = self._checker
-        words = await checker.load_table(where)
-        if not words.any():
-            return 0
-        found = Entries.of(words, checker.geometry)
-        wrong = await checker.wrong_copied(found)
-        wrong = wrong[found.copied[wrong] != setting]
+        header = self._check.header
+        words, found = await self._check.load_table(where)
+        wrong, counts = await self._check.wrong_l2_entries(found)
+        mendable = found.copied[wrong] != setting
         # What lies past the end of the file is left as it is.
-        if not checker.geometry.external:
-            wrong = wrong[found.offsets[wrong] < checker.ledger.file_length]
-        if not len(wrong):
-            return 0
-        step = checker.geometry.words
-        for index in wrong.tolist():
-            entry = int(found.entries[index])
-            count = 1
-            if not checker.geometry.external:
-                count = checker.ledger.references.at(
-                    (entry & layout.HOST_OFFSET) >> checker.header.cluster_bits
-                )
-            place = where + index * step * 8
-            self._note(place, entry, entry ^ layout.COPIED, "data cluster: l2_entry", count)
-        words[wrong * step] ^= np.uint64(layout.COPIED)
-        if self._apply:
-            await self._write(words, where, int(wrong[0]) * step, int(wrong[-1]) * step + 1)
+        if not header.external_data_file:
+            mendable &= found.offsets[wrong] < self._check.ledger.file_length
+        wrong, counts = wrong[mendable], counts[mendable]
+        places = wrong * Geometry.of(header).words
+        heard = self._heard(np.ones(len(wrong), np.bool_))
+        for at, count in zip(places[heard].tolist(), counts[heard].tolist(), strict=True):
+            self._note(where + at * 8, int(words[at]), "data cluster: l2_entry", count)
+        await self._flip(words, where, places)
         return len(wrong)
 
-    async def _write(self, words: Words, where: int, first: int, end: int) -> None:
-        await self._checker.image.write(words[first:end].astype(">u8").tobytes(), where + first * 8)
+    async def _flip(self, table: Words, where: int, numbers: Clusters) -> None:
+        """Make the COPIED bits of some entries of a table at a host offset the others."""
+        if self._apply and len(numbers):
+            table[numbers] ^= np.uint64(layout.COPIED)
+            first, end = int(numbers[0]), int(numbers[-1]) + 1
+            changed = table[first:end].astype(">u8").tobytes()
+            await self._check.image.write(changed, where + first * 8)
 
-    def _note(self, place: int, before: int, after: int, line: str, count: int | None) -> None:
+    def _heard(self, wrong: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of the wrong entries anybody hears of; the others are counted."""
+        heard = first_of(wrong, max(self._report.room, self._report.repair_room))
+        unheard = int(np.count_nonzero(wrong & ~heard))
+        self._report.omit(corruptions=unheard)
+        self._report.omit_repairs(unheard)
+        return heard
+
+    def _note(self, place: int, before: int, line: str, count: int) -> None:
+        after = before ^ layout.COPIED
         self._report.corruption(
             f"{Verb.REPAIRING} OFLAG_COPIED {line}={before:x} refcount={count}",
             f"the COPIED bit of the entry at {place:#x} does not fit the refcount {count}",
@@ -130,15 +147,3 @@ class CopiedRepair:
         )
         what = "set" if after & layout.COPIED else "clear"
         self._report.repair(f"{what} the COPIED bit", offset=place, before=before, after=after)
-
-    def _may_write(self, offset: int, length: int, own: str | None) -> bool:
-        """Whether a table lies inside the file, at a cluster's start, and on no other metadata."""
-        checker = self._checker
-        if offset % checker.header.cluster_size or offset + length > checker.ledger.file_length:
-            return False
-        end = offset + length
-        return not any(
-            region.offset < end and offset < region.offset + region.length
-            for region in metadata_regions(checker.header)
-            if region.what != own
-        )

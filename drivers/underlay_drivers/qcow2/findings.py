@@ -9,10 +9,12 @@ import attrs
 
 from underlay.capabilities import CheckResult, Finding, Repair
 
-__all__ = ["KEPT", "Report", "Verb"]
+__all__ = ["KEPT", "TOLD", "Report", "Verb"]
 
 #: How many findings, and how many repairs, a result holds; the rest is counted and reported.
 KEPT: Final = 1000
+#: How many are reported; the rest is only counted. A few KiB on disk can hold millions.
+TOLD: Final = 100_000
 
 
 class Verb:
@@ -25,7 +27,7 @@ class Verb:
 
 @attrs.define
 class Report:
-    """Counts findings, passes each on, and keeps the first."""
+    """Counts findings, passes the first of them on, and keeps fewer."""
 
     sink: Callable[[Finding], None] | None = None
     repair_sink: Callable[[Repair], None] | None = None
@@ -38,6 +40,7 @@ class Report:
     repairs_omitted: int = 0
     #: How often what was told already may still be told again.
     _repeats: int = attrs.field(default=KEPT, init=False)
+    _told: int = attrs.field(default=0, init=False)
 
     def corruption(
         self,
@@ -60,14 +63,18 @@ class Report:
             self._add("corruption", line, what, offset, found=found, expected=expected)
 
     @property
-    def is_full(self) -> bool:
-        """Whether nobody hears of what is found from now on: it is only counted."""
-        return self.sink is None and len(self.findings) >= KEPT
+    def room(self) -> int:
+        """How many more findings anybody hears of; whoever has more of a kind only counts them."""
+        return (KEPT if self.sink is None else TOLD) - self._told
 
-    def omit(self) -> None:
-        """Something is wrong, and nobody hears of it: for what a file may hold millions of."""
-        self.corruptions += 1
-        self.omitted += 1
+    def omit(
+        self, *, corruptions: int = 0, leaks: int = 0, check_errors: int = 0, notes: int = 0
+    ) -> None:
+        """So much more is wrong, for which there is no ``room``."""
+        self.corruptions += corruptions
+        self.leaks += leaks
+        self.check_errors += check_errors
+        self.omitted += corruptions + leaks + check_errors + notes
 
     def leak(self, line: str, what: str, *, offset: int, found: int, expected: int) -> None:
         """A cluster is lost."""
@@ -87,8 +94,8 @@ class Report:
         self, what: str, *, offset: int, before: int | None = None, after: int | None = None
     ) -> None:
         """Something is, or would be, changed."""
-        if self.repair_sink is None and len(self.repairs) >= KEPT:
-            self.repairs_omitted += 1
+        if not self.repair_room:
+            self.omit_repairs(1)
             return
         repair = Repair(what=what, offset=offset, before=before, after=after)
         if len(self.repairs) < KEPT:
@@ -97,6 +104,16 @@ class Report:
             self.repairs_omitted += 1
         if self.repair_sink is not None:
             self.repair_sink(repair)
+
+    @property
+    def repair_room(self) -> int:
+        """How many more repairs anybody hears of."""
+        told = len(self.repairs) + self.repairs_omitted
+        return max((KEPT if self.repair_sink is None else TOLD) - told, 0)
+
+    def omit_repairs(self, count: int) -> None:
+        """So many more changes, for which there is no ``repair_room``."""
+        self.repairs_omitted += count
 
     def _add(
         self,
@@ -108,9 +125,10 @@ class Report:
         found: int | None = None,
         expected: int | None = None,
     ) -> None:
-        if self.is_full:
+        if not self.room:
             self.omitted += 1
             return
+        self._told += 1
         finding = Finding(
             kind=kind, what=what, offset=offset, found=found, expected=expected, line=line
         )

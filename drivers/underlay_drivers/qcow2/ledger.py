@@ -5,10 +5,12 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.findings import Report
 from underlay_drivers.qcow2.header import Header
-from underlay_drivers.qcow2.references import References
+from underlay_drivers.qcow2.references import Clusters, References
 
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
@@ -30,16 +32,26 @@ def _length_in_sectors(size: int) -> int:
 class Ledger:
     """Counts what is referenced, and reports what lies past the end of the file."""
 
-    __slots__ = ("_beyond", "_bits", "_report", "file_length", "references")
+    __slots__ = (
+        "_beyond",
+        "_bits",
+        "_limits",
+        "_name",
+        "_report",
+        "file_length",
+        "references",
+    )
 
     def __init__(
         self, header: Header, report: Report, *, image: StorageHandle, limits: Limits
     ) -> None:
         """Raises ``LimitExceededError`` as ``References`` does."""
         self._bits = header.cluster_bits
+        self._limits = limits
+        self._name = image.name()
         self._report = report
         #: The first and the last cluster of each region that is not inside the file.
-        self._beyond = array("Q")
+        self._beyond = array("q")
         #: Bytes, in whole sectors.
         self.file_length = _length_in_sectors(image.size())
         self.references = References(
@@ -61,30 +73,54 @@ class Ledger:
         last = (offset + length - 1) >> self._bits
         # The last cluster may be cut: as long as some of it is there, so is the region.
         if offset + length - self.file_length >= 1 << self._bits:
-            self._report.corruption(
-                "ERROR: counting reference for region exceeding the end of the file by one cluster "
-                f"or more: offset 0x{offset:x} size 0x{length:x}",
-                f"{what} at {offset:#x} ({length} bytes) lies past the end of the file",
-                offset=offset,
-                found=offset + length,
-                expected=self.file_length,
-                times=times,
-            )
-            self._beyond.extend((first, last))
+            self.tell_beyond(what, offset, length, times=times)
+            self.note_beyond(np.array([offset]), length)
             return False
         self.references.add_run(first, last - first + 1, times)
         return True
+
+    def beyond(self, what: str, offsets: Clusters, length: int, *, times: Clusters) -> None:
+        """The same of many regions, none of which is inside the file."""
+        room = self._report.room
+        for offset, count in zip(offsets[:room].tolist(), times[:room].tolist(), strict=True):
+            self.tell_beyond(what, offset, length, times=count)
+        self._report.omit(corruptions=int(times[room:].sum()))
+        self.note_beyond(offsets, length)
+
+    def tell_beyond(self, what: str, offset: int, length: int, *, times: int) -> None:
+        """Report a region that is not inside the file."""
+        self._report.corruption(
+            "ERROR: counting reference for region exceeding the end of the file by one cluster "
+            f"or more: offset 0x{offset:x} size 0x{length:x}",
+            f"{what} at {offset:#x} ({length} bytes) lies past the end of the file",
+            offset=offset,
+            found=offset + length,
+            expected=self.file_length,
+            times=times,
+        )
+
+    def note_beyond(self, offsets: Clusters, length: int) -> None:
+        """Remember regions that are not inside the file, all of one length.
+
+        Raises:
+            LimitExceededError: there are more than ``limits.metadata`` can remember.
+        """
+        clusters = np.stack((offsets, offsets + (length - 1)), axis=1) >> self._bits
+        self._beyond.frombytes(clusters.tobytes())
+        size = len(self._beyond) * self._beyond.itemsize
+        what = f"'{self._name}': the memory for what lies past its end"
+        self._limits.check("metadata", size, what=what)
 
     def clear_of_beyond(self, start: int, count: int) -> int:
         """The first cluster from ``start`` on behind which ``count`` are led to by nothing.
 
         What leads past the end of the file would share whatever is put there.
         """
-        for first, last in sorted(zip(self._beyond[::2], self._beyond[1::2], strict=True)):
-            if first >= start + count:
-                break
-            start = max(start, last + 1)
-        return start
+        regions = np.frombuffer(self._beyond, np.int64).reshape(-1, 2)
+        regions = regions[np.argsort(regions[:, 0])]
+        free = np.append(start, np.maximum(np.maximum.accumulate(regions[:, 1]) + 1, start))
+        until = np.append(regions[:, 0], np.iinfo(np.int64).max)
+        return int(free[np.argmax(until - free >= count)])
 
     def _overflow(self, cluster: int, times: int) -> None:
         offset = cluster << self._bits

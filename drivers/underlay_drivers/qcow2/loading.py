@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Final
 
 from underlay.errors import UnderlayError, UnsupportedFeatureError
@@ -12,8 +13,9 @@ from underlay_drivers.qcow2.validation import fatal_problems, problems
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
     from underlay.limits import Limits
+    from underlay_drivers.qcow2.bulk import Words
 
-__all__ = ["examine", "load_header", "load_table"]
+__all__ = ["examine", "load_header", "load_table", "load_words"]
 
 #: What is read of an image first: in nearly all of them the whole header area.
 _HEAD: Final = 64 << 10
@@ -82,3 +84,15 @@ async def load_table(
         await image.readv((memoryview(table).cast("B"),), offset)
         swap(table)
     return table
+
+
+async def load_words(image: StorageHandle, offset: int, count: int) -> Words:
+    """Some 64-bit words for numpy, no more of them than are known to be allowed."""
+    import numpy as np
+
+    words = np.empty(count, np.uint64)
+    if count:
+        await image.readv((words.data.cast("B"),), offset)
+        if sys.byteorder == "little":
+            words.byteswap(inplace=True)
+    return words

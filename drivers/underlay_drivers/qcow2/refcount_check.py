@@ -53,30 +53,33 @@ class StoredRefcounts:
             return 0
         return int(self.table[index]) & layout.REFCOUNT_BLOCK_OFFSET
 
-    def readable(self, index: int) -> bool:
-        """Whether a block lies where one can be."""
-        offset = self.offset(index)
-        return not offset % self.cluster_size and offset + self.cluster_size < _OFFSET_END
+    def offsets(self, indexes: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """The host offsets of blocks."""
+        offsets = np.zeros(len(indexes), np.uint64)
+        inside = indexes < len(self.table)
+        offsets[inside] = self.table[indexes[inside]] & np.uint64(layout.REFCOUNT_BLOCK_OFFSET)
+        return offsets
+
+    def readable(self, indexes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether blocks lie where one can be."""
+        offsets = self.offsets(indexes)
+        fine: NDArray[np.bool_] = (offsets & np.uint64(self.cluster_size - 1)) == 0
+        fine &= offsets < np.uint64(_OFFSET_END - self.cluster_size)
+        return fine
 
     async def block(self, index: int) -> Counts | None:
         """The counts in a block, valid until the next call; None where there is no block."""
         offset = self.offset(index)
-        if not offset:
-            return None
+        return await self.block_at(offset) if offset else None
+
+    async def block_at(self, offset: int) -> Counts:
+        """The counts in the block at a host offset, valid until the next call."""
         await self._image.readv((self._buffer,), offset)
-        return unpack_counts(self._buffer, self.bits)
+        return self.whole_block()
 
     def whole_block(self) -> Counts:
         """The counts of the last block that was read."""
         return unpack_counts(self._buffer, self.bits)
-
-    async def one(self, cluster: int) -> int | None:
-        """The refcount of one cluster, or None if it cannot be told."""
-        index, within = divmod(cluster, self.in_block)
-        if not self.readable(index):
-            return None
-        block = await self.block(index)
-        return 0 if block is None else int(block[within])
 
 
 class RefcountCheck:
@@ -108,8 +111,8 @@ class RefcountCheck:
         self.broken = False
         #: Whether any count is not what it should be.
         self.differs = False
-        #: Clusters, from the first to before the last, whose refcount cannot be read.
-        self.unknown: list[tuple[int, int]] = []
+        #: Whether any count cannot be read.
+        self.unknown = False
 
     # -- the structures
 
@@ -117,53 +120,53 @@ class RefcountCheck:
         """Check the refcount table's entries, and count the blocks as references."""
         cluster_size = self.stored.cluster_size
         references = self._ledger.references
-        for index in np.flatnonzero(self.stored.table).tolist():
-            entry = int(self.stored.table[index])
-            offset = entry & layout.REFCOUNT_BLOCK_OFFSET
-            cluster = offset // cluster_size
-            if entry != offset:
-                self._broken(
-                    f"ERROR refcount table entry {index} has reserved bits set",
-                    f"entry {index} of the refcount table has reserved bits set",
-                    found=entry,
-                    expected=offset,
-                )
-            elif offset % cluster_size:
-                self._broken(
-                    f"ERROR refcount block {index} is not cluster aligned; refcount table entry "
-                    "corrupted",
-                    f"entry {index} of the refcount table points into a cluster",
-                    found=offset,
-                )
-            elif cluster >= references.size:
-                self._broken(
-                    f"ERROR refcount block {index} is outside image",
-                    f"entry {index} of the refcount table points past the end of the file",
-                    found=offset,
-                )
-            else:
-                self._ledger.region("a refcount block", offset, cluster_size)
-                count = references.at(cluster)
-                if count != 1:
-                    self._broken(
-                        f"ERROR refcount block {index} refcount={count}",
-                        f"refcount block {index} at {offset:#x} is used for something else too",
-                        offset=offset,
-                        found=count,
-                        expected=1,
-                    )
+        used = np.flatnonzero(self.stored.table)
+        entries = self.stored.table[used]
+        offsets = entries & np.uint64(layout.REFCOUNT_BLOCK_OFFSET)
+        clusters = (offsets // np.uint64(cluster_size)).astype(np.int64)
+        odd = (entries != offsets) | (offsets % np.uint64(cluster_size) != 0)
+        odd |= clusters >= references.size
+        counts = np.ones(len(used), np.uint64)
+        already = references.counts[clusters[~odd]] + _times_before(clusters[~odd])
+        counts[~odd] = np.minimum(already + np.uint64(1), np.uint64(references.most))
+        references.add(clusters[~odd])
+        wrong = np.flatnonzero(odd | (counts != 1))
+        self.rebuild = self.broken = bool(len(wrong))
+        room = self._report.room
+        for at in wrong[:room].tolist():
+            self._broken_entry(int(used[at]), int(entries[at]), int(counts[at]))
+        self._report.omit(corruptions=len(wrong[room:]))
 
-    def _broken(
-        self,
-        line: str,
-        what: str,
-        *,
-        found: int,
-        offset: int | None = None,
-        expected: int | None = None,
-    ) -> None:
-        self.rebuild = self.broken = True
-        self._report.corruption(line, what, offset=offset, found=found, expected=expected)
+    def _broken_entry(self, index: int, entry: int, count: int) -> None:
+        offset = entry & layout.REFCOUNT_BLOCK_OFFSET
+        if entry != offset:
+            self._report.corruption(
+                f"ERROR refcount table entry {index} has reserved bits set",
+                f"entry {index} of the refcount table has reserved bits set",
+                found=entry,
+                expected=offset,
+            )
+        elif offset % self.stored.cluster_size:
+            self._report.corruption(
+                f"ERROR refcount block {index} is not cluster aligned; refcount table entry "
+                "corrupted",
+                f"entry {index} of the refcount table points into a cluster",
+                found=offset,
+            )
+        elif count == 1:
+            self._report.corruption(
+                f"ERROR refcount block {index} is outside image",
+                f"entry {index} of the refcount table points past the end of the file",
+                found=offset,
+            )
+        else:
+            self._report.corruption(
+                f"ERROR refcount block {index} refcount={count}",
+                f"refcount block {index} at {offset:#x} is used for something else too",
+                offset=offset,
+                found=count,
+                expected=1,
+            )
 
     # -- the counts
 
@@ -176,12 +179,12 @@ class RefcountCheck:
         """The first cluster, the stored counts (None: all zero) and the references, by block."""
         references = self._ledger.references
         in_block = self.stored.in_block
+        unreadable = set(self._unreadable_blocks().tolist())
         for index in range(self.block_count):
+            if index in unreadable:
+                continue
             first = index * in_block
             wanted = references.counts[first : min(first + in_block, references.size)]
-            if not self.stored.readable(index):
-                self.unknown.append((first, first + len(wanted)))
-                continue
             stored = await self.stored.block(index)
             yield first, None if stored is None else stored[: len(wanted)], wanted
 
@@ -200,22 +203,20 @@ class RefcountCheck:
                 continue
             stored = np.zeros(len(wanted), np.uint8) if block is None else block
             self._note_highest(first, stored, wanted)
-            differs = stored != wanted
-            if differs.any():
-                self.differs = True
-                for index in np.flatnonzero(differs).tolist():
-                    self._difference(
-                        first + index,
-                        int(stored[index]),
-                        int(wanted[index]),
-                        mend_leaks=mend_leaks,
-                        mend_errors=mend_errors,
-                    )
+            differs = np.flatnonzero(stored != wanted)
+            if len(differs):
+                self._differences(
+                    first + differs,
+                    stored[differs],
+                    wanted[differs],
+                    mend_leaks=mend_leaks,
+                    mend_errors=mend_errors,
+                )
                 if not keep:
                     self._ledger.references.make_room(int(stored.max()))
                     self._ledger.references.counts[first : first + len(stored)] = stored
-        for first, end in self.unknown:
-            self._unreadable(first, end)
+        for index in self._unreadable_blocks().tolist():
+            self._unreadable(index)
 
     def _note_highest(self, first: int, stored: Counts, wanted: Counts) -> None:
         last = len(wanted) - 1
@@ -226,15 +227,31 @@ class RefcountCheck:
             last = int(used[-1])
         self.highest = max(self.highest, first + last)
 
-    def _difference(
-        self, cluster: int, stored: int, wanted: int, *, mend_leaks: bool, mend_errors: bool
+    def _differences(
+        self,
+        clusters: Clusters,
+        stored: Counts,
+        wanted: Counts,
+        *,
+        mend_leaks: bool,
+        mend_errors: bool,
     ) -> None:
+        leaks = stored > wanted
+        self.differs = True
+        self.rebuild |= not stored.all()
+        self.corruptions += int(np.count_nonzero(~leaks))
+        room = self._report.room
+        for cluster, has, needs in zip(
+            clusters[:room].tolist(), stored[:room].tolist(), wanted[:room].tolist(), strict=True
+        ):
+            mended = has != 0 and (mend_leaks if has > needs else mend_errors)
+            self._difference(cluster, has, needs, mended=mended)
+        unheard = leaks[room:]
+        found = int(np.count_nonzero(unheard))
+        self._report.omit(corruptions=len(unheard) - found, leaks=found)
+
+    def _difference(self, cluster: int, stored: int, wanted: int, *, mended: bool) -> None:
         offset = cluster * self.stored.cluster_size
-        if stored == 0:
-            self.rebuild = True
-            mended = False
-        else:
-            mended = mend_leaks if stored > wanted else mend_errors
         counts = f"cluster {cluster} refcount={stored} reference={wanted}"
         if stored > wanted:
             self._report.leak(
@@ -245,7 +262,6 @@ class RefcountCheck:
                 expected=wanted,
             )
         else:
-            self.corruptions += 1
             self._report.corruption(
                 f"{Verb.REPAIRING if mended else Verb.ERROR} {counts}",
                 f"the cluster at {offset:#x} has {wanted} references, and a refcount of {stored}",
@@ -254,39 +270,50 @@ class RefcountCheck:
                 expected=wanted,
             )
 
-    def _unreadable(self, first: int, end: int) -> None:
-        for cluster in range(first, end):
+    def _unreadable_blocks(self) -> NDArray[np.intp]:
+        """The numbers of the blocks that lie where none can be, as far as the file needs them."""
+        present = min(self.block_count, len(self.stored.table))
+        return np.flatnonzero(~self.stored.readable(np.arange(present)))
+
+    def _unreadable(self, index: int) -> None:
+        """Tell of each cluster whose refcount would be in a block."""
+        self.unknown = True
+        first = index * self.stored.in_block
+        end = min(first + self.stored.in_block, self._ledger.references.size)
+        heard = min(end, first + self._report.room)
+        for cluster in range(first, heard):
             self._report.error(
                 f"Can't get refcount for cluster {cluster}: {os.strerror(EIO)}",
                 f"the refcount of the cluster at {cluster * self.stored.cluster_size:#x} is in a "
                 "block that lies where none can be",
                 offset=cluster * self.stored.cluster_size,
             )
+        self._report.omit(check_errors=end - heard)
 
     # -- what COPIED is judged by
 
-    async def is_one(self, clusters: Clusters) -> NDArray[np.bool_]:
-        """Which clusters have a refcount of exactly one."""
+    async def of(self, clusters: Clusters) -> tuple[Counts, NDArray[np.bool_]]:
+        """The refcount of each cluster, and whether it can be told."""
         references = self._ledger.references
+        counts = np.zeros(len(clusters), np.uint64)
         inside = clusters < references.size
-        ones = np.zeros(len(clusters), np.bool_)
-        ones[inside] = references.counts[clusters[inside]] == 1
-        for index in np.flatnonzero(~inside).tolist():
-            ones[index] = await self.stored.one(int(clusters[index])) == 1
-        return ones
+        counts[inside] = references.counts[clusters[inside]]
+        blocks = clusters // self.stored.in_block
+        known = self.stored.readable(blocks)
+        # What is past the end is looked up block by block, however many entries lead to one.
+        beyond = np.flatnonzero(known & ~inside)
+        hosts = self.stored.offsets(blocks[beyond])
+        for host in np.unique(hosts[(hosts > 0) & (hosts < self._ledger.file_length)]).tolist():
+            there = beyond[hosts == host]
+            block = await self.stored.block_at(host)
+            counts[there] = block[clusters[there] % self.stored.in_block]
+        return counts, known
 
-    def is_known(self, clusters: Clusters) -> NDArray[np.bool_]:
-        """Which clusters have a refcount that can be read."""
-        known = np.ones(len(clusters), np.bool_)
-        for first, end in self.unknown:
-            known &= (clusters < first) | (clusters >= end)
-        return known
 
-    async def refcount(self, cluster: int) -> int | None:
-        """The refcount of one cluster, or None if it cannot be told."""
-        if any(first <= cluster < end for first, end in self.unknown):
-            return None
-        references = self._ledger.references
-        if cluster < references.size:
-            return references.at(cluster)
-        return await self.stored.one(cluster)
+def _times_before(numbers: Clusters) -> NDArray[np.uint64]:
+    """How often each number has been there before."""
+    order = np.argsort(numbers, kind="stable")
+    ordered = numbers[order]
+    before = np.zeros(len(numbers), np.uint64)
+    before[order] = np.arange(len(numbers)) - np.searchsorted(ordered, ordered)
+    return before

@@ -35,7 +35,7 @@ _AT_ONCE: Final = 1 << 18
 class References:
     """Counts of references to host clusters, none above what the image's refcounts can hold."""
 
-    __slots__ = ("_fits", "_limits", "_most", "_name", "_overflow", "counts", "size")
+    __slots__ = ("_fits", "_limits", "_name", "_overflow", "counts", "most", "size")
 
     def __init__(
         self,
@@ -59,9 +59,10 @@ class References:
         self.counts: Counts = np.zeros(clusters + 1, np.uint8)
         #: Clusters that are inside the file, or referenced.
         self.size = clusters
-        self._most = (1 << refcount_bits) - 1
+        #: What a refcount can say.
+        self.most = (1 << refcount_bits) - 1
         #: The highest count that fits as things are.
-        self._fits = min(self._most, 0xFF)
+        self._fits = min(self.most, 0xFF)
         self._overflow = overflow
 
     def add_run(self, first: int, count: int, times: int = 1) -> None:
@@ -121,13 +122,13 @@ class References:
         self._store(numbers, wanted, numbers)
 
     def _store(self, where: Any, wanted: NDArray[np.uint64], numbers: Clusters) -> None:
-        excess = wanted > self._most
+        excess = wanted > self.most
         if excess.any():
             for number, count in zip(
                 numbers[excess].tolist(), wanted[excess].tolist(), strict=True
             ):
-                self._overflow(number, count - self._most)
-            wanted = np.minimum(wanted, np.uint64(self._most))
+                self._overflow(number, count - self.most)
+            wanted = np.minimum(wanted, np.uint64(self.most))
         self.make_room(int(wanted.max()))
         self.counts[where] = wanted.astype(self.counts.dtype)
 
@@ -138,7 +139,7 @@ class References:
                 if np.iinfo(width).max > np.iinfo(self.counts.dtype).max:
                     self._check_memory(self.size * np.dtype(width).itemsize)
                     self.counts = self.counts.astype(width)
-                    self._fits = min(self._most, int(np.iinfo(width).max))
+                    self._fits = min(self.most, int(np.iinfo(width).max))
                 return
 
     def _check_memory(self, size: int) -> None:

@@ -127,12 +127,12 @@ class _ImageRepair:
     def _entries_are_entries(self) -> bool:
         """Whether all entries to be mended lie in L2 tables, and not in what is data as well."""
         places = np.frombuffer(self.checker.tables.to_zero, np.uint64)
-        clusters = np.unique(places >> np.uint64(self._header.cluster_bits))
-        return all(map(self.checker.is_only_table, clusters.tolist()))
+        clusters = np.unique(places >> np.uint64(self._header.cluster_bits)).astype(np.int64)
+        return bool(self.checker.l1.are_only_tables(clusters).all())
 
     async def mend(self) -> None:
         """Find out what is wrong, and mend what can be."""
-        if not self.checker.l1_is_there():
+        if not self.checker.l1.is_there():
             raise CorruptImageError(
                 f"'{self._image.name()}': its L1 table is not inside the file, so that all data "
                 "would be taken for lost, and freed; restore the header, or what was cut off",
@@ -162,8 +162,10 @@ class _ImageRepair:
                 "data; repair all of it",
                 field="refcount table",
             )
-        for place in checker.tables.to_zero:
+        told = checker.tables.to_zero[: report.repair_room]
+        for place in told:
             report.repair("make the L2 entry that of a zero cluster", offset=place)
+        report.omit_repairs(len(checker.tables.to_zero) - len(told))
         self.corruptions_fixed += len(checker.tables.to_zero)
         if refcounts.rebuild or (self._all and checker.incomplete):
             await self._rebuild()
@@ -202,13 +204,15 @@ class _ImageRepair:
             numbers = np.flatnonzero(wrong)
             if not len(numbers):
                 continue
-            for number in numbers.tolist():
+            told = numbers[: self._report.repair_room].tolist()
+            for number in told:
                 self._report.repair(
                     "raise the refcount" if rising else "lower the refcount",
                     offset=(first + number) << self._header.cluster_bits,
                     before=int(stored[number]),
                     after=int(wanted[number]),
                 )
+            self._report.omit_repairs(len(numbers) - len(told))
             if rising:
                 self.corruptions_fixed += len(numbers)
             else:

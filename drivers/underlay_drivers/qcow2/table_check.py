@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -12,6 +11,7 @@ import numpy as np
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.findings import Report, Verb
 from underlay_drivers.qcow2.header import Header
+from underlay_drivers.qcow2.l1_check import L2Table
 from underlay_drivers.qcow2.ledger import Ledger
 from underlay_drivers.qcow2.tables import Geometry
 
@@ -95,24 +95,18 @@ class TableCheck:
         #: Host offsets of entries that are to become zero clusters.
         self.to_zero = array("Q")
 
-    def scan(
-        self, words: Words, where: int, *, times: int, active: int, guests: Iterable[int]
-    ) -> None:
-        """One table, which lies at host offset ``where``.
-
-        So many ``times`` an entry leads to it, so many of them ``active`` ones, which say that its
-        clusters are those from each of ``guests`` on.
-        """
-        self._times = times
+    def scan(self, words: Words, table: L2Table) -> None:
+        """One table, which counts as often as entries lead to it."""
+        self._times = table.times
         if self._is_one_run(words):
             host = int(words[0]) & layout.HOST_OFFSET
             first = host >> self._geometry.cluster_bits
-            self._ledger.references.add_run(first, len(words), times)
-            self.allocated += len(words) * active
+            self._ledger.references.add_run(first, len(words), table.times)
+            self.allocated += len(words) * table.active
         elif words.any():
             found = Entries.of(words, self._geometry)
-            self._scan(found, where, active=active)
-            self._note_unreadable(found, where, guests)
+            self._scan(found, table)
+            self._note_unreadable(found, table)
 
     def _is_one_run(self, words: Words) -> bool:
         """Whether the table is what most are: data, one cluster behind the other, not shared."""
@@ -129,7 +123,7 @@ class TableCheck:
             and bool((words == np.add(self._ramp, first, out=self._run)).all())
         )
 
-    def _scan(self, found: Entries, where: int, *, active: int) -> None:
+    def _scan(self, found: Entries, table: L2Table) -> None:
         geometry = self._geometry
         allocated, compressed = found.allocated, found.compressed
         odd = ~compressed & ((found.entries & np.uint64(layout.L2_RESERVED)) != 0)
@@ -149,35 +143,38 @@ class TableCheck:
         if odd.any():
             self.all_copied = False
             for index in np.flatnonzero(odd).tolist():
-                shown[index] = self._odd_entry(found, index, where)
+                shown[index] = self._odd_entry(found, index, table.host)
         if any_compressed:
             self._count_compressed(found.entries[compressed & ~odd])
         if not geometry.external:
             plain = found.offsets[allocated & ~odd]
             self._ledger.references.add(plain >> geometry.cluster_bits, self._times)
-        if active:
-            self._tell(found, shown, active)
+        if table.active:
+            self._tell(found, shown, table.active)
 
-    def _note_unreadable(self, found: Entries, where: int, guests: Iterable[int]) -> None:
+    def _note_unreadable(self, found: Entries, table: L2Table) -> None:
         """Tell of entries that cannot be read, though a check of QEMU's passes over them."""
         geometry = self._geometry
         bad = np.uint64(geometry.standard_bad & layout.ZERO)
         if geometry.external:
-            odd = np.zeros(len(found.entries), np.bool_)
-            for guest in guests:
-                own = guest + self._ramp.astype(np.int64)
-                odd |= found.allocated & (found.offsets != own)
+            own = table.guest + self._ramp.astype(np.int64)
+            # In two places on the disk, the offset of one of them would be wrong.
+            odd = found.allocated & ((found.offsets != own) | (table.active > 1))
+            odd &= table.active > 0
         else:
             odd = found.copied & (found.offsets == 0)
         odd |= (found.entries & bad) != 0
-        for index in np.flatnonzero(odd & ~found.compressed).tolist():
-            place = where + index * 8 * geometry.words
+        places = np.flatnonzero(odd & ~found.compressed)
+        room = self._report.room
+        for index in places[:room].tolist():
+            place = table.host + index * 8 * geometry.words
             self._report.note(
                 "",
                 f"the L2 entry {int(found.entries[index]):#x} at {place:#x} makes no sense in this "
                 "image, and cannot be read",
                 offset=place,
             )
+        self._report.omit(notes=len(places[room:]))
 
     def _tell(self, found: Entries, shown: NDArray[np.bool_], times: int) -> None:
         """Keep the statistics; ``shown`` are the entries that count, so many ``times``."""

@@ -1,7 +1,4 @@
-"""Which tables an image's L1 tables lead to, and how often: so that each is looked at only once.
-
-Snapshots share tables, by design; those of a hostile file share as much as they can. With numpy.
-"""
+"""How often tables, and words of tables, are used: so that each is looked at once. With numpy."""
 
 from __future__ import annotations
 
@@ -10,15 +7,16 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from underlay.errors import CorruptImageError
 from underlay.limits import Limits
 from underlay_drivers.qcow2.references import Clusters
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["TableUses", "cover"]
+__all__ = ["TableUses", "words_in_use"]
 
-#: Words of L1 tables that are looked at together.
+#: Words of tables that are looked at together.
 _WINDOW: Final = 8192
 #: Tables that are sorted at once, at least.
 _AT_ONCE: Final = 1 << 18
@@ -26,38 +24,45 @@ _AT_ONCE: Final = 1 << 18
 _REMEMBERED_BYTES: Final = 16
 
 
-def cover(tables: Mapping[tuple[int, int], int]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def words_in_use(
+    tables: Mapping[tuple[int, int], int], *, end: int
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Where words of tables lie that may overlap, and in how many tables each word is.
 
-    ``tables`` are places, from one word to before another, and how often there is a table. Of each
-    piece: where it starts, in words, and the uses of each of its words, which may be 0 inside.
+    ``tables`` are host offsets, of whole words, and numbers of words, with how often there is such
+    a table; what lies at ``end`` and beyond is left out. Of each piece: its host offset, and the
+    uses of each of its words, which may be 0 inside.
     """
-    ends = np.array(list(tables), np.int64).reshape(-1, 2)
-    uses = np.fromiter(tables.values(), np.int64, len(tables))
-    edges, places = np.unique(ends, return_inverse=True)
-    changes = np.bincount(places.reshape(-1), np.stack((uses, -uses), axis=1).reshape(-1))
+    starts = np.array([offset // 8 for offset, _ in tables], np.int64)
+    lengths = np.array([words for _, words in tables], np.int64)
+    ends = np.minimum(starts + lengths, end // 8)
+    inside = np.flatnonzero(starts < ends)
+    uses = np.fromiter(tables.values(), np.int64, len(tables))[inside]
+    edges, places = np.unique(np.concatenate((starts[inside], ends[inside])), return_inverse=True)
+    changes = np.bincount(places, np.concatenate((uses, -uses)), minlength=len(edges))
     times = np.cumsum(changes.astype(np.int64))
-    at, end = (int(edges[0]), int(edges[-1])) if len(edges) else (0, 0)
-    while at < end:
+    at, stop = (int(edges[0]), int(edges[-1])) if len(edges) else (0, 0)
+    while at < stop:
         first = int(np.searchsorted(edges, at, "right")) - 1
         if not times[first]:
             at = int(edges[first + 1])
             continue
-        stop = min(at + _WINDOW, end)
-        last = int(np.searchsorted(edges, stop, "left"))
-        bounds = np.clip(edges[first : last + 1], at, stop)
+        until = min(at + _WINDOW, stop)
+        last = int(np.searchsorted(edges, until, "left"))
+        bounds = np.clip(edges[first : last + 1], at, until)
         words = np.repeat(times[first:last], bounds[1:] - bounds[:-1])
-        yield at, words[: int(np.flatnonzero(words)[-1]) + 1]
-        at = stop
+        yield at * 8, words[: int(np.flatnonzero(words)[-1]) + 1]
+        at = until
 
 
 class TableUses:
     """How many entries lead to each table; by the tables' host offsets, in order."""
 
-    __slots__ = ("_hosts", "_limits", "_name", "_new", "_times", "_waiting")
+    __slots__ = ("_clusters", "_hosts", "_limits", "_name", "_new", "_times", "_waiting")
 
-    def __init__(self, limits: Limits, *, name: str) -> None:
-        """``name`` is the image's, for people."""
+    def __init__(self, clusters: int, limits: Limits, *, name: str) -> None:
+        """``clusters`` are how many the file has; ``name`` is the image's, for people."""
+        self._clusters = clusters
         self._limits = limits
         self._name = name
         self._hosts: Clusters = np.empty(0, np.int64)
@@ -70,6 +75,7 @@ class TableUses:
 
         Raises:
             LimitExceededError: there are more tables than ``limits.metadata`` can remember.
+            CorruptImageError: there are so many that most of them overlap.
         """
         self._new.append(_sum(hosts, times))
         self._waiting += len(self._new[-1][0])
@@ -98,6 +104,15 @@ class TableUses:
         hosts, times = zip((self._hosts, self._times), *self._new, strict=True)
         self._new, self._waiting = [], 0
         self._hosts, self._times = _sum(np.concatenate(hosts), np.concatenate(times))
+        # Some that start inside a cluster are looked at, as QEMU does, though nobody can use them.
+        # But a few MiB hold so many that to read each of them would take hours.
+        if len(self._hosts) > 2 * self._clusters:
+            raise CorruptImageError(
+                f"'{self._name}': more than {2 * self._clusters} L2 tables lie in its "
+                f"{self._clusters} clusters, and so overlap; it is too damaged to be checked",
+                field="L1 table",
+                value=len(self._hosts),
+            )
         size = len(self._hosts) * _REMEMBERED_BYTES
         what = f"'{self._name}': the memory for counting its L2 tables"
         self._limits.check("metadata", size, what=what)
