@@ -85,9 +85,9 @@ class Resolver:
     limits: Limits
     lock: bool
     storage_options: Mapping[str, object]
-    #: Those of a data file that the caller names.
-    data_file_options: Mapping[str, object]
     resources: Resources
+    #: Storage options of a data file that the caller names.
+    data_file_options: Mapping[str, object] = attrs.field(factory=dict[str, object])
     #: Which images below the opened one are opened for writing too.
     written: WrittenBelow | None = None
     _identities: set[Hashable] = attrs.field(factory=set[Hashable], init=False)

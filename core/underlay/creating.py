@@ -22,7 +22,7 @@ from underlay.option_values import checked_options
 from underlay.plugins import registry
 from underlay.steps import StepsCallback
 from underlay.storage import PreallocateMode
-from underlay.targets import Target, beside, create_storage, open_storage
+from underlay.targets import Target, create_storage, named_for, open_storage, options_for
 from underlay.units import parse_size
 
 __all__ = ["create", "create_image"]
@@ -46,7 +46,8 @@ async def create(
     is set; then nothing of its old content survives. If creating fails, a new object is removed
     again. What ``backing_file`` and ``data_file`` name, seen from the new image's folder, is the
     caller's word: it is opened, and the data file created, without asking the gate. Without a
-    ``size`` the disk is as large as its backing image.
+    ``size`` the disk is as large as its backing image. Each of the three gets those of
+    ``storage_options`` that its storage has.
 
     Raises:
         StorageExistsError: the target exists.
@@ -77,11 +78,13 @@ async def create_image(
     storage_options: Mapping[str, object] | None,
     options: Mapping[str, Any],
     open_backing: bool = True,
+    backing_storage_options: Mapping[str, object] | None = None,
     announce: Callable[[Mapping[str, object]], None] | None = None,
     progress: StepsCallback | None = None,
 ) -> FormatAccess:
     """``create``; for programs that want to say what is being made, or to open no backing image.
 
+    ``backing_storage_options`` are for the backing image, in place of ``storage_options``.
     ``announce`` is told the facts of the new image before anything is written. Without
     ``open_backing`` the new disk has no backing image while it is open. ``progress`` counts bytes
     that are preallocated.
@@ -90,6 +93,17 @@ async def create_image(
     driver_class = registry().driver(format)
     options = checked_options(options, driver_class.create_options, what=f"creating {format}")
     preallocation = options.pop("preallocation", PreallocateMode.OFF)
+    data_file, backing = (
+        named_for(target, name) if isinstance(name := options.get(option), str) else None
+        for option in ("data_file", "backing_file")
+    )
+    if not open_backing:
+        backing = None
+    if backing_storage_options:
+        own, of_data_file = options_for((target, data_file), storage_options)
+        [of_backing] = options_for((backing,), backing_storage_options)
+    else:
+        own, of_data_file, of_backing = options_for((target, data_file, backing), storage_options)
     creation = _Creation(
         target=target,
         overwrite=overwrite,
@@ -98,8 +112,12 @@ async def create_image(
             gate=gate or DenyImplicitOpenGate(),
             limits=limits,
             lock=lock,
-            storage_options=storage_options or {},
+            storage_options=own,
         ),
+        data_file=data_file,
+        data_file_options=of_data_file,
+        backing=backing,
+        backing_options=of_backing,
         open_backing=open_backing,
         preallocation=preallocation,
         announce=announce,
@@ -125,6 +143,11 @@ class _Creation:
     target: Target
     overwrite: bool
     opening: Opening
+    #: Where they are, and the options of their storages.
+    data_file: Target | None
+    data_file_options: Mapping[str, object]
+    backing: Target | None
+    backing_options: Mapping[str, object]
     open_backing: bool
     preallocation: object
     announce: Callable[[Mapping[str, object]], None] | None
@@ -144,10 +167,10 @@ class _Creation:
             error = OptionError(
                 "Backing file specified without backing format", option="backing_fmt"
             )
-            if self.open_backing and (found := await self._looks_like(options)) is not None:
+            if (found := await self._looks_like()) is not None:
                 error.add_note(f"Detected format of {found}.")
             raise error
-        backing = await self._open_backing(options) if self.open_backing else None
+        backing = await self._open_backing(options)
         if backing is not None and not size_given:
             wanted = attrs.evolve(wanted, size=backing.size())
         elif not size_given:
@@ -159,8 +182,8 @@ class _Creation:
         self.opening.limits.check("virtual_size", wanted.size, what="The virtual size")
         storage = await self._make(self.target, self.opening.storage_options)
         data_file: StorageHandle | None = None
-        if isinstance(name := wanted.options.get("data_file"), str):
-            data_file = await self._make(beside(self.target, name), {})
+        if self.data_file is not None:
+            data_file = await self._make(self.data_file, self.data_file_options)
         await driver_class.create(attrs.evolve(wanted, storage=storage, data_file=data_file))
         attached: dict[str, Any] = {}
         if backing is not None or not self.open_backing:
@@ -169,27 +192,26 @@ class _Creation:
             attached["data_file"] = data_file.storage
         return await self.opening.open_storage(storage, driver_class.format_name, attached)
 
-    async def _looks_like(self, options: Mapping[str, object]) -> str | None:
+    async def _looks_like(self) -> str | None:
         """What format the image below seems to have: to be told, and not to be relied upon."""
-        name = options.get("backing_file")
-        if not isinstance(name, str):
+        if self.backing is None:
             return None
         try:
-            return (await probe(beside(self.target, name))).format
+            return (await probe(self.backing, storage_options=self.backing_options)).format
         except UnderlayError as error:
             error.add_note("Could not open backing image.")
             raise
 
     async def _open_backing(self, options: Mapping[str, object]) -> FormatDriverInstance | None:
         """The image that the new one is to lie upon, if the caller names one."""
-        name = options.get("backing_file")
-        if not isinstance(name, str):
+        if self.backing is None:
             return None
-        below = attrs.evolve(self.opening, writable=False, storage_options={})
+        told = self.backing_options
+        below = attrs.evolve(self.opening, writable=False, storage_options=told)
         below.resources = self.opening.resources
         format_name = options.get("backing_fmt")
         try:
-            storage = await open_storage(beside(self.target, name), lock=below.lock)
+            storage = await open_storage(self.backing, lock=below.lock, storage_options=told)
             below.resources.handles.append(storage)
             driver = await below.open_driver(storage, cast("str", format_name), {})
         except UnderlayError as error:
@@ -201,7 +223,9 @@ class _Creation:
     async def _refuse_overwriting(self, backing: FormatDriverInstance) -> None:
         """The new image must not take the place of one that it is to lie upon."""
         try:
-            present = await open_storage(self.target, lock=False)
+            present = await open_storage(
+                self.target, lock=False, storage_options=self.opening.storage_options
+            )
         except StorageError:
             return  # it does not exist, or creating it says what is wrong
         try:

@@ -1,6 +1,6 @@
-"""What a storage that keeps a disk as many objects can do for it: tell, check, and tidy up.
+"""What a storage of objects can do for its disks: tell of them, check them, and tidy up.
 
-``underlay storage`` and ``underlay.jobs`` ask a storage for ``Maintainable``, and name no scheme.
+``underlay storage`` and ``underlay.jobs`` ask a storage for these, and name no scheme.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Protocol
 import attrs
 
 from underlay.steps import StepsCallback
+from underlay.storage import StorageOpenOptions
 
-__all__ = ["Collected", "Maintainable", "ObjectDamage", "ObjectsCheck"]
+__all__ = ["Collected", "Maintainable", "ObjectDamage", "ObjectsCheck", "Sweepable"]
 
 
 @attrs.frozen(kw_only=True)
@@ -99,5 +100,32 @@ class Maintainable(Protocol):
 
         Raises:
             StorageChangedError: the disk was written by others meanwhile; try again.
+            StorageError: the server did not answer.
+        """
+
+
+class Sweepable(Protocol):
+    """A storage whose writers leave something behind when they are killed, that no handle shows.
+
+    So it is asked by name: there may be nothing (yet) that could be opened. A plain function.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    @abstractmethod
+    def sweep(
+        cls,
+        options: StorageOpenOptions,
+        *,
+        grace: float | None = None,
+        dry_run: bool = False,
+        progress: StepsCallback | None = None,
+    ) -> Collected:
+        """Remove what writers of ``options.name`` left, and did nothing with for ``grace`` seconds.
+
+        None is the storage's own grace period. ``dry_run`` removes nothing.
+
+        Raises:
             StorageError: the server did not answer.
         """

@@ -147,6 +147,15 @@ class StorageFacts(Protocol):
     #: The URL schemes that it serves (``file``, ``memory``, …), if it is to be found by URL.
     schemes: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    def has_option(cls, name: str, option: str) -> bool:
+        """Whether ``storage_options`` for what is called ``name`` may have one called ``option``.
+
+        Asked where somebody names several images and gives options once, so that each gets its own.
+        The default says yes to all.
+        """
+        return True
+
     @abstractmethod
     def size(self) -> int:
         """The object's length in bytes, now: not a value that grows stale.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from underlay.errors import OptionError, ReadOnlyError, StorageExistsError
@@ -23,10 +23,13 @@ from underlay.storage import (
 __all__ = [
     "Target",
     "absolute",
+    "backend_of",
     "beside",
     "create_storage",
+    "named_for",
     "open_storage",
     "open_with",
+    "options_for",
     "scheme_of",
 ]
 
@@ -54,6 +57,11 @@ def beside(target: Target, name: str) -> Target:
     beside = os.path.join(os.path.dirname(path), name)
     # What looks like a URL is none here.
     return beside if scheme_of(beside) is None else os.path.join(os.curdir, beside)
+
+
+def named_for(target: Target, name: str) -> Target:
+    """What a caller means by ``name`` for an image at ``target``: a URL, or a name beside it."""
+    return name if scheme_of(name) is not None else beside(target, name)
 
 
 def absolute(target: Target) -> Target:
@@ -85,7 +93,7 @@ async def open_storage(
         if writable and not storage.writable():
             raise ReadOnlyError(f"{storage.name()}: the given storage is read-only")
         return StorageHandle(storage, owned=False)
-    name, backend = _named(target)
+    name, backend = backend_of(target)
     options = StorageOpenOptions(
         name=name, writable=writable, lock=lock, options=dict(storage_options or {})
     )
@@ -119,7 +127,7 @@ async def create_storage(
         if size:
             await handle.resize(size)
         return handle
-    name, backend = _named(target)
+    name, backend = backend_of(target)
     options = StorageCreateOptions(
         name=name,
         size=size,
@@ -155,8 +163,44 @@ async def _call(
     return StorageHandle(opened[0], owned=True)
 
 
-def _named(target: object) -> tuple[str, type[BlockingStorage] | type[Storage]]:
-    """The name to open, and the back end for it. A path that exists wins over a URL."""
+def options_for(
+    targets: Sequence[object], options: Mapping[str, object] | None
+) -> list[dict[str, object]]:
+    """For each of several targets those options, given once for all, that its storage has.
+
+    What says where a server is says nothing to a file beside it. What is open already gets none.
+
+    Raises:
+        OptionError: not one of the names has a storage with such an option.
+    """
+    if not options:
+        return [{} for _ in targets]
+    found = [
+        backend_of(target) if isinstance(target, str | os.PathLike) else None for target in targets
+    ]
+    names = [named for named in found if named is not None]
+    if len(names) < 2:  # noqa: PLR2004 - what one storage has, it says best itself
+        return [dict(options) if named is not None or not names else {} for named in found]
+    for option in options:
+        if not any(backend.has_option(name, option) for name, backend in names):
+            told = ", ".join(f"'{name}'" for name, _ in names)
+            raise OptionError(f"None of {told} has a storage option '{option}'", option=option)
+    return [
+        {
+            option: value
+            for option, value in options.items()
+            if named is not None and named[1].has_option(named[0], option)
+        }
+        for named in found
+    ]
+
+
+def backend_of(target: object) -> tuple[str, type[BlockingStorage] | type[Storage]]:
+    """The name to open, and the back end for it. A path that exists wins over a URL.
+
+    Raises:
+        TypeError: it is neither a path nor a URL.
+    """
     if isinstance(target, str):
         scheme = None if os.path.lexists(target) else scheme_of(target)
         if scheme is not None:

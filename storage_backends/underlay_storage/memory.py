@@ -161,6 +161,11 @@ class MemoryStorage(BlockingStorage):
             self._content.write(memoryview(content), 0)
 
     @classmethod
+    def has_option(cls, name: str, option: str) -> bool:
+        """See ``BlockingStorage.has_option``: there are none."""
+        return False
+
+    @classmethod
     def open(cls, options: StorageOpenOptions) -> Self:
         """Open ``memory:NAME``; see ``BlockingStorage.open``."""
         _check_options(options.options)

@@ -36,6 +36,11 @@ class NullStorage(BlockingStorage):
         self._writable = writable
 
     @classmethod
+    def has_option(cls, name: str, option: str) -> bool:
+        """See ``BlockingStorage.has_option``: there are none."""
+        return False
+
+    @classmethod
     def open(cls, options: StorageOpenOptions) -> Self:
         """Open ``null:SIZE``, SIZE being bytes."""
         _check_options(options.options)

@@ -88,7 +88,7 @@ def command(
     access["storage_options"] = options.in_cache_mode(source_cache, access["storage_options"])
     with ExitStack() as disks:
 
-        def opened(name: str, as_format: str | None) -> SyncFormatAccess:
+        def opened(name: str, as_format: str | None, access: options.Access) -> SyncFormatAccess:
             try:
                 return disks.enter_context(
                     options.open_disk(
@@ -98,8 +98,9 @@ def command(
             except UnderlayError as error:
                 raise CommandError(explain(error), hints=hints_of(error)) from error
 
-        first = opened(names[0], format_name)
-        second = opened(names[1], other_format)
+        to_first, to_second = options.each_access(names, access)
+        first = opened(names[0], format_name, to_first)
+        second = opened(names[1], other_format, to_second)
         with reporting(bar=bar, progress=progress, quiet=quiet) as report:
             try:
                 result = compare(first, second, strict=strict, progress=report)

@@ -29,6 +29,7 @@ from underlay.jobs.salvage import Unreadable
 from underlay.plugins import registry
 from underlay.storage import PreallocateMode
 from underlay.sync import SyncFormatAccess
+from underlay.targets import named_for
 
 __all__ = ["command"]
 
@@ -144,12 +145,16 @@ def command(
             raise CommandError(message)
     *source_names, target_name = list(names)
     access["storage_options"] = options.in_cache_mode(source_cache, access["storage_options"])
+    given = {} if target_exists else {**settings.given, **_upon(backing, backing_format)}
+    below = given.get("backing_file")
+    upon = () if below is None else (named_for(target_name, below),)
+    told = options.each_access(source_names, access, *upon)
     with ExitStack() as disks:
         sources = [
             disks.enter_context(
-                open_source(name, format_name=format_name, force_share=force_share, access=access)
+                open_source(name, format_name=format_name, force_share=force_share, access=own)
             )
-            for name in source_names
+            for name, own in zip(source_names, told, strict=False)
         ]
         kind = output_format or "raw"
         options.known_format(kind, "Unknown file format")
@@ -162,7 +167,6 @@ def command(
         )
         if isinstance(target, SyncFormatAccess):
             disks.enter_context(target)
-        given = {} if target_exists else {**settings.given, **_upon(backing, backing_format)}
         _check_target(
             kind,
             given,
@@ -197,6 +201,7 @@ def command(
                     progress=report,
                     gate=access["gate"],
                     limits=access["limits"],
+                    storage_options=told[-1]["storage_options"] if upon else None,
                     target_storage_options=to["storage_options"],
                 )
             except UnderlayError as error:

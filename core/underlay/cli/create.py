@@ -79,6 +79,8 @@ def command(
         upon = {"backing_file": backing, "backing_fmt": backing_format}
         options.refuse_description(name)
         image = _NewImage.read(name, format_name, settings, size=size, upon=upon)
+        if unchecked or "backing_file" not in image.options:
+            _refuse_for_nothing(access["storage_options"])
         with reporting(bar=bar, progress=progress, quiet=quiet) as report:
             disk = run_blocking(
                 create_image(
@@ -92,6 +94,7 @@ def command(
                     storage_options=target_storage_options,
                     options=image.options,
                     open_backing=not unchecked,
+                    backing_storage_options=access["storage_options"],
                     announce=image.announce if output == "human" and not quiet else None,
                     progress=counting(report),
                 )
@@ -108,6 +111,14 @@ def command(
     if output == "json":
         echo_json(fields)
     return 0
+
+
+def _refuse_for_nothing(storage_options: Mapping[str, object]) -> None:
+    if storage_options:
+        raise CommandError(
+            "--storage-option is for the backing image, and none is opened; for the new one say "
+            "--target-storage-option"
+        )
 
 
 @attrs.frozen(kw_only=True)

@@ -46,13 +46,13 @@ def command(
     if not names:
         raise CommandError("Expecting image file name")
     found: list[dict[str, object]] = []
-    for name in names:
+    for name, own_access in zip(names, options.each_access(names, access), strict=True):
         with (
             options.open_disk(
                 name,
                 format_name=format_name,
                 force_share=force_share,
-                access=access,
+                access=own_access,
                 snapshot=snapshot,
             ) as disk,
             reporting(bar=bar, progress=progress, quiet=False) as report,

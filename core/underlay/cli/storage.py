@@ -71,7 +71,8 @@ def command(
     """Tell of, check or tidy up the objects that a disk is kept as.
 
     info tells of any storage, whatever it holds. check sees whether all objects are there that the
-    disk needs; exit status 2 if one is not. gc removes those that it does not need any more.
+    disk needs; exit status 2 if one is not. gc removes those that it does not need any more; of a
+    single object (s3://), uploads that nobody has gone on with for so long.
     """
     if len(names) != 2 or names[0] not in {"info", "check", "gc"}:  # noqa: PLR2004 - just those
         raise click.UsageError("Expecting info, check or gc, and one name")

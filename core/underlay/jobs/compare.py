@@ -20,6 +20,7 @@ from underlay.jobs.runs import Run
 from underlay.jobs.workers import in_parallel, sent, worker_count
 from underlay.limits import Limits
 from underlay.sync import SyncFormatAccess
+from underlay.targets import options_for
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -88,7 +89,8 @@ def compare(
     What both disks know to be zeroes, and what both take from the same place of one storage (as an
     overlay and its backing image do), is equal without being read. Sizes count in whole sectors of
     512 bytes. With ``strict`` the sizes must be equal too, and so must what is allocated. ``gate``,
-    ``limits`` and ``storage_options`` are for disks that are given by their names.
+    ``limits`` and ``storage_options`` are for disks that are given by their names; each gets those
+    options that its storage has.
 
     An error's ``step`` says whether it came from looking up where data lies (``"map"``) or from
     fetching it (``"read"``). An error behind the first difference is not raised.
@@ -104,9 +106,10 @@ def compare(
         UnderlayError: a disk cannot be opened or read.
     """
     workers = worker_count(parallel)
+    told = options_for((first, second), storage_options)
     with (
-        opened(first, gate=gate, limits=limits, storage_options=storage_options) as one,
-        opened(second, gate=gate, limits=limits, storage_options=storage_options) as other,
+        opened(first, gate=gate, limits=limits, storage_options=told[0]) as one,
+        opened(second, gate=gate, limits=limits, storage_options=told[1]) as other,
     ):
         return _compare(one, other, workers, executor, progress or _quiet, strict=strict)
 

@@ -30,7 +30,14 @@ from underlay.jobs.elsewhere import Elsewhere
 from underlay.jobs.many import Conversion, convert_here
 from underlay.storage import Reopening, is_storage
 from underlay.sync import SyncFormatAccess
-from underlay.targets import Target, absolute, beside, create_storage, open_storage
+from underlay.targets import (
+    Target,
+    absolute,
+    create_storage,
+    named_for,
+    open_storage,
+    options_for,
+)
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -153,19 +160,34 @@ def _held(conversion: Conversion) -> Generator[_Held]:
     """See to the target. What is made here goes again, unless it is kept."""
     arguments = conversion.arguments
     target = cast("Target", conversion.target)
-    options = arguments.get("target_storage_options")
+    data_file = _data_file(conversion)
+    options, of_data_file = _told(conversion)
     held = _Held()
     try:
         if not arguments.get("target_exists"):
-            creating: Mapping[str, object] = arguments.get("options") or {}
-            data_file = creating.get("data_file")
             _make(target, options, held.made, overwrite=bool(arguments.get("overwrite")))
-            if held.made and isinstance(data_file, str):
-                _make(beside(target, data_file), None, held.made, overwrite=False)
+            if held.made and data_file is not None:
+                _make(data_file, of_data_file, held.made, overwrite=False)
         held.seen, _ = _seen(target, options)
         yield held
     finally:
         held.drop(target, options)
+
+
+def _data_file(conversion: Conversion) -> Target | None:
+    """The data file that is made with the target, if there is to be one."""
+    creating: Mapping[str, object] = conversion.arguments.get("options") or {}
+    name = creating.get("data_file")
+    target = cast("Target", conversion.target)
+    return named_for(target, name) if isinstance(name, str) else None
+
+
+def _told(conversion: Conversion) -> list[dict[str, object]]:
+    """The storage options of the target, and those of its data file."""
+    return options_for(
+        (conversion.target, _data_file(conversion)),
+        conversion.arguments.get("target_storage_options"),
+    )
 
 
 def _make(
@@ -225,7 +247,7 @@ def _convert(order: _Order) -> Copied | Exception | None:
     """Make a conversion; None if its target is not what it has to be."""
     conversion = order.conversion
     target = cast("Target", conversion.target)
-    options = conversion.arguments.get("target_storage_options")
+    options, _ = _told(conversion)
     try:
         seen, identity = _seen(target, options)
         if seen != order.target:

@@ -18,7 +18,7 @@ from underlay.jobs.replacing import keep_content
 from underlay.limits import Limits
 from underlay.plugins import registry
 from underlay.sync import SyncFormatAccess
-from underlay.targets import Target, scheme_of
+from underlay.targets import Target, named_for, options_for, scheme_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -71,7 +71,8 @@ def rebase(
 
     The image is given by its name or storage, since an open disk would go on over what it has open.
     ``lock_backing`` says whether to lock the new backing image, ``format_options`` are those of
-    opening the image; a ``backing`` among them is taken for what it names so far.
+    opening the image; a ``backing`` among them is taken for what it names so far. Of
+    ``storage_options`` the image and the new backing image each get those that its storage has.
 
     An error's ``step`` is ``"backing"`` where the new backing image could not be opened, and
     ``"reference"`` where its name could not be recorded, ``"format"`` where nobody has its format.
@@ -92,7 +93,9 @@ def rebase(
     """
     name = backing or None
     opening: dict[str, Any] = {"format": format, "writable": True, "limits": limits, "lock": lock}
-    opening |= {"storage_options": storage_options, "format_options": format_options}
+    upon = None if unsafe or name is None else named_for(target, name)
+    own, told = options_for((target, upon), storage_options)
+    opening |= {"storage_options": own, "format_options": format_options}
     if unsafe:
         with opened_alone(target, **opening) as disk:
             _check_format(backing_format)
@@ -103,7 +106,7 @@ def rebase(
             if progress is not None:
                 progress(Progress(disk.size, disk.size))
             return Rebased(size=disk.size, data=0, zeroed=0)
-    below = {"gate": gate, "limits": limits, "lock": lock_backing}
+    below = {"gate": gate, "limits": limits, "lock": lock_backing, "storage_options": told}
     with (
         opened(target, gate=gate, **opening) as disk,
         _opened_below(disk, name, backing_format, below) as new,

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 import attrs
 
 from underlay.capabilities import offers
-from underlay.errors import UnsupportedOperationError
+from underlay.errors import OptionError, UnsupportedOperationError
 from underlay.face import run_blocking
 from underlay.handle import StorageHandle
 from underlay.jobs.progress import ProgressCallback, counting
-from underlay.maintenance import Collected, Maintainable, ObjectsCheck
-from underlay.targets import Target, open_storage
+from underlay.maintenance import Collected, Maintainable, ObjectsCheck, Sweepable
+from underlay.storage import StorageOpenOptions, is_storage
+from underlay.targets import Target, backend_of, open_storage
 
 __all__ = ["StorageInfo", "check_storage", "collect_storage", "storage_info"]
 
@@ -90,15 +91,25 @@ def collect_storage(
     before. What is of whoever writes it stays; ``take_over`` shuts him out instead, for one who
     crashed. ``dry_run`` removes nothing. ``progress`` counts objects.
 
+    Of a disk that is one object, uploads are ended that nobody has gone on with for so long: they
+    were left by writers that were killed. There may be no such object; ``take_over`` is no use.
+
     Example::
 
         collected = underlay.jobs.collect_storage("s3+blocks://bucket/disk")
         print(collected.removed_bytes)
 
     Raises:
-        UnsupportedOperationError: it is no storage of many objects.
+        UnsupportedOperationError: it is no storage of objects.
         StorageChangedError: it was written meanwhile, and ``take_over`` was said; try again.
     """
+    if not is_storage(target):
+        name, backend = backend_of(target)
+        if offers(backend, Sweepable):
+            if take_over:
+                raise OptionError(f"'{name}' is one object: there is nobody to take it over from")
+            options = StorageOpenOptions(name=name, options=dict(storage_options or {}))
+            return backend.sweep(options, grace=grace, dry_run=dry_run, progress=counting(progress))
     with _open(target, storage_options) as handle:
         return _maintainable(handle).collect(
             grace=grace, take_over=take_over, dry_run=dry_run, progress=counting(progress)

@@ -320,7 +320,12 @@ async def create_image(driver: type[Qcow2], options: FormatCreateOptions) -> Non
         if options.size:
             await disk.resize_grow(options.size, preallocation, steps.part(options.size))
         await disk.flush()
-        await disk.sync()
+        if image.data_file is not None:
+            await disk.sync()
+        else:
+            # Durable at once where that shows nothing: not where an image is published whole, and
+            # takes the place of one that is there.
+            await storage.barrier()
     finally:
         await disk.close()
     steps.end()

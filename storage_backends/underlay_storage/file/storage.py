@@ -108,6 +108,11 @@ class FileStorage(BlockingStorage):
     # -- coming to be
 
     @classmethod
+    def has_option(cls, name: str, option: str) -> bool:
+        """See ``BlockingStorage.has_option``."""
+        return option == "direct"
+
+    @classmethod
     def open(cls, options: StorageOpenOptions) -> Self:
         """See ``BlockingStorage.open``."""
         direct = direct_option(options.options)

@@ -1,6 +1,6 @@
-"""What AWS's own library knows: credentials, regions, endpoints. The only place that imports it.
+"""What AWS's own library, botocore, knows: credentials, regions, endpoints.
 
-botocore brings no types: here is what becomes of it.
+It brings no types; nobody but this module and ``uploads`` imports it.
 """
 
 # pyright: reportMissingTypeStubs=false
@@ -9,26 +9,19 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from underlay.errors import OptionError, PluginError, StorageAccessError
 from underlay_storage.s3.location import Location
-from underlay_storage.s3.problems import (
-    REDIRECTED,
-    Kind,
-    Problem,
-    RequestFailedError,
-    problem_of_status,
-)
 from underlay_storage.s3.settings import ENDPOINT, Settings
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential
 
-__all__ = ["Access", "Uploads", "access"]
+__all__ = ["Access", "access"]
 
 #: How long obstore uses credentials before it asks for them again; botocore knows when they expire.
 _ASK_AGAIN: Final = dt.timedelta(minutes=1)
@@ -63,142 +56,6 @@ class Access:
             }
 
         return provide
-
-
-class Uploads:
-    """The requests of uploads in parts, each made once. Thread-safe.
-
-    Every method raises ``RequestFailedError``.
-    """
-
-    def __init__(self, location: Location, settings: Settings, access: Access) -> None:
-        import botocore
-        import botocore.config
-        import botocore.session
-
-        patience = settings.deadline / 4
-        addressing = "path" if access.path_style else "virtual"
-        session: Any = botocore.session.Session()
-        # The same credentials as the other requests have, renewed in the same place.
-        session.register_component("credential_provider", _Given(access.source))
-        self._bucket = location.bucket
-        self._client: Any = session.create_client(
-            "s3",
-            region_name=access.region,
-            endpoint_url=access.endpoint,
-            config=botocore.config.Config(
-                connect_timeout=patience,
-                # Of silence: a body may take as long as it takes.
-                read_timeout=patience,
-                retries={"total_max_attempts": 1},
-                max_pool_connections=settings.parallel,
-                s3={"addressing_style": addressing},
-                signature_version=botocore.UNSIGNED if access.keys is None else None,
-                # Many servers do not know the newer checksums; the signature covers the body.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
-        )
-
-        # After a redirect botocore asks where the bucket is, and after that one's redirect again,
-        # until Python's stack ends.
-        self._client.meta.events.register("before-call.s3.HeadBucket", _stay)
-
-    def create(self, key: str, metadata: Mapping[str, str]) -> str:
-        """Begin an upload; its id."""
-        done = self._ask("create_multipart_upload", Key=key, Metadata=dict(metadata))
-        return _word(done, "UploadId")
-
-    def send(self, key: str, upload: str, number: int, data: bytes | bytearray) -> str:
-        """Upload a part, by its number from 1 on; the part's ETag."""
-        done = self._ask("upload_part", Key=key, UploadId=upload, PartNumber=number, Body=data)
-        return _word(done, "ETag")
-
-    def copy(
-        self, key: str, upload: str, number: int, *, start: int, length: int, etag: str
-    ) -> str:
-        """Make a part of bytes of the present object, if it has this ETag; the part's ETag."""
-        done = self._ask(
-            "upload_part_copy",
-            Key=key,
-            UploadId=upload,
-            PartNumber=number,
-            CopySource={"Bucket": self._bucket, "Key": key},
-            CopySourceRange=f"bytes={start}-{start + length - 1}",
-            CopySourceIfMatch=etag,
-        )
-        return _word(done.get("CopyPartResult", {}), "ETag")
-
-    def complete(
-        self, key: str, upload: str, etags: Sequence[str], conditions: Mapping[str, str]
-    ) -> str | None:
-        """Make the object of its parts, in order; its ETag.
-
-        ``conditions``: ``IfMatch`` or ``IfNoneMatch``.
-        """
-        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
-        done = self._ask(
-            "complete_multipart_upload",
-            Key=key,
-            UploadId=upload,
-            MultipartUpload={"Parts": parts},
-            **conditions,
-        )
-        etag: str | None = done.get("ETag")
-        return etag
-
-    def abort(self, key: str, upload: str) -> None:
-        """Give up an upload, and have its parts deleted."""
-        self._ask("abort_multipart_upload", Key=key, UploadId=upload)
-
-    def _ask(self, method: str, **request: Any) -> dict[str, Any]:
-        from botocore import exceptions
-
-        try:
-            answer: dict[str, Any] = getattr(self._client, method)(Bucket=self._bucket, **request)
-        except RequestFailedError:
-            raise
-        except exceptions.ClientError as error:
-            response: Any = error.response
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            code = str(response.get("Error", {}).get("Code", ""))
-            known = code if code.isalnum() and not code.isdecimal() else None
-            raise RequestFailedError(problem_of_status(status, known)) from None
-        except exceptions.SSLError:
-            raise _failed(Kind.OTHER, "the server's TLS certificate is not trusted") from None
-        except (exceptions.NoCredentialsError, exceptions.CredentialRetrievalError):
-            raise _failed(Kind.DENIED, "the credentials could not be renewed") from None
-        except (exceptions.ParamValidationError, exceptions.ValidationError):
-            raise _failed(Kind.OTHER, "the answer was not understood") from None
-        except Exception:  # noqa: BLE001 - of botocore, of urllib3, of its XML parser
-            raise _failed(Kind.TRANSIENT, "the connection broke off") from None
-        return answer
-
-
-class _Given:
-    """A provider of botocore's, of credentials that were found before."""
-
-    def __init__(self, source: Any) -> None:
-        self._source = source
-
-    def load_credentials(self) -> Any:
-        return self._source
-
-
-def _stay(**_event: object) -> None:
-    raise _failed(Kind.OTHER, REDIRECTED)
-
-
-def _failed(kind: Kind, reason: str) -> RequestFailedError:
-    return RequestFailedError(Problem(kind, reason))
-
-
-def _word(answer: Mapping[str, Any], name: str) -> str:
-    """What an answer has to have; a server that leaves it out cannot do what was asked."""
-    value = answer.get(name)
-    if not isinstance(value, str) or not value:
-        raise _failed(Kind.UNSUPPORTED, f"the server's answer has no {name}")
-    return value
 
 
 def access(location: Location, settings: Settings) -> Access:

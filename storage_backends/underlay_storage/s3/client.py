@@ -6,7 +6,6 @@ left in the object's metadata.
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import threading
@@ -15,21 +14,19 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 from underlay.errors import (
-    StorageAccessError,
     StorageChangedError,
-    StorageError,
     StorageExistsError,
-    StorageNotFoundError,
-    UnderlayError,
     UnsupportedOperationError,
 )
-from underlay_storage.s3.aws import Access, Uploads, access
+from underlay_storage.s3.aws import Access, access
 from underlay_storage.s3.facts import CREATE, WRITE_ID, Condition, Facts, Got, Listed, strong
 from underlay_storage.s3.location import Location
 from underlay_storage.s3.problems import NO_RANGES, Kind, Problem, problem_of
-from underlay_storage.s3.retrying import Retrying, TransientError
+from underlay_storage.s3.requesting import Requester
+from underlay_storage.s3.retrying import TransientError
 from underlay_storage.s3.settings import Settings
 from underlay_storage.s3.stores import Stores, surroundings
+from underlay_storage.s3.uploads import Uploads
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta, PutMode, PutResult
@@ -42,7 +39,6 @@ __all__ = [
     "Got",
     "Listed",
     "ObjectClient",
-    "UploadLostError",
 ]
 
 T = TypeVar("T")
@@ -51,11 +47,7 @@ T = TypeVar("T")
 _PAGE: Final = 1000
 
 
-class UploadLostError(Exception):
-    """The server does not know an upload in parts (any more), and made no object of it."""
-
-
-class ObjectClient:
+class ObjectClient(Requester):
     """Requests to one bucket. Thread-safe; needs no closing.
 
     Every method raises, besides what it says itself:
@@ -72,15 +64,13 @@ class ObjectClient:
     _sharing: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, location: Location, settings: Settings, access: Access | None) -> None:
-        self.location = location
+        super().__init__(location, deadline=settings.deadline)
         self.settings = settings
         self.access = access
         self._stores = Stores(location, settings, access)
-        self._retrying = Retrying(deadline=settings.deadline)
         self._is_google = location.scheme == "gs"
-        #: What ``conditions`` found out of the server; None: nothing yet. It holds ``learning``.
-        self.honours_conditions: bool | None = None
-        self.honours_upload_conditions: bool | None = None
+        #: What ``conditions`` found out of the server so far. It holds ``learning``.
+        self.honoured: dict[str, bool] = {}
         self.learning = threading.Lock()
 
     @classmethod
@@ -139,7 +129,7 @@ class ObjectClient:
                     raise
             # A server may ignore If-Match, and Google was not asked.
             if etag is not None and got.facts.etag != etag:
-                raise self._changed(key)
+                raise self.changed(key)
             return got
 
         return self.request(attempt, doing="read", key=key)
@@ -262,14 +252,14 @@ class ObjectClient:
         name = str(self.location.at(key))
         unclear = {Kind.CONDITION, Kind.DONE, Kind.LOST, Kind.MISSING, Kind.RACE}
         if problem.kind not in unclear or problem.no_bucket:
-            raise self._typed(problem, doing="write", key=key)
+            raise self.typed(problem, doing="write", key=key)
         facts = self._facts_or_none(key)
         if facts is not None and facts.write_id == write_id:
             return facts.etag
         if problem.kind is Kind.RACE:
             raise TransientError(str(problem))
         if condition is None or problem.kind not in {Kind.CONDITION, Kind.MISSING}:
-            raise self._typed(problem, doing="write", key=key)
+            raise self.typed(problem, doing="write", key=key)
         if condition.etag is not None:
             raise StorageChangedError(
                 f"'{name}' was written by somebody else since it was opened: what they wrote "
@@ -346,27 +336,6 @@ class ObjectClient:
         except FileNotFoundError:
             return None
 
-    def request(self, attempt: Callable[[], T], *, doing: str, key: str) -> T:
-        """What ``attempt`` gives, tried until the deadline; its failures become typed errors.
-
-        ``doing`` completes "could not …", before the object's name.
-        """
-
-        def once() -> T:
-            try:
-                return attempt()
-            except (UnderlayError, TransientError, UploadLostError):
-                raise
-            except Exception as error:  # noqa: BLE001 - obstore raises what it likes
-                raise self._typed(problem_of(error), doing=doing, key=key) from None
-            except BaseException as error:
-                if type(error).__name__ != "PanicException":  # of Rust: a fault of obstore's
-                    raise
-                unknown = Problem(Kind.OTHER, "obstore does not know what to do with this")
-                raise self._typed(unknown, doing=doing, key=key) from None
-
-        return self._retrying.run(once, doing=f"{doing} '{self.location.at(key)}'")
-
     def _got(self, result: GetResult, start: int, length: int) -> Got:
         facts = self._got_facts(result)
         # One piece, and no more is waited for or kept than that: a server may send without end.
@@ -386,25 +355,3 @@ class ObjectClient:
     def _tag(self, said: ObjectMeta | PutResult) -> str | None:
         """What stands for an object's very bytes: an ETag, and Google's number of a generation."""
         return said["version"] if self._is_google else strong(said["e_tag"])
-
-    def _changed(self, key: str) -> StorageChangedError:
-        return StorageChangedError(
-            f"'{self.location.at(key)}' was changed by somebody while it was open: open it again"
-        )
-
-    def _typed(self, problem: Problem, *, doing: str, key: str) -> Exception:
-        if problem.kind is Kind.TRANSIENT:
-            return TransientError(str(problem))
-        if problem.kind is Kind.LOST:
-            return UploadLostError()
-        if problem.kind is Kind.CONDITION:
-            return self._changed(key)
-        name = str(self.location.at(key))
-        said = f"Could not {doing} '{name}': {problem}"
-        if problem.kind is Kind.MISSING:
-            return StorageNotFoundError(said, errno=errno.ENOENT, filename=name)
-        if problem.kind is Kind.DENIED:
-            return StorageAccessError(said, errno=errno.EACCES, filename=name)
-        if problem.kind is Kind.UNSUPPORTED:
-            return UnsupportedOperationError(said)
-        return StorageError(said, errno=errno.EIO, filename=name)

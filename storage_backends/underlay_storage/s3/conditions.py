@@ -12,21 +12,25 @@ from underlay.errors import (
     UnderlayError,
     UnsupportedOperationError,
 )
-from underlay_storage.s3.client import ObjectClient, UploadLostError
+from underlay_storage.s3.client import ObjectClient
 from underlay_storage.s3.facts import CREATE, Condition
 from underlay_storage.s3.problems import Kind, RequestFailedError
+from underlay_storage.s3.requesting import UploadLostError
 
-__all__ = ["require_conditional_uploads", "require_conditions"]
+__all__ = ["UPLOADS", "WRITES", "probe_folder", "require_conditions"]
+
+WRITES: Final = "conditions of writes"
+UPLOADS: Final = "conditions of uploads in parts"
 
 #: No object has this ETag.
 _NOBODYS: Final = f'"{"0" * 32}"'
 
 
-def require_conditions(client: ObjectClient, key: str) -> None:
+def require_conditions(client: ObjectClient, key: str, what: str = WRITES) -> None:
     """Refuse to write where a second writer could not be noticed.
 
-    Tried with a tiny object beside ``key``, once for each client. With ``single_writer`` there is
-    no need to know.
+    Tried with a tiny object beside ``key``, once for each client: for ``WRITES``, and where S3 is
+    spoken for ``UPLOADS`` (in parts). With ``single_writer`` there is no need to know.
 
     Raises:
         UnsupportedOperationError: the server does not honour conditions.
@@ -35,32 +39,19 @@ def require_conditions(client: ObjectClient, key: str) -> None:
     if client.settings.single_writer:
         return
     with client.learning:
-        if client.honours_conditions is None:
-            client.honours_conditions = _honours_conditions(client, _beside(key))
-    if not client.honours_conditions:
-        raise _refusal(client, key, "conditions of writes")
+        if what not in client.honoured:
+            beside = f"{probe_folder(key)}/{uuid.uuid4().hex}"
+            client.honoured[what] = _TRIALS[what](client, beside)
+    if not client.honoured[what]:
+        raise UnsupportedOperationError(
+            f"The server of '{client.location.at(key)}' ignores {what}: two writers could ruin "
+            "each other's work unnoticed. If nobody else writes there, say single_writer=on"
+        )
 
 
-def require_conditional_uploads(client: ObjectClient, key: str) -> None:
-    """``require_conditions`` for uploads in parts; only where S3 is spoken."""
-    if client.settings.single_writer:
-        return
-    with client.learning:
-        if client.honours_upload_conditions is None:
-            client.honours_upload_conditions = _honours_upload_conditions(client, _beside(key))
-    if not client.honours_upload_conditions:
-        raise _refusal(client, key, "conditions of uploads in parts")
-
-
-def _refusal(client: ObjectClient, key: str, what: str) -> UnsupportedOperationError:
-    return UnsupportedOperationError(
-        f"The server of '{client.location.at(key)}' ignores {what}: two writers could ruin each "
-        "other's work unnoticed. If nobody else writes there, say single_writer=on"
-    )
-
-
-def _beside(key: str) -> str:
-    return f"{key}.underlay-probe-{uuid.uuid4().hex}"
+def probe_folder(key: str) -> str:
+    """Where the tiny objects beside ``key`` are, for as long as it takes to try."""
+    return f"{key}.underlay-probe"
 
 
 def _honours_conditions(client: ObjectClient, key: str) -> bool:
@@ -119,3 +110,6 @@ def _refuses(
         return False
 
     return client.request(attempt, doing="write", key=key)
+
+
+_TRIALS: Final = {WRITES: _honours_conditions, UPLOADS: _honours_upload_conditions}

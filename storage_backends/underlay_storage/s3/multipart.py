@@ -15,11 +15,12 @@ from typing import Final, TypeVar
 import attrs
 
 from underlay.errors import UnderlayError, UnsupportedOperationError
-from underlay_storage.s3.aws import Uploads
-from underlay_storage.s3.client import ObjectClient, UploadLostError
-from underlay_storage.s3.conditions import require_conditional_uploads
+from underlay_storage.s3.client import ObjectClient
+from underlay_storage.s3.conditions import UPLOADS, require_conditions
 from underlay_storage.s3.facts import WRITE_ID, Condition, strong
 from underlay_storage.s3.problems import RequestFailedError
+from underlay_storage.s3.requesting import UploadLostError
+from underlay_storage.s3.uploads import Uploads
 
 __all__ = ["Part", "plan", "publish"]
 
@@ -101,7 +102,7 @@ def publish(
     if not client.location.speaks_s3:
         return _elsewhere(client, key, read, size=size, write_id=write_id, condition=condition)
     if condition is not None:
-        require_conditional_uploads(client, key)
+        require_conditions(client, key, UPLOADS)
     if condition is None or condition.etag is None:
         changed = None
     parts = plan(size, part_size=settings.part_size, changed=changed, present=present)
@@ -131,9 +132,10 @@ def _elsewhere(
         return client.put(key, read(0, size), write_id=write_id, condition=condition)
     if condition is not None and not client.settings.single_writer:
         raise UnsupportedOperationError(
-            f"'{client.location.at(key)}' is larger than {_WHOLE_MOST >> 20} MiB: on "
-            f"{client.location.scheme}:// such an object can be written only where nobody else "
-            "writes; say single_writer=on if that is so"
+            f"'{client.location.at(key)}' has {size} bytes, and on {client.location.scheme}:// "
+            f"what is larger than {_WHOLE_MOST >> 20} MiB, and than part_size, can be written only "
+            "where nobody else writes: say single_writer=on if that is so, or a part_size of up to "
+            "1G, which takes that much memory"
         )
     step = client.settings.part_size
     return client.put_in_pieces(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from underlay.buffers import copy_into, fill_zero, join, split_at, total
 from underlay.errors import OptionError, ReadOnlyError
+from underlay.maintenance import Collected, Sweepable
+from underlay.steps import StepsCallback
 from underlay.storage import (
     BlockingStorage,
     Extent,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["S3Object"]
 
 
-class S3Object(BlockingStorage):
+class S3Object(BlockingStorage, Sweepable):
     """A handle on one object. Storage options: ``underlay_storage.s3.settings.OPTIONS``."""
 
     __slots__ = ("_cache", "_dirty", "_options", "_published", "_staging", "_workers")
@@ -68,6 +70,13 @@ class S3Object(BlockingStorage):
             )
 
     # -- coming to be
+
+    @classmethod
+    def has_option(cls, name: str, option: str) -> bool:
+        """See ``BlockingStorage.has_option``."""
+        from underlay_storage.s3.settings import has_option
+
+        return has_option(name.partition(":")[0], option)
 
     @classmethod
     def open(cls, options: StorageOpenOptions) -> Self:
@@ -252,6 +261,26 @@ class S3Object(BlockingStorage):
             elif source is Source.ZERO and unchanged:
                 fill_zero((part,))
         return data
+
+    # -- maintenance
+
+    @classmethod
+    def sweep(
+        cls,
+        options: StorageOpenOptions,
+        *,
+        grace: float | None = None,
+        dry_run: bool = False,
+        progress: StepsCallback | None = None,
+    ) -> Collected:
+        """See ``Sweepable.sweep``: uploads in parts that nobody goes on with are ended."""
+        from underlay_storage.s3.published import connect
+        from underlay_storage.s3.sweeping import sweep
+
+        location, client = connect(options.name, options.options, writable=True)
+        if grace is None:
+            grace = client.settings.grace
+        return sweep(client, location.key, grace=grace, dry_run=dry_run, progress=progress)
 
     # -- the end
 

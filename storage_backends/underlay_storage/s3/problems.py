@@ -49,6 +49,8 @@ class Kind(enum.Enum):
     LOST = enum.auto()
     #: The same request may work the next time.
     TRANSIENT = enum.auto()
+    #: No connection came about: nobody listens, or the name leads nowhere.
+    UNREACHED = enum.auto()
     #: The server does not have what was asked for (conditions, copies).
     UNSUPPORTED = enum.auto()
     #: A write was done, and the answer does not say all about it.
@@ -146,8 +148,8 @@ _TEXTS: Final = (
     ("ETag Header missing", Kind.DONE, "the server gives objects no ETag"),
     ("HTTP error: builder error", Kind.OTHER, "the endpoint is no address of a server"),
     ("Could not parse path", Kind.OTHER, "object storage knows no such name"),
-    ("dns error", Kind.TRANSIENT, "the server's name was not found"),
-    ("ConnectError", Kind.TRANSIENT, "no connection to the server"),
+    ("dns error", Kind.UNREACHED, "the server's name was not found"),
+    ("ConnectError", Kind.UNREACHED, "no connection to the server"),
     ("TimedOut", Kind.TRANSIENT, "the server took too long"),
     ("HTTP error", Kind.TRANSIENT, "the connection broke off"),
 )

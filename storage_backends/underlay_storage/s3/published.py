@@ -28,7 +28,7 @@ from underlay_storage.s3.location import Location, locate
 from underlay_storage.s3.multipart import publish
 from underlay_storage.s3.settings import Settings
 
-__all__ = ["Published"]
+__all__ = ["Published", "connect"]
 
 #: What the first request brings along: of a typical image the header, the tables of counts and the
 #: first of the tables that lead to the data.
@@ -69,7 +69,7 @@ class Published:
 
         One request; to be sure of writing a few more, once for each bucket that is in use.
         """
-        location, client = _connect(name, options, writable=writable)
+        location, client = connect(name, options, writable=writable)
         head = client.get(location.key, 0, _HEAD)
         condition = _condition(client, location.key, head.facts) if writable else None
         return cls(client, location.key, facts=head.facts, condition=condition), head.data
@@ -80,7 +80,7 @@ class Published:
 
         Nothing is made yet. One that exists is replaced when it is published, and not before.
         """
-        location, client = _connect(name, options, writable=True)
+        location, client = connect(name, options, writable=True)
         try:
             present = client.head(location.key)
         except StorageNotFoundError:
@@ -222,9 +222,10 @@ class Published:
                 self._client.delete([self._key])
 
 
-def _connect(
+def connect(
     name: str, options: Mapping[str, object], *, writable: bool
 ) -> tuple[Location, ObjectClient]:
+    """What a URL names, and the client for it; raises as ``BlockingStorage.open`` does."""
     location = locate(name)
     if writable and location.is_web:
         raise ReadOnlyError(f"'{location}' cannot be written: pages of the web are read-only")

@@ -12,7 +12,7 @@ import attrs
 
 from underlay.errors import StorageError
 
-__all__ = ["Retrying", "TransientError"]
+__all__ = ["Retrying", "TransientError", "UnreachedError"]
 
 T = TypeVar("T")
 
@@ -20,12 +20,18 @@ _FIRST_WAIT: Final = 0.1
 _LONGEST_WAIT: Final = 5.0
 #: The part of the deadline in which attempts begin; the last one has the rest to end in.
 _BEGIN: Final = 0.75
+#: The same where nobody has ever listened: the address may be wrong, and a user waits to hear it.
+_BEGIN_UNREACHED: Final = 0.125
 #: A single fault is recovered from however long it took to show.
 _TRIES_AT_LEAST: Final = 2
 
 
 class TransientError(Exception):
     """A request failed in a way that the next one may not; ``str()`` is the reason."""
+
+
+class UnreachedError(TransientError):
+    """There was no connection, and there has been none before."""
 
 
 @attrs.frozen(kw_only=True)
@@ -59,7 +65,8 @@ class Retrying:
             except TransientError as error:
                 wait = longest * (1 + self.chance()) / 2
                 spent = self.clock() - begun
-                if tries >= _TRIES_AT_LEAST and spent + wait > _BEGIN * self.deadline:
+                patience = _BEGIN_UNREACHED if isinstance(error, UnreachedError) else _BEGIN
+                if tries >= _TRIES_AT_LEAST and spent + wait > patience * self.deadline:
                     raise StorageError(
                         f"Could not {doing}: {error} (tried {tries} times in {spent:.0f} s)",
                         errno=errno.ETIMEDOUT,

@@ -159,19 +159,21 @@ class Settings:
         Raises:
             OptionError: an option was given that this scheme has no use for.
         """
-        for field in attrs.fields(Settings):
-            schemes = _ONLY_FOR.get(field.name, {scheme})
-            if scheme not in schemes and getattr(self, field.name) != getattr(
-                _NOTHING_SAID, field.name
-            ):
+        for name in OPTIONS:
+            said = getattr(self, name) != getattr(_NOTHING_SAID, name)
+            if said and not has_option(scheme, name):
+                schemes = ", ".join(f"{one}://" for one in sorted(_ONLY_FOR[name]))
                 raise OptionError(
-                    f"{scheme}:// has no use for {field.name}; it is for "
-                    f"{', '.join(f'{one}://' for one in sorted(schemes))}",
-                    option=field.name,
+                    f"{scheme}:// has no use for {name}; it is for {schemes}", option=name
                 )
 
 
 _NOTHING_SAID: Final = Settings()
+
+
+def has_option(scheme: str, name: str) -> bool:
+    """Whether there is such an option, and this scheme has a use for it."""
+    return name in OPTIONS and scheme in _ONLY_FOR.get(name, {scheme})
 
 
 def _is_text(value: object) -> bool:

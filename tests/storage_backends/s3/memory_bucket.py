@@ -17,6 +17,7 @@ from underlay.errors import (
     StorageNotFoundError,
 )
 from underlay_storage.s3.client import Condition, Facts, Got, Listed, ObjectClient
+from underlay_storage.s3.conditions import WRITES
 from underlay_storage.s3.location import Location
 from underlay_storage.s3.settings import Settings
 
@@ -73,7 +74,7 @@ class MemoryClient(ObjectClient):
         self.location = Location(scheme="s3+blocks", bucket="memory", key="any")
         self.settings = Settings.read(options)
         self.access = None
-        self.honours_conditions = True
+        self.honoured = {WRITES: True}
         self.learning = threading.Lock()
         self.bucket = bucket or Bucket()
         #: What was acknowledged, in order.

@@ -190,14 +190,14 @@ def no_fault(_request: Request) -> None:
 class Proxy:
     """The running proxy; ``endpoint`` is where clients go."""
 
-    def __init__(self, upstream: str, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, upstream: str, *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.upstream = urlsplit(upstream).netloc
         self.script: Script = no_fault
         #: Since the script began.
         self.requests: list[Request] = []
         self.stopping = threading.Event()
         self.lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.proxy = self
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)

@@ -310,11 +310,13 @@ def test_who_reads_one_block_after_the_other_has_the_next_fetched_ahead(
 
 def test_memory_is_bounded_whatever_is_written(prefix: str, options: dict[str, object]) -> None:
     storage = _create(prefix, options)
+    writer = storage._writer
+    assert writer is not None
     for number in range(64):
         storage.writev((number.to_bytes(1, "big") * BLOCK,), number * BLOCK)
-        assert len(storage._in_memory()) <= MIB // 2 // BLOCK + 1
+        assert len(writer.staged()) <= MIB // 2 // BLOCK + 1
     storage.sync()
-    assert not storage._in_memory()
+    assert not writer.staged()
     storage.close()
 
 

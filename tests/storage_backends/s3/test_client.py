@@ -22,7 +22,7 @@ from underlay.errors import (
 )
 from underlay_storage.s3 import client as client_module
 from underlay_storage.s3.client import CREATE, Condition, ObjectClient
-from underlay_storage.s3.conditions import require_conditional_uploads, require_conditions
+from underlay_storage.s3.conditions import UPLOADS, WRITES, require_conditions
 from underlay_storage.s3.location import locate
 from underlay_storage.s3.multipart import publish
 from underlay_storage.s3.settings import Settings
@@ -253,22 +253,22 @@ def test_a_server_that_honours_conditions_is_asked_once(
 ) -> None:
     asking = through()
     require_conditions(asking, f"{prefix}/disk")
-    require_conditional_uploads(asking, f"{prefix}/disk")
+    require_conditions(asking, f"{prefix}/disk", UPLOADS)
     with proxy.scripted(no_fault) as requests:
         require_conditions(asking, f"{prefix}/disk")
-        require_conditional_uploads(asking, f"{prefix}/disk")
+        require_conditions(asking, f"{prefix}/disk", UPLOADS)
     assert requests == []
     assert list(client.listing(prefix)) == []
     assert pending(client, prefix) == []
 
 
-@pytest.mark.parametrize("require", [require_conditions, require_conditional_uploads])
+@pytest.mark.parametrize("what", [WRITES, UPLOADS])
 def test_a_server_that_ignores_conditions_is_refused(
-    rclone: Server, prefix: str, require: Callable[[ObjectClient, str], None]
+    rclone: Server, prefix: str, what: str
 ) -> None:
     with pytest.raises(UnsupportedOperationError, match="single_writer=on"):
-        require(rclone.client(), f"{prefix}/disk")
-    require(rclone.client(single_writer="on"), f"{prefix}/disk")
+        require_conditions(rclone.client(), f"{prefix}/disk", what)
+    require_conditions(rclone.client(single_writer="on"), f"{prefix}/disk", what)
     assert list(rclone.client().listing(prefix)) == []
 
 

@@ -28,7 +28,7 @@ from underlay.errors import (
     UnsupportedOperationError,
 )
 from underlay_storage.s3.client import CREATE, Condition, ObjectClient
-from underlay_storage.s3.conditions import require_conditions
+from underlay_storage.s3.conditions import UPLOADS, require_conditions
 from underlay_storage.s3.multipart import publish
 from underlay_storage.s3.retrying import Retrying
 
@@ -127,7 +127,7 @@ def pending(client: ObjectClient, folder: str) -> list[Any]:
 def uploader(through: MakeClient, prefix: str) -> ObjectClient:
     """A client for ``upload_requests``, which has asked for conditions already."""
     client = through(part_size="5M", parallel=2, deadline=6)
-    client.honours_upload_conditions = True
+    client.honoured[UPLOADS] = True
     return client
 
 
@@ -463,6 +463,38 @@ def test_o14_a_server_that_is_not_there_is_said_in_time(
             assert time.monotonic() - began < 3
 
 
+@pytest.mark.parametrize("where", [closed, nameless])
+def test_o14_nobody_waits_long_to_hear_of_a_wrong_address(
+    seaweed: Server, where: Callable[[], contextlib.AbstractContextManager[str]]
+) -> None:
+    with where() as endpoint:
+        asking = seaweed.client(endpoint=endpoint)
+        began = time.monotonic()
+        with pytest.raises(StorageError, match=r"no connection|not found"):
+            asking.get("a", 0, 1)
+        assert time.monotonic() - began < 5
+
+
+def test_o14_a_server_that_has_answered_is_waited_for_while_it_restarts(
+    seaweed: Server, client: ObjectClient, prefix: str
+) -> None:
+    client.put(f"{prefix}/a", BODY, write_id="one")
+    proxy = Proxy(seaweed.endpoint)
+    asking = seaweed.client(endpoint=proxy.endpoint, deadline=5)
+    asking.head(f"{prefix}/a")
+    port = int(proxy.endpoint.rpartition(":")[2])
+    proxy.close()
+    again: list[Proxy] = []
+    # Longer than one waits for a server that was never there.
+    starting = threading.Timer(1, lambda: again.append(Proxy(seaweed.endpoint, port=port)))
+    starting.start()
+    try:
+        assert bytes(asking.get(f"{prefix}/a", 0, len(BODY)).data) == BODY
+    finally:
+        starting.join()
+        again[0].close()
+
+
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     """A certificate that nobody signed, with its key."""
@@ -653,6 +685,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(b"x" * (1 << 20))
         except OSError:
             pass
+    do_POST = do_GET
     def log_message(self, *_):
         pass
 
@@ -666,9 +699,13 @@ def peak():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) >> 10 for line in file if line.startswith("VmHWM"))
 
+_ = client.uploads  # botocore is large
 before = peak()
 try:
-    client.get("a", 0, 4096)
+    if sys.argv[3] == "read":
+        client.get("a", 0, 4096)
+    else:
+        client.request(lambda: client.uploads.create("a", {}), doing="write", key="a")
 except UnderlayError as error:
     assert len(str(error)) < 400
 else:
@@ -678,14 +715,21 @@ print(peak() - before)
 
 
 @pytest.mark.parametrize(
-    ("status", "size", "most"),
+    ("doing", "status", "size", "most"),
     # A body is read as far as it was asked for. An error's is read whole by obstore, some
     # times over: it is bounded by what a server can send in the time that a request has.
-    [(206, 1000, 32), (400, 16, 8 * 16)],
+    [
+        ("read", 206, 1000, 32),
+        ("read", 400, 16, 8 * 16),
+        ("upload", 200, 1000, 32),
+        ("upload", 500, 1000, 32),
+    ],
 )
-def test_o19_memory_is_bounded_whatever_a_server_sends(status: int, size: int, most: int) -> None:
+def test_o19_memory_is_bounded_whatever_a_server_sends(
+    doing: str, status: int, size: int, most: int
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(HUNGRY), str(status), str(size)],
+        [sys.executable, "-c", textwrap.dedent(HUNGRY), str(status), str(size), doing],
         capture_output=True,
         text=True,
         check=True,

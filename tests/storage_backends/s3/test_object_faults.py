@@ -46,7 +46,7 @@ def forgetful(url: str, options: dict[str, object]) -> Callable[[], None]:
     client = ObjectClient.connect(locate(url), Settings.read(options))
 
     def forget() -> None:
-        client.honours_conditions = client.honours_upload_conditions = None
+        client.honoured.clear()
 
     return forget
 

@@ -8,7 +8,7 @@ from underlay.errors import OptionError, StorageError
 from underlay_storage.s3.client import ObjectClient
 from underlay_storage.s3.location import locate
 from underlay_storage.s3.multipart import Part, plan
-from underlay_storage.s3.retrying import Retrying, TransientError
+from underlay_storage.s3.retrying import Retrying, TransientError, UnreachedError
 from underlay_storage.s3.settings import Settings
 
 MIB = 1 << 20
@@ -198,6 +198,17 @@ def test_o1_waits_grow_and_are_random_and_end_before_the_deadline() -> None:
         assert 15 < clock.now - 100 < 30
     assert least.waits[0] == most.waits[0] / 2 == 0.05
     assert max(most.waits) == 5
+
+
+def test_a_server_that_was_never_there_is_not_waited_for_as_long() -> None:
+    clock = Clock()
+
+    def unreached() -> None:
+        raise UnreachedError("nobody listens")
+
+    with pytest.raises(StorageError, match="nobody listens"):
+        clock.retrying(1.0).run(unreached, doing="go out")
+    assert 2 < clock.now - 100 < 4
 
 
 def test_a_single_fault_is_recovered_from_however_long_it_took() -> None:

@@ -57,6 +57,8 @@ class _Listing:
     #: The bytes of each object that the root did not name, and when each mark was written.
     unnamed: dict[Name, int] = attrs.field(factory=dict[Name, int])
     marks: dict[Name, float] = attrs.field(factory=dict[Name, float])
+    #: And each probe, by its key.
+    probes: dict[str, float] = attrs.field(factory=dict[str, float])
 
 
 class _Collection:
@@ -119,6 +121,8 @@ class _Collection:
                 modified = found.listed.modified
                 if found.kind == "root":
                     listing.root_since = modified
+                elif found.kind == "probe":
+                    listing.probes[found.listed.key] = modified
                 elif found.name is None:
                     continue
                 elif found.name == clock:
@@ -145,9 +149,12 @@ class _Collection:
         removed = {
             name: size
             for name, size in listing.unnamed.items()
-            if not self._grace or listing.now - since[name] > self._grace
+            if self._is_over(since[name], listing)
         }
         if not self._dry_run:
+            self._objects.delete_probes(
+                key for key, tried in listing.probes.items() if self._is_over(tried, listing)
+            )
             self._objects.delete(removed)
             rest = since.keys() - removed.keys()
             self._objects.delete_marks(
@@ -155,6 +162,9 @@ class _Collection:
             )
             self._mark(name for name in rest if name in unmarked)
         return removed
+
+    def _is_over(self, since: float, listing: _Listing) -> bool:
+        return not self._grace or listing.now - since > self._grace
 
     def _read_mark(self, mark: Name) -> list[Name]:
         what = f"A mark of '{self._objects}' ({mark})"

@@ -32,6 +32,7 @@ from underlay_storage.s3.blocks.layout import (
     unpack_segment,
 )
 from underlay_storage.s3.client import CREATE, Condition, Listed, ObjectClient
+from underlay_storage.s3.conditions import probe_folder
 
 __all__ = ["DamagedError", "Found", "Objects", "Published"]
 
@@ -56,7 +57,7 @@ class Found:
     """An object in the listing of a disk."""
 
     listed: Listed
-    #: ``root``, ``object``, ``mark``, or None for what is not of this format.
+    #: ``root``, ``object``, ``mark``, ``probe`` (of conditions), or None for what is nobody's.
     kind: str | None
     #: Of an object or a mark.
     name: Name | None = None
@@ -185,6 +186,10 @@ class Objects:
 
     # -- all of them
 
+    def delete_probes(self, keys: Iterable[str]) -> None:
+        """Remove what a writer left who was killed while it tried conditions."""
+        self.client.delete(keys)
+
     def listing(self) -> Iterator[Found]:
         """All that lies under the prefix."""
         for listed in self.client.listing(self.prefix):
@@ -193,6 +198,8 @@ class Objects:
             folder, _, last = listed.key[len(self.prefix) + 1 :].rpartition("/")
             if listed.key == self._root_key:
                 kind = "root"
+            elif listed.key.startswith(f"{probe_folder(self._root_key)}/"):
+                kind = "probe"
             elif folder in {_OBJECTS, _MARKS}:
                 name = parse_name(last)
                 if name is not None:

@@ -6,14 +6,11 @@ Importing this is cheap: what talks to servers is imported when something is ope
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, ClassVar, NoReturn, Self
 
-from underlay.buffers import fill_zero, total
-from underlay.errors import (
-    OptionError,
-    ReadOnlyError,
-)
+from underlay.buffers import total
+from underlay.errors import OptionError, ReadOnlyError
 from underlay.maintenance import Collected, Maintainable, ObjectsCheck
 from underlay.steps import StepsCallback
 from underlay.storage import (
@@ -52,6 +49,7 @@ class S3Blocks(BlockingStorage, Maintainable):
         "_options",
         "_published",
         "_reader",
+        "_view",
         "_workers",
         "_writer",
     )
@@ -69,6 +67,7 @@ class S3Blocks(BlockingStorage, Maintainable):
         """``open`` and ``create_open`` are the ways in; a writable one has its own root there."""
         from underlay_storage.s3.blocks.flushing import Writer
         from underlay_storage.s3.blocks.reading import Reader
+        from underlay_storage.s3.blocks.view import View
         from underlay_storage.s3.workers import Workers
 
         settings = objects.client.settings
@@ -102,8 +101,21 @@ class S3Blocks(BlockingStorage, Maintainable):
                 memory=settings.cache // 2,
                 grace=settings.grace,
             )
+        self._view = View(
+            self._reader,
+            self._writer,
+            block_size=root.block_size,
+            parallel=settings.parallel,
+        )
 
     # -- coming to be
+
+    @classmethod
+    def has_option(cls, name: str, option: str) -> bool:
+        """See ``BlockingStorage.has_option``."""
+        from underlay_storage.s3.settings import has_option
+
+        return has_option(name.partition(":")[0], option)
 
     @classmethod
     def open(cls, options: StorageOpenOptions) -> Self:
@@ -231,63 +243,15 @@ class S3Blocks(BlockingStorage, Maintainable):
 
     def readv(self, buffers: ReadBuffers, offset: int) -> None:
         """See ``BlockingStorage.readv``; missing blocks are fetched side by side."""
-        target = _Target(buffers)
-        waiting: list[tuple[int, int, int]] = []
-        for piece in self._pieces(offset, offset + total(buffers)):
-            waiting.append(piece)
-            if len(waiting) == self._objects.client.settings.parallel:
-                self._read(waiting, target)
-                waiting.clear()
-        self._read(waiting, target)
-
-    def _read(self, pieces: list[tuple[int, int, int]], target: _Target) -> None:
-        here = {block: self._staged(block, start, count) for block, start, count in pieces}
-        missing = [block for block, content in here.items() if content is None]
-        stored = dict(zip(missing, self._reader.several(missing), strict=True))
-        for block, start, count in pieces:
-            content = here[block]
-            if content is None:
-                content = stored[block][start : start + count]
-            target.fill(content, count)
+        self._view.read(buffers, offset)
 
     def try_readv(self, buffers: ReadBuffers, offset: int) -> int | None:
         """See ``BlockingStorage.try_readv``: what is in memory."""
-        target = _Target(buffers)
-        done = 0
-        for block, start, count in self._pieces(offset, offset + total(buffers)):
-            content = self._staged(block, start, count)
-            if content is None:
-                found = self._reader.ready(block)
-                if found is None:
-                    break
-                content = found[start : start + count]
-            target.fill(content, count)
-            done += count
-        return done
+        return self._view.read_ready(buffers, offset)
 
     def extent_at(self, offset: int) -> Extent:
         """See ``BlockingStorage.extent_at``: blocks that are there are data."""
-        from underlay_storage.s3.blocks.layout import SEGMENT_BLOCKS
-
-        size, block_size = self.size(), self._block_size
-        if offset >= size:
-            return Extent(length=0, is_data=False)
-        blocks = -(-size // block_size)
-        block = offset // block_size
-        is_data = self._has(block)
-        block += 1
-        staged = {number // SEGMENT_BLOCKS for number in self._in_memory()}
-        while block < blocks:
-            if block % SEGMENT_BLOCKS == 0:
-                place = block // SEGMENT_BLOCKS
-                if is_data or place in staged or not self._reader.index.is_empty(place):
-                    break  # the next call fetches that part of the index
-                block += SEGMENT_BLOCKS
-            elif self._has(block) == is_data:
-                block += 1
-            else:
-                break
-        return Extent(length=min(block * block_size, size) - offset, is_data=is_data)
+        return self._view.extent_at(offset, self.size())
 
     def invalidate_cache(self) -> None:
         """See ``BlockingStorage.invalidate_cache``; what was opened stays the same."""
@@ -303,7 +267,7 @@ class S3Blocks(BlockingStorage, Maintainable):
         check_length(self._objects, offset + total(buffers), self._block_size)
         for buffer in buffers:
             view = memoryview(buffer)
-            for block, start, count in self._pieces(offset, offset + len(view)):
+            for block, start, count in self._view.pieces(offset, offset + len(view)):
                 writer.write(block, start, view[:count])
                 view = view[count:]
             offset += len(buffer)
@@ -317,22 +281,15 @@ class S3Blocks(BlockingStorage, Maintainable):
         self._clear(offset, length, parts=False)
 
     def _clear(self, offset: int, length: int, *, parts: bool) -> None:
-        from underlay_storage.s3.blocks.layout import SEGMENT_BLOCKS
-
         writer = self._need_writer()
         size = self.size()
         end = min(offset + length, size)
-        staged = {number // SEGMENT_BLOCKS for number in self._in_memory()}
-        while offset < end:
-            place = offset // (SEGMENT_BLOCKS * self._block_size)
-            stop = min((place + 1) * SEGMENT_BLOCKS * self._block_size, end)
-            if place in staged or not self._reader.index.is_empty(place):
-                for block, start, count in self._pieces(offset, stop):
-                    if start == 0 and (count == self._block_size or stop == size):
-                        writer.drop(block)
-                    elif parts and writer.has(block):
-                        writer.write(block, start, memoryview(bytes(count)))
-            offset = stop
+        for block, start, count in self._view.filled(offset, end):
+            at = block * self._block_size + start
+            if start == 0 and (count == self._block_size or at + count == size):
+                writer.drop(block)
+            elif parts and writer.has(block):
+                writer.write(block, start, memoryview(bytes(count)))
 
     def sync(self) -> None:
         """See ``BlockingStorage.sync``: all blocks, then the index, then the root.
@@ -431,43 +388,3 @@ class S3Blocks(BlockingStorage, Maintainable):
         if self._writer is None:
             raise ReadOnlyError(f"'{self.name()}' was opened read-only")
         return self._writer
-
-    def _staged(self, block: int, start: int, count: int) -> bytes | memoryview | None:
-        return None if self._writer is None else self._writer.peek(block, start, count)
-
-    def _in_memory(self) -> set[int]:
-        return set() if self._writer is None else self._writer.staged()
-
-    def _has(self, block: int) -> bool:
-        if self._writer is not None:
-            return self._writer.has(block)
-        return self._reader.index.find(block) is not None
-
-    def _pieces(self, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """The blocks of a range: the number of each, where in it to begin, and how many bytes."""
-        while offset < end:
-            block, start = divmod(offset, self._block_size)
-            count = min(end - offset, self._block_size - start)
-            yield block, start, count
-            offset += count
-
-
-class _Target:
-    """Buffers that are filled one after the other."""
-
-    def __init__(self, buffers: ReadBuffers) -> None:
-        self._views = iter([memoryview(buffer) for buffer in buffers])
-        self._view = memoryview(b"")
-
-    def fill(self, content: bytes | memoryview, count: int) -> None:
-        """Add ``count`` bytes: the content, and zeroes."""
-        content = memoryview(content)
-        while count:
-            if not len(self._view):
-                self._view = next(self._views)
-            length = min(count, len(self._view))
-            part = content[:length]
-            self._view[: len(part)] = part
-            fill_zero((self._view[len(part) : length],))
-            self._view, content = self._view[length:], content[length:]
-            count -= length
