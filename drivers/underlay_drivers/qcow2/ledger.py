@@ -99,8 +99,8 @@ class Ledger:
             times=times,
         )
 
-    def note_beyond(self, offsets: Clusters, length: int) -> None:
-        """Remember regions that are not inside the file, all of one length.
+    def note_beyond(self, offsets: Clusters, length: Clusters | int) -> None:
+        """Remember regions that are not inside the file, of one length or each of its own.
 
         Raises:
             LimitExceededError: there are more than ``limits.metadata`` can remember.
@@ -117,9 +117,12 @@ class Ledger:
         What leads past the end of the file would share whatever is put there.
         """
         regions = np.frombuffer(self._beyond, np.int64).reshape(-1, 2)
-        regions = regions[np.argsort(regions[:, 0])]
-        free = np.append(start, np.maximum(np.maximum.accumulate(regions[:, 1]) + 1, start))
-        until = np.append(regions[:, 0], np.iinfo(np.int64).max)
+        order = np.argsort(regions[:, 0])
+        # There may be millions, which are held no more often than they must be.
+        ends = regions[order, 1]
+        np.maximum.accumulate(ends, out=ends)
+        free = np.maximum(np.append(start, ends + 1), start)
+        until = np.append(regions[order, 0], np.iinfo(np.int64).max)
         return int(free[np.argmax(until - free >= count)])
 
     def _overflow(self, cluster: int, times: int) -> None:
