@@ -13,7 +13,7 @@ from underlay.blocking import open_any, open_image
 from underlay.chain import FROM_IMAGE
 from underlay.cli.output import say, warn
 from underlay.cli.problems import CommandError
-from underlay.errors import UnderlayError, printable
+from underlay.errors import OptionError, UnderlayError, printable
 from underlay.face import run_blocking
 from underlay.gate import ImplicitOpenGate
 from underlay.limits import Limits
@@ -87,7 +87,7 @@ def each_access(filenames: Sequence[str], access: Access, *more: Target) -> list
     ``more`` are targets that it names besides, never as descriptions.
 
     Raises:
-        OptionError: there is a storage option that none of them has.
+        CommandError: there is a storage option that none of them has.
     """
     if not access["storage_options"]:
         return [access] * (len(filenames) + len(more))
@@ -96,7 +96,10 @@ def each_access(filenames: Sequence[str], access: Access, *more: Target) -> list
         filename if node is None else node.target
         for filename, node in zip(filenames, nodes, strict=True)
     ]
-    told = options_for([*targets, *more], access["storage_options"])
+    try:
+        told = options_for([*targets, *more], access["storage_options"])
+    except OptionError as error:
+        raise CommandError(f"--storage-option: {error}") from error
     return [{**access, "storage_options": options} for options in told]
 
 

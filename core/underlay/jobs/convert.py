@@ -192,6 +192,7 @@ def convert(
             _fill_sectors(stretches, disk)
         if bitmaps:
             copy_bitmaps(disks[0], found, disk, steps)
+        _publish(disk, target)
         steps.end()
         return copied
 
@@ -228,6 +229,13 @@ def _one_after_the_other(disks: Sequence[SyncFormatAccess]) -> tuple[list[Stretc
         stretches.append(Stretch(disk=disk, start=0, length=disk.size, to=to))
         end = to + disk.size
     return stretches, end
+
+
+def _publish(disk: SyncFormatAccess, target: Source) -> None:
+    """All is done when it is there for good: some storages only now begin to send it."""
+    if not isinstance(target, SyncFormatAccess):
+        disk.flush()
+        disk.sync()
 
 
 def _fill_sectors(stretches: Sequence[Stretch], target: SyncFormatAccess) -> None:

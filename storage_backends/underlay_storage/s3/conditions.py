@@ -104,7 +104,7 @@ def _refuses(
         try:
             client.uploads.complete(key, upload, [part], condition)
         except RequestFailedError as failure:
-            if failure.problem.kind is Kind.TRANSIENT:
+            if failure.problem.kind in {Kind.TRANSIENT, Kind.UNREACHED}:
                 raise
             return failure.problem.kind is Kind.CONDITION
         return False

@@ -183,6 +183,8 @@ class Uploads:
             raise RequestFailedError(problem_of_status(status, known)) from None
         except exceptions.SSLError:
             raise _failed(Kind.OTHER, "the server's TLS certificate is not trusted") from None
+        except (exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError):
+            raise _failed(Kind.UNREACHED, "no connection to the server") from None
         except (exceptions.NoCredentialsError, exceptions.CredentialRetrievalError):
             raise _failed(Kind.DENIED, "the credentials could not be renewed") from None
         except (exceptions.ParamValidationError, exceptions.ValidationError):

@@ -162,14 +162,26 @@ def test_the_later_of_two_writers_is_refused(azurite: Azurite, url: str) -> None
         assert content(url, azurite)[:6] == b"winner"
 
 
-def test_a_large_object_needs_that_nobody_else_writes(azurite: Azurite, url: str) -> None:
+def test_a_large_object_needs_memory_or_that_nobody_else_writes(azurite: Azurite, url: str) -> None:
     # obstore has no upload in parts under a condition.
     size = 65 * MIB
     new = StorageCreateOptions(name=url, size=size, options=azurite.options())
     storage = S3Object.create_open(new)
-    with pytest.raises(UnsupportedOperationError, match="single_writer=on"):
+    with pytest.raises(UnsupportedOperationError, match=r"single_writer=on .* or a part_size"):
         storage.sync()
     storage.close()
+    whole = azurite.options(part_size="66M")
+    storage = S3Object.create_open(StorageCreateOptions(name=url, size=size, options=whole))
+    storage.sync()
+    late = S3Object.open(StorageOpenOptions(name=url, writable=True, options=whole))
+    storage.writev((b"first",), 0)
+    storage.sync()
+    late.writev((b"late",), 0)
+    with pytest.raises(StorageChangedError):
+        late.sync()
+    for one in (storage, late):
+        one.close()
+    azurite.client().delete([url.partition(f"{CONTAINER}/")[2]])
     alone = azurite.options(single_writer="on")
     storage = S3Object.create_open(StorageCreateOptions(name=url, size=size, options=alone))
     storage.writev((b"the end",), size - 7)

@@ -98,5 +98,6 @@ def refuse_reserving(objects: Objects, preallocation: PreallocateMode) -> None:
     """
     if preallocation.reserves:
         raise UnsupportedOperationError(
-            f"'{objects}': a bucket reserves no space; say preallocation=off"
+            f"'{objects}': a bucket reserves no space; leave preallocation away, or say metadata "
+            "where the format has that"
         )
