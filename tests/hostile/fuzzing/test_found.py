@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -13,7 +12,6 @@ import underlay
 from underlay import jobs
 from underlay.capabilities import Amendable
 from underlay.errors import CorruptImageError
-from underlay_drivers.qcow2 import layout
 from underlay_storage.memory import MemoryStorage
 
 from ..bases import Bases
@@ -81,31 +79,6 @@ def test_snapshots_by_the_ten_thousands_past_the_end(
     began = time.process_time()
     use(MemoryStorage(bytes(plain.data)))
     assert time.process_time() - began < 2
-
-
-def test_snapshots_by_the_ten_thousands_that_share_an_l1_table(plain: Image) -> None:
-    """Once a scan of an L2 table for each entry in each: 4.8 MB that took hours."""
-    entries, number = 8000, 65_536
-    table = plain.add_cluster(struct.pack(">Q", plain.word(plain.l1())) * entries)
-    snapshot = layout.SNAPSHOT.pack(table, entries, 0, 0, 0, 0, 0, 0, 16) + bytes(16)
-    plain.put(60, "IQ", number, plain.add_cluster(snapshot * number))
-    began = time.process_time()
-    result = jobs.check(MemoryStorage(bytes(plain.data)))
-    assert time.process_time() - began < 3
-    assert result.corruptions > entries * number
-
-
-@pytest.mark.parametrize("flags", [layout.COPIED, 0])
-def test_l1_entries_by_the_millions_that_lead_to_one_l2_table(plain: Image, flags: int) -> None:
-    """Once a scan of it for each of them: 33 MB that took an hour."""
-    number = 4 << 20
-    entry = plain.word(plain.l1()) & layout.HOST_OFFSET | flags
-    table = plain.add_cluster(struct.pack(">Q", entry) * number)
-    plain.put(36, "IQ", number, table).put(24, "Q", 1 << 45)
-    began = time.process_time()
-    result = jobs.check(MemoryStorage(bytes(plain.data)))
-    assert time.process_time() - began < 8
-    assert result.corruptions > number
 
 
 def test_a_bitmap_directory_larger_than_the_file(bases: Bases) -> None:
