@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
+import signal
 import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -32,6 +33,9 @@ def pytest_configure() -> None:
         os.environ[_IN_CI] = "true"
     if os.environ.get(_IN_CI):
         settings.load_profile("ci")
+    # A shell's background job ignores it, and so would all that is started here.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
