@@ -175,9 +175,7 @@ def options_for(
     """
     if not options:
         return [{} for _ in targets]
-    found = [
-        backend_of(target) if isinstance(target, str | os.PathLike) else None for target in targets
-    ]
+    found = [backend_of(target) if _is_name(target) else None for target in targets]
     names = [named for named in found if named is not None]
     if len(names) < 2:  # noqa: PLR2004 - what one storage has, it says best itself
         return [dict(options) if named is not None or not names else {} for named in found]
@@ -193,6 +191,10 @@ def options_for(
         }
         for named in found
     ]
+
+
+def _is_name(target: object) -> bool:
+    return isinstance(target, str | os.PathLike)
 
 
 def backend_of(target: object) -> tuple[str, type[BlockingStorage] | type[Storage]]:

@@ -313,6 +313,23 @@ def test_a_writer_who_is_killed_leaves_a_disk_that_is_whole(
     checked = reader.check_objects(read_all=True)
     assert (checked.damaged, checked.unneeded) == (0, 0)
     reader.close()
+    following = S3Blocks.attach(seaweed.client(**OPTIONS), prefix, writable=True)
+    following.writev((b"b" * BLOCK,), 0)
+    following.sync()
+    following.close()
+    assert _read(client, prefix)[: 2 * BLOCK] == b"b" * BLOCK + b"a" * BLOCK
+
+
+def test_what_is_left_of_trying_conditions_is_collected() -> None:
+    client = MemoryClient(**OPTIONS)
+    S3Blocks.create(client, PREFIX, size=BLOCK).close()
+    for name in (f"{PREFIX}/root.underlay-probe/1", f"{PREFIX}/mine"):
+        client.bucket.store(name, b"1")
+    collect(Objects(client, PREFIX), grace=60)
+    assert f"{PREFIX}/root.underlay-probe/1" in client.bucket.objects
+    client.bucket.now += 61
+    collect(Objects(client, PREFIX), grace=60)
+    assert sorted(client.bucket.objects) == [f"{PREFIX}/mine", f"{PREFIX}/root"]
 
 
 # -- O15: old answers

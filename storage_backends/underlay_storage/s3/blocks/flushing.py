@@ -1,12 +1,10 @@
 """Writing: blocks wait in memory, become objects, and a new root makes them the disk's.
 
-What counts is the order: a root is written when all that it names is acknowledged, and only in the
-place of the root that this writer wrote before. Whoever finds another one there has been shut out.
+What counts is the order: a root is written when all that it names is acknowledged.
 """
 
 from __future__ import annotations
 
-import errno
 import itertools
 import threading
 from collections.abc import Generator
@@ -17,15 +15,11 @@ from typing import Final
 
 import attrs
 
-from underlay.errors import (
-    StorageChangedError,
-    StorageError,
-    StorageNotFoundError,
-    UnderlayError,
-)
-from underlay_storage.s3.blocks.layout import NOBODY, Name, Ref, Root, pack_segment
+from underlay.errors import UnderlayError
+from underlay_storage.s3.blocks.layout import NOBODY, Name, Ref, pack_segment
 from underlay_storage.s3.blocks.leftovers import Leftovers
 from underlay_storage.s3.blocks.objects import Objects, Published
+from underlay_storage.s3.blocks.own_root import OwnRoot
 from underlay_storage.s3.blocks.reading import Reader
 from underlay_storage.s3.workers import Workers
 
@@ -35,8 +29,6 @@ __all__ = ["Writer"]
 _UNPUBLISHED_MOST: Final = 100_000
 #: So many objects are removed together while the disk is open.
 _SWEPT_TOGETHER: Final = 256
-#: How often a root is tried again that met an earlier try of its own writer.
-_SWAPS: Final = 5
 
 
 class Writer:
@@ -61,8 +53,7 @@ class Writer:
         ``parallel`` uploads are made at a time.
         """
         self._objects = objects
-        #: The last root that is known to be there.
-        self.published = published
+        self._root = OwnRoot(objects, published)
         self._reader = reader
         self._index = reader.index
         self._workers = workers
@@ -85,7 +76,11 @@ class Writer:
         self._sending: dict[int, bytearray] = {}
         self._uploads: set[Future[None]] = set()
         self._leftovers = Leftovers(grace=grace)
-        self._shut_out: StorageChangedError | None = None
+
+    @property
+    def published(self) -> Published:
+        """The last root that is known to be there."""
+        return self._root.published
 
     # -- blocks
 
@@ -118,7 +113,7 @@ class Writer:
     def drop(self, block: int) -> None:
         """Let a block be zeroes."""
         with self._claim(block), self._lock:
-            self._check()
+            self._root.check()
             self._dirty.pop(block, None)
             self._sending.pop(block, None)
             self._gone(self._index.change(block, None))
@@ -130,7 +125,7 @@ class Writer:
             if size < self.size and rest and self.has(block):
                 self._change(block, rest, memoryview(bytes(self._block_size - rest)), grow=False)
             with self._lock:
-                self._check()
+                self._root.check()
                 if size < self.size:
                     self._cut(block, rest)
                 self.size = size
@@ -148,7 +143,7 @@ class Writer:
     def _change(self, block: int, start: int, data: memoryview, *, grow: bool = True) -> None:
         with self._claim(block):
             with self._lock:
-                self._check()
+                self._root.check()
                 buffer = self._own(block)
             if buffer is None:
                 buffer = bytearray(self._block_size)
@@ -264,14 +259,13 @@ class Writer:
             StorageError: that is not certain; it is tried again by the next call.
         """
         with self._publishing:
-            with self._lock:
-                self._check()
+            self._root.check()
             self._send_all()
             self._publish()
             self._sweep(at_least=_SWEPT_TOGETHER)
 
     def _publish(self) -> None:
-        old = self.published.root
+        old = self._root.published.root
         with self._lock:
             size = self.size
             segments, changes = self._index.changes()
@@ -299,8 +293,8 @@ class Writer:
                 segments[place] = written
                 named.add(written.name)
         replaced += [ref.name for place, ref in old.segments.items() if segments.get(place) != ref]
-        self.published = self._swap(attrs.evolve(old, size=size, segments=segments))
-        self._index.published(self.published.root, changes)
+        root = self._root.swap(attrs.evolve(old, size=size, segments=segments))
+        self._index.published(root, changes)
         with self._lock:
             self._leftovers.published(named, replaced)
 
@@ -316,52 +310,6 @@ class Writer:
             written = self._objects.write(name, pack_segment(place, blocks))
             self._index.keep(written, blocks)
         return written, [ref.name for ref in replaced]
-
-    def _swap(self, root: Root) -> Published:
-        """Put ``root`` in the place of the one that was published last, as the next generation.
-
-        Raises:
-            StorageChangedError: somebody else has taken over.
-        """
-        last = self.published.root.generation
-        etag = self.published.etag
-        for _ in range(_SWAPS):
-            root = attrs.evolve(root, generation=last + 1)
-            try:
-                return self._objects.replace_root(root, etag)
-            except (StorageChangedError, StorageNotFoundError):
-                found = self._found_instead()
-            if found.root.generation < last:
-                raise StorageError(
-                    f"'{self._objects}': the server answers with a root that is older than one "
-                    "that it has acknowledged",
-                    errno=errno.EIO,
-                )
-            # An earlier try of ours, whose answer never came: what it shows is not asked for.
-            last, etag = found.root.generation, found.etag
-        raise StorageError(
-            f"'{self._objects}': its root could not be replaced; try again", errno=errno.EIO
-        )
-
-    def _found_instead(self) -> Published:
-        """The root that is there instead of the one that was expected, if it is of this writer."""
-        try:
-            found = self._objects.read_root()
-        except StorageNotFoundError:
-            found = None
-        if found is not None and found.root.writer == self.writer:
-            return found
-        what = "removed" if found is None else "taken over by another writer"
-        with self._lock:
-            self._shut_out = StorageChangedError(
-                f"'{self._objects}' was {what} since it was opened: that stands, and what was "
-                "written here since the last sync is lost; open it again"
-            )
-            raise self._shut_out
-
-    def _check(self) -> None:
-        if self._shut_out is not None:
-            raise StorageChangedError(str(self._shut_out))
 
     # -- the end
 
@@ -382,23 +330,19 @@ class Writer:
         """Give the disk back, as it was at the last sync; what can be removed is. Never raises."""
         with self._publishing:
             self._send_nothing()
-            if self._shut_out is None and not self._leftovers.in_doubt:
+            if not self._root.is_lost and not self._leftovers.in_doubt:
                 with self._lock:
                     self._leftovers.never_named(*self._waiting())
                 with suppress(UnderlayError):
-                    self.published = self._swap(attrs.evolve(self.published.root, writer=NOBODY))
+                    self._root.swap(attrs.evolve(self._root.published.root, writer=NOBODY))
                     self._sweep(at_least=1)
 
     def remove_all(self) -> None:
         """Take the disk away, if nobody has taken over, and all that this writer has written."""
         with self._publishing:
-            with self._lock:
-                self._check()
+            self._root.check()
             self._send_nothing()
-            self._found_instead()
-            with self._lock:
-                self._shut_out = StorageChangedError(f"'{self._objects}' was removed here")
-            self._objects.delete_root()
+            self._root.remove()
             self._objects.delete(
                 found.name
                 for found in self._objects.listing()
