@@ -91,7 +91,7 @@ def test_what_does_not_work_is_one_line_and_soon(
     for name, value in {**seaweed.environment(), **changed}.items():
         monkeypatch.setenv(name, value)
     begun = time.monotonic()
-    status, out, err = run("info", f"{scheme}://{bucket}/none")
+    status, out, err = run("info", "--storage-option=deadline=8", f"{scheme}://{bucket}/none")
     assert time.monotonic() - begun < 5
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert told in err
