@@ -33,6 +33,17 @@ def _many_snapshots(image: Image) -> None:
     image.put(60, "IQ", 16_384, image.add_cluster(entry * 16_384))
 
 
+def _overlapping_snapshots(image: Image) -> None:
+    """16,384 L1 tables of 32 MiB begin a cluster apart, and a refcount has one bit."""
+    image.put(96, "I", 0)
+    entries = (
+        layout.SNAPSHOT.pack(_MIB + image.cluster * number, 4 * _MIB, 0, 0, 0, 0, 0, 0, 16)
+        for number in range(16_384)
+    )
+    table = b"".join(entry + bytes(16) for entry in entries)
+    image.put(60, "IQ", 16_384, image.add_cluster(table))
+
+
 def _long_l1(entry: Callable[[int], int]) -> Callable[[Image], None]:
     """An L1 table of half a million times one entry, made from that of the only L2 table."""
 
@@ -84,6 +95,7 @@ def _entries_past_the_end(image: Image) -> None:
 #: The damage, and how long the file is then, with a hole at its end.
 SHAPES: dict[str, tuple[str, Callable[[Image], None], int]] = {
     "snapshots that share an L1 table": ("plain", _many_snapshots, 0),
+    "snapshots whose L1 tables overlap": ("small-clusters", _overlapping_snapshots, 64 * _MIB),
     "L1 entries to one L2 table": ("plain", _long_l1(lambda entry: entry), 0),
     "L1 entries that lack COPIED": ("plain", _long_l1(lambda entry: entry & ~layout.COPIED), 0),
     "L1 entries with reserved bits": ("plain", _long_l1(lambda entry: entry | 1 << 60), 0),

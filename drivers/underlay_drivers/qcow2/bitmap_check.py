@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import numpy as np
 
-from underlay.time_limit import check_time
 from underlay_drivers.qcow2.bitmaps import read_bitmaps
 from underlay_drivers.qcow2.findings import Report
 from underlay_drivers.qcow2.header import Header, text
@@ -60,9 +59,9 @@ class BitmapCheck:
         tables: Counter[tuple[int, int]] = Counter()
         what = f"'{self.image.name()}': the size of a bitmap table"
         for bitmap in bitmaps:
-            offset, entries = bitmap.bitmap_table_offset, bitmap.bitmap_table_size
-            self.limits.check("metadata", entries * 8, what=what)
-            inside = self.ledger.region("a bitmap table", offset, entries * 8)
+            offset, length = bitmap.bitmap_table_offset, bitmap.bitmap_table_size * 8
+            self.limits.check("metadata", length, what=what)
+            tables[offset, length] += 1
             if offset % self.header.cluster_size:  # nobody can use it
                 self.report.corruption(
                     "",
@@ -70,10 +69,13 @@ class BitmapCheck:
                     offset=place.directory_offset,
                     found=offset,
                 )
-            elif inside:
-                tables[offset, entries] += 1
-        for first, uses in words_in_use(tables, end=self.ledger.file_length):
-            check_time()
+        self.ledger.regions("a bitmap table", tables)
+        readable = {
+            (offset, length): times
+            for (offset, length), times in tables.items()
+            if not offset % self.header.cluster_size and self.ledger.is_inside(offset, length)
+        }
+        for first, uses in words_in_use(readable, end=self.ledger.file_length):
             table = await load_words(self.image, first, len(uses))
             self._count_entries(table, first, uses)
 

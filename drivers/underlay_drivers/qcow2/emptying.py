@@ -19,7 +19,7 @@ from underlay.steps import Steps
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.findings import Report
 from underlay_drivers.qcow2.rebuild import Front, Rebuild
-from underlay_drivers.qcow2.references import References
+from underlay_drivers.qcow2.references import References, cannot_overflow
 from underlay_drivers.qcow2.writeback import HeaderSwitch
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _empty_tables(disk: Dependencies, l1: Table, limits: Limits, *, start: int) 
     references = References(
         1,
         refcount_bits=header.refcount_bits,
-        overflow=_cannot_be,
+        overflow=cannot_overflow,
         limits=limits,
         name=disk.image.name(),
     )
@@ -121,7 +121,3 @@ async def _show(writer: ImageWriter, l1: Table, tables: Rebuild) -> None:
     """Write them, and let the header lead there."""
     await tables.write_structures(Steps(None))
     await writer.back.switch_header_now(HeaderSwitch(change=lambda _: tables.header, l1=l1))
-
-
-def _cannot_be(cluster: int, _: int) -> None:
-    raise AssertionError(f"cluster {cluster} is counted too often")

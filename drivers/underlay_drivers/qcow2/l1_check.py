@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import numpy as np
 
-from underlay.time_limit import check_time
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.findings import Report
 from underlay_drivers.qcow2.header import Header, text
@@ -93,7 +92,7 @@ class L1Check:
             )
         # What lies past the end is zero, and need not be held.
         held = min(entries, -(-max(self._ledger.file_length - offset, 0) // 8))
-        self._check_size(held)
+        self._check_size(held * 8)
         self.active = await load_words(self._image, offset, held)
         for first in range(0, held, _PIECE):
             piece = self.active[first : first + _PIECE]
@@ -108,21 +107,19 @@ class L1Check:
             CorruptImageError: too many L2 tables overlap.
         """
         tables = Counter(
-            (snapshot.l1_table_offset, snapshot.l1_size)
+            (snapshot.l1_table_offset, snapshot.l1_size * 8)
             for snapshot in snapshots
             if self._is_usable(snapshot)
         )
-        for (offset, entries), times in tables.items():
-            self._check_size(entries)
-            self._ledger.region("an L1 table", offset, entries * 8, times=times)
+        self._check_size(max((length for _, length in tables), default=0))
+        self._ledger.regions("an L1 table", tables)
         for first, uses in words_in_use(tables, end=self._ledger.file_length):
-            check_time()
             table = await load_words(self._image, first, len(uses))
             self._count_entries(table, first, uses, self._snapshot_uses)
 
-    def _check_size(self, entries: int) -> None:
+    def _check_size(self, length: int) -> None:
         what = f"'{self._image.name()}': the size of an L1 table"
-        self._limits.check("metadata", entries * 8, what=what)
+        self._limits.check("metadata", length, what=what)
 
     def _is_usable(self, snapshot: SnapshotEntry) -> bool:
         """Whether a snapshot's L1 table can be looked at; if not, that is reported."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -11,6 +13,7 @@ from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.findings import Report
 from underlay_drivers.qcow2.header import Header
 from underlay_drivers.qcow2.references import Clusters, References
+from underlay_drivers.qcow2.table_uses import overlaps
 
 if TYPE_CHECKING:
     from underlay.handle import StorageHandle
@@ -69,15 +72,35 @@ class Ledger:
         """
         if length <= 0:
             return True
-        first = offset >> self._bits
-        last = (offset + length - 1) >> self._bits
-        # The last cluster may be cut: as long as some of it is there, so is the region.
-        if offset + length - self.file_length >= 1 << self._bits:
+        if not self.is_inside(offset, length):
             self.tell_beyond(what, offset, length, times=times)
             self.note_beyond(np.array([offset]), length)
             return False
-        self.references.add_run(first, last - first + 1, times)
+        first, end = self._clusters(offset, length)
+        self.references.add_run(first, end - first, times)
         return True
+
+    def regions(self, what: str, places: Mapping[tuple[int, int], int]) -> None:
+        """The same of many, which may overlap: host offset and bytes, and how often each."""
+        spans: Counter[tuple[int, int]] = Counter()
+        for (offset, length), times in places.items():
+            if length > 0 and self.is_inside(offset, length):
+                spans[self._clusters(offset, length)] += times
+            else:
+                self.region(what, offset, length, times=times)
+        for first, uses in overlaps(spans):
+            self.references.add_each(first, uses)
+
+    def is_inside(self, offset: int, length: int) -> bool:
+        """Whether a region is inside the file.
+
+        Its last cluster may be cut: as long as some of it is there, so is the region.
+        """
+        return offset + length - self.file_length < 1 << self._bits
+
+    def _clusters(self, offset: int, length: int) -> tuple[int, int]:
+        """The first cluster of a region, and the end of its last one."""
+        return offset >> self._bits, (offset + length - 1 >> self._bits) + 1
 
     def beyond(self, what: str, offsets: Clusters, length: int, *, times: Clusters) -> None:
         """The same of many regions, none of which is inside the file."""
@@ -125,12 +148,15 @@ class Ledger:
         until = np.append(regions[order, 0], np.iinfo(np.int64).max)
         return int(free[np.argmax(until - free >= count)])
 
-    def _overflow(self, cluster: int, times: int) -> None:
-        offset = cluster << self._bits
-        self._report.corruption(
-            f"ERROR: overflow cluster offset=0x{offset:x}\n{_ADVICE}",
-            f"the cluster at {offset:#x} is referenced more often than a refcount can say; "
-            "convert the image into a new one",
-            offset=offset,
-            times=times,
-        )
+    def _overflow(self, clusters: Clusters, times: Clusters) -> None:
+        room = self._report.room
+        for cluster, count in zip(clusters[:room].tolist(), times[:room].tolist(), strict=True):
+            offset = cluster << self._bits
+            self._report.corruption(
+                f"ERROR: overflow cluster offset=0x{offset:x}\n{_ADVICE}",
+                f"the cluster at {offset:#x} is referenced more often than a refcount can say; "
+                "convert the image into a new one",
+                offset=offset,
+                times=count,
+            )
+        self._report.omit(corruptions=int(times[room:].sum()))

@@ -16,7 +16,7 @@ from underlay.face import to_the_end
 from underlay_drivers.qcow2.findings import Report
 from underlay_drivers.qcow2.rebuild import Rebuild
 from underlay_drivers.qcow2.refcount_check import StoredRefcounts
-from underlay_drivers.qcow2.references import References
+from underlay_drivers.qcow2.references import References, cannot_overflow
 from underlay_drivers.qcow2.writeback import HeaderSwitch
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class RefcountWidth:
         references = References(
             clusters,
             refcount_bits=64,
-            overflow=_cannot_be,
+            overflow=cannot_overflow,
             limits=self._limits,
             name=image.name(),
         )
@@ -114,7 +114,3 @@ class RefcountWidth:
             [offset >> header.cluster_bits for offset in self._structures(stored)]
         ] = 0
         return Rebuild(image, wide, references, Report(), start=start)
-
-
-def _cannot_be(cluster: int, _: int) -> None:
-    raise AssertionError(f"cluster {cluster} is counted too often")

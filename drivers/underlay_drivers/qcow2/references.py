@@ -16,7 +16,14 @@ from underlay.limits import Limits
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Clusters", "Counts", "References", "pack_counts", "unpack_counts"]
+__all__ = [
+    "Clusters",
+    "Counts",
+    "References",
+    "cannot_overflow",
+    "pack_counts",
+    "unpack_counts",
+]
 
 #: Numbers of host clusters.
 Clusters: TypeAlias = "NDArray[np.int64]"
@@ -42,11 +49,11 @@ class References:
         clusters: int,
         *,
         refcount_bits: int,
-        overflow: Callable[[int, int], None],
+        overflow: Callable[[Clusters, NDArray[np.int64]], None],
         limits: Limits,
         name: str,
     ) -> None:
-        """``overflow`` is told of a cluster, and how many references to it are too many.
+        """``overflow`` is told of clusters, and how many references to each are too many.
 
         Raises:
             LimitExceededError: the counts would take more memory than ``limits.metadata``; the
@@ -73,6 +80,11 @@ class References:
             part += times
         else:
             self._add(first, part, times)
+
+    def add_each(self, first: int, times: NDArray[np.int64]) -> None:
+        """References to consecutive clusters, to each so many."""
+        self.size = max(self.size, first + len(times))
+        self._add(first, self.counts[first : first + len(times)], times)
 
     def add(self, clusters: Clusters, times: Times = 1) -> None:
         """References, so many to each of these clusters, which may be in any order and repeat."""
@@ -124,10 +136,8 @@ class References:
     def _store(self, where: Any, wanted: NDArray[np.uint64], numbers: Clusters) -> None:
         excess = wanted > self.most
         if excess.any():
-            for number, count in zip(
-                numbers[excess].tolist(), wanted[excess].tolist(), strict=True
-            ):
-                self._overflow(number, count - self.most)
+            times = (wanted[excess] - np.uint64(self.most)).astype(np.int64)
+            self._overflow(numbers[excess], times)
             wanted = np.minimum(wanted, np.uint64(self.most))
         self.make_room(int(wanted.max()))
         self.counts[where] = wanted.astype(self.counts.dtype)
@@ -145,6 +155,11 @@ class References:
     def _check_memory(self, size: int) -> None:
         what = f"'{self._name}': the memory for counting its clusters"
         self._limits.check("metadata", size, what=what)
+
+
+def cannot_overflow(clusters: Clusters, _: NDArray[np.int64]) -> None:
+    """For counts that are known to fit."""
+    raise AssertionError(f"the clusters {clusters.tolist()} are counted too often")
 
 
 def _totals(places: NDArray[np.intp], times: Times) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -9,14 +10,15 @@ import numpy as np
 
 from underlay.errors import CorruptImageError
 from underlay.limits import Limits
+from underlay.time_limit import check_time
 from underlay_drivers.qcow2.references import Clusters
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["TableUses", "words_in_use"]
+__all__ = ["TableUses", "overlaps", "words_in_use"]
 
-#: Words of tables that are looked at together.
+#: Numbers, be they words or clusters, that are looked at together.
 _WINDOW: Final = 8192
 #: Tables that are sorted at once, at least.
 _AT_ONCE: Final = 1 << 18
@@ -24,35 +26,46 @@ _AT_ONCE: Final = 1 << 18
 _REMEMBERED_BYTES: Final = 16
 
 
-def words_in_use(
-    tables: Mapping[tuple[int, int], int], *, end: int
-) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Where words of tables lie that may overlap, and in how many tables each word is.
+def overlaps(spans: Mapping[tuple[int, int], int]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """In how many of some spans of numbers, which may overlap, each number is.
 
-    ``tables`` are host offsets, of whole words, and numbers of words, with how often there is such
-    a table; what lies at ``end`` and beyond is left out. Of each piece: its host offset, and the
-    uses of each of its words, which may be 0 inside.
+    ``spans`` go from their first number to before their end, and there are so many of each. Of each
+    piece: its first number, and for each of its numbers the uses, which may be 0 inside.
     """
-    starts = np.array([offset // 8 for offset, _ in tables], np.int64)
-    lengths = np.array([words for _, words in tables], np.int64)
-    ends = np.minimum(starts + lengths, end // 8)
-    inside = np.flatnonzero(starts < ends)
-    uses = np.fromiter(tables.values(), np.int64, len(tables))[inside]
-    edges, places = np.unique(np.concatenate((starts[inside], ends[inside])), return_inverse=True)
-    changes = np.bincount(places, np.concatenate((uses, -uses)), minlength=len(edges))
+    ends = np.array(list(spans), np.int64).reshape(-1, 2)
+    uses = np.fromiter(spans.values(), np.int64, len(spans))
+    edges, places = np.unique(ends, return_inverse=True)
+    changes = np.bincount(places.reshape(-1), np.stack((uses, -uses), axis=1).reshape(-1))
     times = np.cumsum(changes.astype(np.int64))
-    at, stop = (int(edges[0]), int(edges[-1])) if len(edges) else (0, 0)
-    while at < stop:
+    at, end = (int(edges[0]), int(edges[-1])) if len(edges) else (0, 0)
+    while at < end:
         first = int(np.searchsorted(edges, at, "right")) - 1
         if not times[first]:
             at = int(edges[first + 1])
             continue
-        until = min(at + _WINDOW, stop)
+        until = min(at + _WINDOW, end)
         last = int(np.searchsorted(edges, until, "left"))
         bounds = np.clip(edges[first : last + 1], at, until)
-        words = np.repeat(times[first:last], bounds[1:] - bounds[:-1])
-        yield at * 8, words[: int(np.flatnonzero(words)[-1]) + 1]
+        piece = np.repeat(times[first:last], bounds[1:] - bounds[:-1])
+        yield at, piece[: int(np.flatnonzero(piece)[-1]) + 1]
         at = until
+
+
+def words_in_use(
+    tables: Mapping[tuple[int, int], int], *, end: int
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Where words of tables lie, and in how many tables each word is.
+
+    ``tables`` are host offsets, of whole words, and bytes, with how often there is such a table;
+    what lies at ``end`` and beyond is left out. Of each piece: its host offset, and its uses.
+    """
+    spans: Counter[tuple[int, int]] = Counter()
+    for (offset, length), times in tables.items():
+        if offset < end:
+            spans[offset // 8, min(offset + length, end) // 8] += times
+    for first, uses in overlaps(spans):
+        check_time()
+        yield first * 8, uses
 
 
 class TableUses:
