@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 import pytest
 
 from underlay_storage.s3.client import ObjectClient
+from underlay_storage.s3.conditions import UPLOADS
 from underlay_storage.s3.location import locate
 from underlay_storage.s3.settings import Settings
 
@@ -98,3 +99,11 @@ def through(seaweed: Server, proxy: Proxy) -> MakeClient:
 def client(seaweed: Server) -> ObjectClient:
     """A client that nothing disturbs."""
     return seaweed.client()
+
+
+@pytest.fixture
+def uploader(through: MakeClient, prefix: str) -> ObjectClient:
+    """A client for ``upload_requests``, which has asked for conditions already."""
+    client = through(part_size="5M", parallel=2, deadline=6)
+    client.honoured[UPLOADS] = True
+    return client

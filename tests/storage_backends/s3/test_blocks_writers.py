@@ -321,7 +321,7 @@ def test_a_writer_who_is_killed_leaves_a_disk_that_is_whole(
 
 
 def test_what_is_left_of_trying_conditions_is_collected() -> None:
-    client = MemoryClient(**OPTIONS)
+    client = MemoryClient(None, **OPTIONS)
     S3Blocks.create(client, PREFIX, size=BLOCK).close()
     for name in (f"{PREFIX}/root.underlay-probe/1", f"{PREFIX}/mine"):
         client.bucket.store(name, b"1")

@@ -30,16 +30,10 @@ from underlay_storage.s3.settings import Settings
 from .conftest import MakeClient
 from .proxy import Proxy, answered, no_fault
 from .servers import BUCKET, Server
+from .workloads import pending
 
 MIB = 1 << 20
 STALE = Condition('"00000000000000000000000000000000"')
-
-
-def pending(client: ObjectClient, folder: str) -> list[Any]:
-    """Uploads in parts that somebody began and did not end."""
-    uploads: Any = client.uploads
-    answer = uploads._client.list_multipart_uploads(Bucket=BUCKET)
-    return [one for one in answer.get("Uploads", ()) if one["Key"].startswith(folder)]
 
 
 # -- reading

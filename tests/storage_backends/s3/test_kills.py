@@ -15,7 +15,6 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
@@ -30,6 +29,7 @@ from underlay_storage.s3.uploads import Begun
 
 from .proxy import LOST_BEFORE, Fault, Proxy, Request
 from .servers import BUCKET, Server
+from .workloads import pending
 
 MIB = 1 << 20
 PART = 5 * MIB
@@ -169,25 +169,18 @@ def content(client: ObjectClient, key: str) -> bytes:
     return bytes(client.get(key, 0, 64 * MIB).data)
 
 
-def uploads(client: ObjectClient, key: str) -> int:
-    """How many there are that have not ended, by the server's own list."""
-    server: Any = client.uploads
-    answer = server._client.list_multipart_uploads(Bucket=BUCKET)
-    return sum(one["Key"].startswith(key) for one in answer.get("Uploads", ()))
-
-
 def check_what_is_left(
     url: str, key: str, client: ObjectClient, options: dict[str, object], *, left: int
 ) -> None:
     """So many uploads are left; they wait for the grace period, and then go."""
-    assert uploads(client, key) == left
+    assert len(pending(client, key)) == left
     waiting = jobs.collect_storage(url, storage_options=options)
     assert (waiting.removed, waiting.waiting) == (0, left)
     told = jobs.collect_storage(url, grace=0, dry_run=True, storage_options=options)
-    assert uploads(client, key) == told.removed == left
+    assert len(pending(client, key)) == told.removed == left
     done = jobs.collect_storage(url, grace=0, storage_options=options)
     assert (done.removed, done.waiting) == (left, 0)
-    assert uploads(client, key) == 0
+    assert len(pending(client, key)) == 0
 
 
 @pytest.mark.parametrize(
