@@ -193,6 +193,11 @@ def test_a_large_object_needs_memory_or_that_nobody_else_writes(azurite: Azurite
     assert facts.write_id
 
 
+def test_what_is_left_of_uploads_azure_removes_itself(azurite: Azurite, url: str) -> None:
+    with pytest.raises(UnsupportedOperationError, match="Azure does so after a week"):
+        jobs.collect_storage(url, storage_options=azurite.options())
+
+
 # -- who asks, and where
 
 
