@@ -16,7 +16,7 @@ from .attacks import Done, command
 from .bases import IMAGE, Bases
 from .child import Warm
 from .editing import Image
-from .uses import Faults, change, check, mend
+from .uses import Faults, change, check, inspect, mend
 
 _MIB = 1 << 20
 
@@ -119,12 +119,12 @@ def _placed(shape: str, bases: Bases, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_checked_changed_and_mended_in_time(
+def test_looked_at_changed_and_mended_in_time(
     shape: str, bases: Bases, warm: Warm, tmp_path: Path
 ) -> None:
     path = _placed(shape, bases, tmp_path)
     told: list[str] = []
-    for use in (check, change, mend):
+    for use in (inspect, check, change, mend):
         outcome = warm.run(use, str(path))
         told += [f"{use.__name__}: {fault}" for fault in outcome.broken([path])]
         if use is check and shape != "L2 tables that overlap":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from underlay.capabilities import Inspection
 from underlay.errors import UnderlayError, UnsupportedFeatureError
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from underlay.handle import StorageHandle
 
 __all__ = ["inspect_image"]
+
+#: Faulty L1 entries are counted up to here, beside the first one.
+_COUNTED: Final = 1000
 
 
 async def inspect_image(image: StorageHandle, limits: Limits) -> Inspection:
@@ -83,19 +86,28 @@ async def _l1_damage(image: StorageHandle, header: Header, limits: Limits) -> li
             geometry.cluster_size,
         )
     )
-    damage: list[str] = []
     place = header.l1_table_offset, header.l1_size
     table = await load_table(image, *place, limits, what="the L1 table")
-    faulty = 0
+    # Nearly all entries of a table that may have millions are sound, and this tells so at once.
+    odd = layout.L1_RESERVED | geometry.cluster_size - 1
+    last = image.size() - geometry.cluster_size
+    damage: list[str] = []
+    others = 0
     for number, entry in enumerate(table):
-        if not entry:
+        host = entry & layout.HOST_OFFSET
+        if not entry or not (entry & odd or host > last or host in metadata):
             continue
         fault = geometry.l1_fault(entry, file_size=image.size(), metadata=metadata)
-        if fault is not None:
-            faulty += 1
-            if faulty == 1:
-                guest = number << geometry.l1_shift
-                damage.append(f"The L1 entry {entry:#x} of guest offset {guest:#x} {fault}")
-    if faulty > 1:
-        damage[0] += f"; and so do {faulty - 1} other L1 entries"
+        if fault is None:
+            continue
+        if not damage:
+            guest = number << geometry.l1_shift
+            damage.append(f"The L1 entry {entry:#x} of guest offset {guest:#x} {fault}")
+        elif others < _COUNTED:
+            others += 1
+        else:
+            break
+    if others:
+        least = "at least " if others == _COUNTED else ""
+        damage[0] += f"; and so do {least}{others} other L1 entries"
     return damage
