@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import frexp
-from typing import TextIO, cast
+from typing import Final, TextIO, cast
 
 from underlay.errors import StorageError, printable, storage_error
 from underlay.escaping import Escapes
@@ -22,6 +23,10 @@ __all__ = [
     "say",
     "warn",
 ]
+
+
+#: A value in the description of an image, as ``file.session_token=…`` or ``"session_token": "…"``.
+_SECRET: Final = re.compile(r'(\b\w*(?:secret|password|token)\w*(?:=|": ?"))[^,"]+')
 
 
 def echo(text: str, *, end: str = "\n") -> None:
@@ -61,9 +66,10 @@ def _writing() -> Generator[None]:
 
 
 def complain(*lines: str) -> None:
-    """Write each line to stderr, after the command's name."""
+    """Write each line to stderr, after the command's name; no secret that a user typed is in it."""
     for line in lines:
-        _write(sys.stderr, f"underlay: {printable(line)}\n")
+        shown = printable(_SECRET.sub(r"\1***", line))
+        _write(sys.stderr, f"underlay: {shown}\n")
 
 
 def say(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,23 @@ def test_options_go_to_the_names_that_they_are_for(
     status, _, err = run("create", "-f", "qcow2", *to_read, new, "1M")
     assert status == 1
     assert "say --target-storage-option" in err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_no_error_repeats_the_secrets_of_a_description(
+    run: Callable[..., Said], seaweed: Server, prefix: str, *, as_json: bool
+) -> None:
+    options = {**seaweed.options(), "filename": f"s3://{BUCKET}/{prefix}/none", "driver": "s3"}
+    if as_json:
+        image = "json:" + json.dumps({"driver": "raw", "file": options})
+        status, _, err = run("info", image)
+    else:
+        words = ",".join(f"file.{name}={value}" for name, value in options.items())
+        status, _, err = run("info", "--image-opts", f"driver=raw,{words}")
+    assert status == 1
+    assert "NoSuchKey" in err
+    assert "***" in err
+    assert "nobody-may-see-this" not in err
 
 
 @pytest.mark.parametrize("scheme", ["s3", "s3+blocks"])
