@@ -16,11 +16,15 @@ from underlay_drivers.qcow2.references import Clusters, References
 from underlay_drivers.qcow2.table_uses import overlaps
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from underlay.handle import StorageHandle
     from underlay.limits import Limits
 
 __all__ = ["Ledger"]
 
+#: Clusters that are looked through at a time.
+_AT_ONCE: Final = 1 << 18
 _ADVICE: Final = (
     "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean "
     "copy if the image cannot be opened for writing"
@@ -41,6 +45,7 @@ class Ledger:
         "_limits",
         "_name",
         "_report",
+        "_spans",
         "file_length",
         "references",
     )
@@ -55,6 +60,8 @@ class Ledger:
         self._report = report
         #: The first and the last cluster of each region that is not inside the file.
         self._beyond = array("q")
+        nothing = np.empty(0, np.int64)
+        self._spans: tuple[Clusters, Clusters] = (nothing, nothing)
         #: Bytes, in whole sectors.
         self.file_length = _length_in_sectors(image.size())
         self.references = References(
@@ -134,19 +141,46 @@ class Ledger:
         what = f"'{self._name}': the memory for what lies past its end"
         self._limits.check("metadata", size, what=what)
 
+    def leads_beyond(self, clusters: Clusters) -> NDArray[np.bool_]:
+        """Whether each cluster is part of a region that goes on past the end of the file.
+
+        Such regions are not counted, so that QEMU's verdict is ours; but what is there is in use.
+        """
+        starts, ends = self._spans_beyond()
+        last = np.searchsorted(starts, clusters, "right") - 1
+        found: NDArray[np.bool_] = last >= 0
+        found[found] = ends[last[found]] >= clusters[found]
+        return found
+
+    def keep_what_leads_beyond(self) -> None:
+        """Count a reference to what ``leads_beyond`` and has none, so that nobody is given it."""
+        starts, _ = self._spans_beyond()
+        counts = self.references.counts
+        first = min(int(starts[0]), len(counts)) if len(starts) else len(counts)
+        for at in range(first, len(counts), _AT_ONCE):
+            unused = at + np.flatnonzero(counts[at : at + _AT_ONCE] == 0)
+            counts[unused[self.leads_beyond(unused)]] = 1
+
     def clear_of_beyond(self, start: int, count: int) -> int:
         """The first cluster from ``start`` on behind which ``count`` are led to by nothing.
 
         What leads past the end of the file would share whatever is put there.
         """
-        regions = np.frombuffer(self._beyond, np.int64).reshape(-1, 2)
-        order = np.argsort(regions[:, 0])
-        # There may be millions, which are held no more often than they must be.
-        ends = regions[order, 1]
-        np.maximum.accumulate(ends, out=ends)
+        starts, ends = self._spans_beyond()
         free = np.maximum(np.append(start, ends + 1), start)
-        until = np.append(regions[order, 0], np.iinfo(np.int64).max)
+        until = np.append(starts, np.iinfo(np.int64).max)
         return int(free[np.argmax(until - free >= count)])
+
+    def _spans_beyond(self) -> tuple[Clusters, Clusters]:
+        """Where regions begin that are not inside the file, in order, and how far any has come."""
+        regions = np.frombuffer(self._beyond, np.int64).reshape(-1, 2)
+        if len(regions) != len(self._spans[0]):
+            order = np.argsort(regions[:, 0])
+            # There may be millions, which are held no more often than they must be.
+            ends = regions[order, 1]
+            np.maximum.accumulate(ends, out=ends)
+            self._spans = regions[order, 0], ends
+        return self._spans
 
     def _overflow(self, clusters: Clusters, times: Clusters) -> None:
         room = self._report.room

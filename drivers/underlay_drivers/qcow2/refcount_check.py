@@ -238,13 +238,18 @@ class RefcountCheck:
     ) -> None:
         leaks = stored > wanted
         self.differs = True
+        kept = self._ledger.leads_beyond(clusters)
         self.rebuild |= not stored.all()
         self.corruptions += int(np.count_nonzero(~leaks))
         room = self._report.room
-        for cluster, has, needs in zip(
-            clusters[:room].tolist(), stored[:room].tolist(), wanted[:room].tolist(), strict=True
+        for cluster, has, needs, stays in zip(
+            clusters[:room].tolist(),
+            stored[:room].tolist(),
+            wanted[:room].tolist(),
+            kept[:room].tolist(),
+            strict=True,
         ):
-            mended = has != 0 and (mend_leaks if has > needs else mend_errors)
+            mended = has != 0 and (mend_leaks and not stays if has > needs else mend_errors)
             self._difference(cluster, has, needs, mended=mended)
         unheard = leaks[room:]
         found = int(np.count_nonzero(unheard))

@@ -200,8 +200,9 @@ class _ImageRepair:
             steps.did()
             if stored is None:
                 continue
-            wrong = stored < wanted if rising else stored > wanted
-            numbers = np.flatnonzero(wrong)
+            numbers = np.flatnonzero(stored < wanted if rising else stored > wanted)
+            if not rising:
+                numbers = numbers[~self.checker.ledger.leads_beyond(first + numbers)]
             if not len(numbers):
                 continue
             told = numbers[: self._report.repair_room].tolist()
@@ -243,6 +244,7 @@ class _ImageRepair:
             size = sum(len(snapshot.pack()) for snapshot in snapshots)
             recount.ledger.region("the snapshot table", self._header.snapshots_offset, size)
         references = recount.ledger.references
+        recount.ledger.keep_what_leads_beyond()
         self.hopeless = hopeless = quiet.corruptions - len(recount.tables.to_zero)
         start = self.checker.ledger.references.end()
         refcounts = self.checker.refcounts

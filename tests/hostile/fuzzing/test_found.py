@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -107,3 +108,28 @@ def test_a_check_holds_no_more_of_a_table_than_the_file_has(plain: Image) -> Non
         tracemalloc.stop()
     # The table itself is held once, as it is for every use.
     assert peak < 40 << 20
+
+
+@pytest.mark.parametrize("rebuilt", [False, True])
+def test_a_repair_keeps_what_goes_on_past_the_end_of_the_file(rebuilt: bool) -> None:
+    """A snapshot's wrong length once gave the cluster away in which the snapshot table begins."""
+    target = MemoryStorage()
+    with underlay.create(target, format="qcow2", size="64k", cluster_size=512) as disk:
+        disk.write(b"data", 0)
+        jobs.create_snapshot(disk, "first")
+    image = _image_of(target)
+    at = image.header.snapshots_offset
+    image.put(at + 12, "H", 0xFFFF)  # of its id
+    if rebuilt:
+        image.put(image.header.refcount_table_offset + 8, "Q", 1)
+    target = MemoryStorage(bytes(image.data))
+    assert jobs.repair(target).corruptions
+    repaired = _image_of(target)
+    assert (repaired.refcount_block() == image.refcount_block()) is not rebuilt
+    assert struct.unpack_from(">H", repaired.data, repaired.count(at)) == (1,)
+
+
+def _image_of(storage: MemoryStorage) -> Image:
+    buffer = bytearray(storage.size())
+    storage.readv((buffer,), 0)
+    return Image(bytes(buffer))
