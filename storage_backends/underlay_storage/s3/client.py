@@ -345,11 +345,12 @@ class ObjectClient(Requester):
         return Got(data=memoryview(data), facts=facts)
 
     def _got_facts(self, result: GetResult) -> Facts:
+        meta = result.meta  # made anew each time
         return Facts(
-            size=result.meta["size"],
-            etag=self._tag(result.meta),
+            size=meta["size"],
+            etag=self._tag(meta),
             write_id=result.attributes.get(WRITE_ID),
-            modified=result.meta["last_modified"].timestamp(),
+            modified=meta["last_modified"].timestamp(),
         )
 
     def _tag(self, said: ObjectMeta | PutResult) -> str | None:

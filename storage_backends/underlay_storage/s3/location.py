@@ -46,7 +46,7 @@ class Location:
 
     def at(self, key: str) -> Location:
         """Another object of the same bucket."""
-        return attrs.evolve(self, key=key)
+        return Location(scheme=self.scheme, bucket=self.bucket, key=key)
 
     def beside(self, name: str) -> str:
         """The URL of ``name``, seen from this object's folder; a full URL stays itself."""
