@@ -70,8 +70,8 @@ class FormatAccess(OpenDisk):
             StorageError: a storage failed.
         """
         life = self._life
-        life.calls.append(None)
         try:
+            life.calls.append(None)
             if life.reason is not None:
                 life.check()
             location = self._driver.locate(offset)

@@ -81,6 +81,7 @@ async def create_image(
     backing_storage_options: Mapping[str, object] | None = None,
     announce: Callable[[Mapping[str, object]], None] | None = None,
     progress: StepsCallback | None = None,
+    made: list[FormatAccess] | None = None,
 ) -> FormatAccess:
     """``create``; for programs that want to say what is being made, or to open no backing image.
 
@@ -130,7 +131,10 @@ async def create_image(
         progress=progress,
     )
     try:
-        return await creation.run(driver_class, wanted, size_given=size is not None)
+        disk = await creation.run(driver_class, wanted, size_given=size is not None)
+        if made is not None:
+            made.append(disk)
+        return disk  # noqa: TRY300 - what comes up until here undoes it
     except BaseException:
         await to_the_end(creation.undo())
         raise
@@ -247,9 +251,9 @@ class _Creation:
             overwrite=self.overwrite,
             lock=self.opening.lock,
             storage_options=options,
+            made=self._made,
         )
         self.opening.resources.handles.append(storage)
-        self._made.append(storage)
         return storage
 
     async def undo(self) -> None:

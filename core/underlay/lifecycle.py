@@ -7,6 +7,7 @@ soon somebody else's file.
 from __future__ import annotations
 
 import os
+import sys
 import time
 import weakref
 from collections import deque
@@ -24,6 +25,8 @@ __all__ = ["Lifecycle"]
 
 _CLOSED = "it is closed"
 _BACKING_CLOSED = "the disk that it has as backing image was closed"
+#: How many seconds an interrupted close waits for calls: one may be counted that never ends.
+_PATIENCE = 2.0
 _FORKED = "it was opened before this process was forked; open it anew in the child"
 
 
@@ -64,8 +67,9 @@ class Lifecycle:
     def call(self) -> Generator[None]:
         """A call in flight, on whichever face drives it."""
         if is_blocking():
-            self.calls.append(None)
             try:
+                # Inside: an interrupt comes when this returns, and not before.
+                self.calls.append(None)
                 self.check()
                 yield
             finally:
@@ -104,8 +108,11 @@ class Lifecycle:
     async def _idle(self) -> None:
         """Wait until no call is in flight."""
         pause = 0.0001
+        patient_until = time.monotonic() + _PATIENCE
         while self.calls or self.tasks:
             if is_blocking():
+                if time.monotonic() > patient_until and _interrupted():
+                    return
                 here = current_loop()
                 if here is not None and here in tuple(self.tasks.values()):
                     raise RuntimeError(
@@ -124,6 +131,14 @@ class Lifecycle:
         for life in found:  # grows while it is walked
             found += [user for user in life._users if user not in found]
         return found
+
+
+def _interrupted() -> bool:
+    """Whether an interrupt is being handled, which may have come as a call was being counted."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 _all: weakref.WeakSet[Lifecycle] = weakref.WeakSet()

@@ -23,13 +23,16 @@ __all__ = ["Lock", "RangeLocks"]
 class _Holder:
     """A range that is locked, and by whom."""
 
-    __slots__ = ("end", "exclusive", "loop", "start")
+    __slots__ = ("end", "exclusive", "loop", "start", "thread")
 
     def __init__(self, start: int, end: int, *, exclusive: bool) -> None:
         self.start = start
         self.end = end
         self.exclusive = exclusive
-        self.loop = None if is_blocking() else current_loop()
+        blocking = is_blocking()
+        self.loop = None if blocking else current_loop()
+        #: The thread that holds it or waits, where it is one.
+        self.thread = threading.get_ident() if blocking else None
 
     def excludes(self, other: _Holder) -> bool:
         return (
@@ -131,6 +134,7 @@ class RangeLocks:
             return at_once
         wanted = _Holder(start, end, exclusive=exclusive)
         with self._mutex:
+            self._forget_own(wanted)
             blockers = self._blockers(wanted)
             if not blockers:
                 self._held.append(wanted)
@@ -161,9 +165,21 @@ class RangeLocks:
     def release(self, holder: _Holder) -> None:
         """Give a lock back, and hand its range on."""
         with self._mutex:
-            self._held.remove(holder)
+            if holder in self._held:
+                self._held.remove(holder)
             if self._queue:
                 self._hand_on()
+
+    def _forget_own(self, wanted: _Holder) -> None:
+        """Drop what the asking thread holds itself, and would wait for without end.
+
+        An interrupt left it, which came as the lock was taken, or was to be given back.
+        """
+        thread = wanted.thread
+        if thread is not None and any(held.thread == thread for held in self._held):
+            self._held = [
+                held for held in self._held if held.thread != thread or not held.excludes(wanted)
+            ]
 
     def _blockers(self, wanted: _Holder) -> list[_Holder]:
         return [held for held in self._held if held.excludes(wanted)] + [
@@ -202,11 +218,13 @@ class Lock:
         #: Whoever holds it without ever waiting: one at a time, and of no loop that could stop.
         self._at_once = _Holder(0, 1, exclusive=True)
         self._at_once.loop = None
+        self._at_once.thread = None
 
     def try_acquire(self) -> bool:
         """Take it if it is free; then give it to ``release`` soon, without awaiting anything."""
         if not self._ranges.try_grant(self._at_once):
             return False
+        self._at_once.thread = threading.get_ident()
         self._holder = self._at_once
         return True
 

@@ -55,30 +55,32 @@ class SyncFormatAccess:
             StorageError: a storage failed.
         """
         calls = self._calls
-        calls.append(None)
         leases = self._leases
         lease = leases.hot
-        lease.append(None)
-        while lease is not leases.hot:  # exchanged in between: nobody waits for this one
-            lease.pop()
-            lease = leases.hot
-            lease.append(None)
         try:
-            if self._life.reason is not None:
-                self._life.check()
-            if type(buf) is bytearray or (
-                type(buf) is memoryview and _is_flat(buf) and not buf.readonly
-            ):
-                location = self._locate(offset)
-                if location is not None:
-                    handle, host, run, _ = location
-                    inline = handle.inline_readv
-                    if inline is not None and 0 < len(buf) <= run:
-                        inline((buf,), host)
-                        return
-            run_blocking(self._core.readv((buf,), offset))
+            calls.append(None)  # inside: an interrupt comes when this returns, and not before
+            try:
+                lease.append(None)
+                while lease is not leases.hot:  # exchanged in between: nobody waits for this one
+                    lease.pop()
+                    lease = leases.hot
+                    lease.append(None)
+                if self._life.reason is not None:
+                    self._life.check()
+                if type(buf) is bytearray or (
+                    type(buf) is memoryview and _is_flat(buf) and not buf.readonly
+                ):
+                    location = self._locate(offset)
+                    if location is not None:
+                        handle, host, run, _ = location
+                        inline = handle.inline_readv
+                        if inline is not None and 0 < len(buf) <= run:
+                            inline((buf,), host)
+                            return
+                run_blocking(self._core.readv((buf,), offset))
+            finally:
+                lease.pop()
         finally:
-            lease.pop()
             calls.pop()
 
     def readv(self, bufv: Iterable[AnyBuffer], offset: int) -> None:
@@ -99,38 +101,40 @@ class SyncFormatAccess:
             ReadOnlyError: the disk is read-only, or guarded against what this would make of it.
         """
         calls = self._calls
-        calls.append(None)
         leases = self._leases
         lease = leases.hot
-        lease.append(None)
-        while lease is not leases.hot:  # exchanged in between: nobody waits for this one
-            lease.pop()
-            lease = leases.hot
-            lease.append(None)
         try:
-            if self._life.reason is not None:
-                self._life.check()
-            if self._write_fast and (
-                type(data) is bytes
-                or type(data) is bytearray
-                or (type(data) is memoryview and _is_flat(data))
-            ):
-                location = self._locate(offset)
-                if location is not None:
-                    handle, host, run, writable = location
-                    inline = handle.inline_writev
-                    if writable and inline is not None and 0 < len(data) <= run:
-                        inline((data,), host)
-                        return
-                done = self._try_write(data, offset, location)
-                if done:
-                    if done == len(data):
-                        return
-                    data = memoryview(data)[done:]
-                    offset += done
-            run_blocking(self._core.writev((data,), offset))
+            calls.append(None)  # inside: an interrupt comes when this returns, and not before
+            try:
+                lease.append(None)
+                while lease is not leases.hot:  # exchanged in between: nobody waits for this one
+                    lease.pop()
+                    lease = leases.hot
+                    lease.append(None)
+                if self._life.reason is not None:
+                    self._life.check()
+                if self._write_fast and (
+                    type(data) is bytes
+                    or type(data) is bytearray
+                    or (type(data) is memoryview and _is_flat(data))
+                ):
+                    location = self._locate(offset)
+                    if location is not None:
+                        handle, host, run, writable = location
+                        inline = handle.inline_writev
+                        if writable and inline is not None and 0 < len(data) <= run:
+                            inline((data,), host)
+                            return
+                    done = self._try_write(data, offset, location)
+                    if done:
+                        if done == len(data):
+                            return
+                        data = memoryview(data)[done:]
+                        offset += done
+                run_blocking(self._core.writev((data,), offset))
+            finally:
+                lease.pop()
         finally:
-            lease.pop()
             calls.pop()
 
     def writev(self, bufv: Iterable[AnyBuffer], offset: int) -> None:

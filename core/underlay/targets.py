@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeAlias, cast
 
 from underlay.errors import OptionError, ReadOnlyError, StorageExistsError
-from underlay.face import home_loop, in_loop, in_worker
+from underlay.face import home_loop, in_loop, in_worker, is_blocking
 from underlay.handle import StorageHandle
+from underlay.interrupts import undisturbed
 from underlay.plugins import registry
 from underlay.storage import (
     AnyStorage,
@@ -107,10 +109,12 @@ async def create_storage(
     overwrite: bool = False,
     lock: bool = True,
     storage_options: Mapping[str, object] | None = None,
+    made: list[StorageHandle] | None = None,
 ) -> StorageHandle:
     """Create what a caller named, empty or of ``size`` zero bytes, open for writing.
 
-    A given storage is emptied if ``overwrite`` is set or it is empty already.
+    A given storage is emptied if ``overwrite`` is set or it is empty already. What is created
+    stands in ``made``, to be abandoned there, before an interrupt can come.
 
     Raises:
         StorageExistsError: it is there already, and ``overwrite`` is not set.
@@ -126,6 +130,8 @@ async def create_storage(
             await handle.resize(0)
         if size:
             await handle.resize(size)
+        if made is not None:
+            made.append(handle)
         return handle
     name, backend = backend_of(target)
     options = StorageCreateOptions(
@@ -135,32 +141,40 @@ async def create_storage(
         lock=lock,
         options=dict(storage_options or {}),
     )
-    return await _call(backend, "create_open", options)
+    return await _call(backend, "create_open", options, [] if made is None else made)
 
 
 async def open_with(
     backend: type[BlockingStorage] | type[Storage], options: StorageOpenOptions
 ) -> StorageHandle:
     """Open a storage of a known class."""
-    return await _call(backend, "open", options)
+    return await _call(backend, "open", options, [])
 
 
 async def _call(
-    backend: type[BlockingStorage] | type[Storage], method: str, options: object
+    backend: type[BlockingStorage] | type[Storage],
+    method: str,
+    options: object,
+    handles: list[StorageHandle],
 ) -> StorageHandle:
     function: Any = getattr(backend, method)
     if BlockingStorage not in backend.__mro__:
-        return StorageHandle(await in_loop(home_loop(), function, options), owned=True)
+        handle = StorageHandle(await in_loop(home_loop(), function, options), owned=True)
+        handles.append(handle)
+        return handle
     opened: list[BlockingStorage] = []
     try:
-        await in_worker(lambda: opened.append(function(options)))
+        with undisturbed() if is_blocking() else nullcontext():
+            await in_worker(lambda: opened.append(function(options)))
+            handle = StorageHandle(opened[0], owned=True)
+            handles.append(handle)
     except BaseException:
         for storage in opened:  # the task was cancelled while it was being opened
             if method == "create_open":
                 storage.abandon()
             storage.close()
         raise
-    return StorageHandle(opened[0], owned=True)
+    return handle
 
 
 def options_for(

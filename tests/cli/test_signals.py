@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from underlay.jobs import Progress
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.cli.conftest import Run
     from tests.conftest import Tool
 
@@ -79,10 +83,28 @@ def test_a_copy_that_is_told_to_end_leaves_nothing_behind(
     assert not Path("copy.raw").exists()
 
 
+@pytest.mark.parametrize("becomes", ["lost", "another exception"])
+def test_ctrl_c_in_the_midst_of_an_import_counts_all_the_same(
+    run: Run, plain: Path, monkeypatch: pytest.MonkeyPatch, becomes: str
+) -> None:
+    def digest(*_: object, progress: Callable[[Progress], None], **__: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if becomes != "lost":
+                raise AttributeError("half an import has no attributes") from None
+        progress(Progress(0, 1))
+        pytest.fail("nobody stopped it")
+
+    monkeypatch.setattr("underlay.cli.digest.digest", digest)
+    assert run("digest", plain.name) == (128 + signal.SIGINT, "", "")
+
+
 def test_what_a_process_does_with_signals_stays_as_it_was(run: Run, plain: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+    heard = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in heard]
     assert run("info", plain.name)[0] == 0
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(number) for number in heard] == before
 
 
 @pytest.mark.parametrize("shown", ["", "-p", "-q"])

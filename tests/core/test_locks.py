@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -147,6 +149,11 @@ def test_threads_and_tasks_exclude_each_other() -> None:
     assert count == [4 * rounds]
 
 
+def held_by_another_thread(locks: RangeLocks) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run_blocking, locks.acquire(0, 10, exclusive=True)).result()
+
+
 def test_a_lock_is_free_again_after_an_error() -> None:
     lock = Lock()
 
@@ -163,7 +170,7 @@ def test_a_lock_is_free_again_after_an_error() -> None:
 
 def test_an_interrupted_thread_waits_no_longer() -> None:
     locks = RangeLocks()
-    holder = run_blocking(locks.acquire(0, 10, exclusive=True))
+    holder = held_by_another_thread(locks)
 
     def interrupt() -> None:
         wait_until(lambda: waiters(locks))
@@ -176,6 +183,18 @@ def test_an_interrupted_thread_waits_no_longer() -> None:
         run_blocking(locks.acquire(0, 10, exclusive=True))
     helper.join()
     locks.release(holder)
+    assert all_free(locks)
+
+
+def test_a_thread_does_not_wait_for_what_an_interrupt_let_it_keep() -> None:
+    locks = RangeLocks()
+    left = run_blocking(locks.acquire(0, 10, exclusive=True))
+    other = run_blocking(locks.acquire(20, 30, exclusive=True))
+    holder = run_blocking(locks.acquire(5, 15, exclusive=True))
+    locks.release(left)
+    assert not all_free(locks)
+    locks.release(holder)
+    locks.release(other)
     assert all_free(locks)
 
 
@@ -193,7 +212,7 @@ def test_a_blocking_call_does_not_wait_for_the_loop_that_it_stops() -> None:
 
 def test_a_blocking_call_inside_a_loop_waits_for_another_thread() -> None:
     locks = RangeLocks()
-    holder = run_blocking(locks.acquire(0, 10, exclusive=True))
+    holder = held_by_another_thread(locks)
 
     def let_go() -> None:
         wait_until(lambda: waiters(locks))
@@ -211,7 +230,7 @@ def test_a_blocking_call_inside_a_loop_waits_for_another_thread() -> None:
 
 def test_a_waiter_whose_loop_has_died_is_passed_over() -> None:
     locks = RangeLocks()
-    holder = run_blocking(locks.acquire(0, 10, exclusive=True))
+    holder = held_by_another_thread(locks)
     loop = asyncio.new_event_loop()
     abandoned = locks.acquire(0, 10, exclusive=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,50 @@ def test_tasks_are_interrupted_at_any_moment() -> None:
         [sys.executable, "-c", _ROUNDS], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, "300\n"), done.stderr
+
+
+_CREATIONS = """
+import os, random, signal, sys, time
+from underlay import interrupts, jobs
+
+def end(*_):
+    raise KeyboardInterrupt
+
+# Such as can be sent to come at a moment that is chosen; its exceptions inside __del__ are lost.
+signal.signal(signal.SIGALRM, end)
+interrupts.ENDING |= {signal.SIGALRM}
+sys.unraisablehook = lambda _: None
+random.seed(2)
+hit = 0
+for round in range(250):
+    began = time.monotonic()
+    try:
+        if round > 1:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, usual))
+        jobs.create("target", size=1 << 20, cluster_size=4096, preallocation="full")
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        usual = time.monotonic() - began if round < 2 else usual
+    except KeyboardInterrupt:
+        hit += 1
+    if os.path.exists("target"):  # it came too late
+        found = jobs.check("target")
+        assert found.allocated_clusters == 256 and not found.findings, round
+        os.unlink("target")
+print(hit > 100)
+"""
+
+
+def test_creating_that_is_interrupted_at_any_moment_ends_and_leaves_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _CREATIONS],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
 class _Complaining(ThreadPoolExecutor):

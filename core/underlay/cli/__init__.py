@@ -48,7 +48,8 @@ def _status(argv: Sequence[str]) -> int:
     threads = os.environ.get(_BLAS_THREADS)
     os.environ.setdefault(_BLAS_THREADS, "1")
     try:
-        from underlay.cli.signals import signals_heard, undisturbed
+        from underlay.cli.signals import signals_heard
+        from underlay.interrupts import undisturbed
 
         with signals_heard():
             with undisturbed():

@@ -9,7 +9,7 @@ import click
 
 from underlay.cli.help import CONTEXT, help_option
 from underlay.cli.output import echo
-from underlay.cli.signals import undisturbed
+from underlay.interrupts import undisturbed
 
 __all__ = ["COMMANDS", "underlay"]
 

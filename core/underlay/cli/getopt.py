@@ -11,8 +11,8 @@ import click
 from underlay.cli.help import CONTEXT, help_option
 from underlay.cli.images import IMAGE_OPTIONS, as_typed, warn_of_guess
 from underlay.cli.problems import CommandError
-from underlay.cli.signals import undisturbed
 from underlay.errors import OptionError, UnderlayError
+from underlay.interrupts import undisturbed
 from underlay.plugins import registry
 from underlay.recognition import guesses_told
 from underlay.time_limit import TimeLimit

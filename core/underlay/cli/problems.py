@@ -12,7 +12,7 @@ import click
 
 from underlay.chain import quotable
 from underlay.cli.output import complain, flush, printable, say
-from underlay.cli.signals import Ended, undisturbed
+from underlay.cli.signals import Ended, told_to_end
 from underlay.errors import (
     AmbiguousFormatError,
     ImageInUseError,
@@ -23,6 +23,7 @@ from underlay.errors import (
     UnderlayError,
 )
 from underlay.gate import Allow, DirectoryGate, ImplicitOpenRequest
+from underlay.interrupts import undisturbed
 
 __all__ = [
     "FAILED",
@@ -83,16 +84,23 @@ def exit_status(argv: Sequence[str]) -> int:
         for hint in hints_of(error):
             say(hint)
         status = FAILED
-    except Exception as error:  # a mistake of ours, or of a plug-in
-        if os.environ.get("UNDERLAY_DEBUG"):
-            raise
-        complain(
-            f"internal error: {type(error).__name__}: {error}; this is a mistake in underlay or in "
-            f"a plug-in: UNDERLAY_DEBUG=1 shows where, please report it"
-        )
-        status = FAILED
+    except Exception as error:  # noqa: BLE001 - a mistake of ours, or of a plug-in
+        status = _mistaken(error)
     _drain_stdout()
     return status
+
+
+def _mistaken(error: Exception) -> int:
+    """Say what nobody expected, unless that is what came of an interrupt."""
+    if (ended := told_to_end()) is not None:
+        return _SIGNAL + ended.number
+    if os.environ.get("UNDERLAY_DEBUG"):
+        raise error
+    complain(
+        f"internal error: {type(error).__name__}: {error}; this is a mistake in underlay or in "
+        f"a plug-in: UNDERLAY_DEBUG=1 shows where, please report it"
+    )
+    return FAILED
 
 
 def _run(argv: Sequence[str]) -> int:

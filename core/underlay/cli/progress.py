@@ -12,7 +12,7 @@ import click
 
 from underlay.cli.output import human_size
 from underlay.cli.problems import CommandError
-from underlay.cli.signals import asked_how_far
+from underlay.cli.signals import asked_how_far, told_to_end
 
 if TYPE_CHECKING:
     from underlay.jobs.progress import Progress, ProgressCallback
@@ -51,8 +51,23 @@ def reporting(
 ) -> Generator[ProgressCallback]:
     """What to give a job as its ``progress``; ``steps`` where it counts other things than bytes.
 
-    Where nothing shows how far it is, ``SIGUSR1`` asks for a line that does.
+    Where nothing shows how far it is, ``SIGUSR1`` asks for a line that does. An interrupt that was
+    lost is raised once more.
     """
+    with _showing(bar=bar, progress=progress, quiet=quiet, steps=steps) as show:
+
+        def report(progress: Progress) -> None:
+            if (ended := told_to_end()) is not None:
+                raise ended
+            show(progress)
+
+        yield report
+
+
+@contextmanager
+def _showing(
+    *, bar: bool, progress: str | None, quiet: bool, steps: bool
+) -> Generator[ProgressCallback]:
     if progress == "json":
         with _json_lines() as report:
             yield report

@@ -7,11 +7,21 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
-__all__ = ["Ended", "asked_how_far", "nobody_listens", "signals_heard", "undisturbed"]
+from underlay.interrupts import ENDING
+
+__all__ = [
+    "Ended",
+    "asked_how_far",
+    "nobody_listens",
+    "signals_heard",
+    "told_to_end",
+]
 
 _asked = threading.Event()
+#: The signals that asked the command to end.
+_ended: list[int] = []
 
 
 class Ended(KeyboardInterrupt):
@@ -23,11 +33,20 @@ class Ended(KeyboardInterrupt):
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    _ended.append(number)
     raise Ended(number)
 
 
 def _ask(_number: int, _frame: FrameType | None) -> None:
     _asked.set()
+
+
+def told_to_end() -> Ended | None:
+    """The interrupt that came while this command ran, if any.
+
+    In the midst of an import it can be lost, or come out as another exception.
+    """
+    return Ended(_ended[0]) if _ended else None
 
 
 def asked_how_far() -> bool:
@@ -38,26 +57,8 @@ def asked_how_far() -> bool:
     return True
 
 
-#: ``timeout``, ``kill`` and service managers send the first, a terminal that goes away the second.
-#: Not every system has all of these signals.
-_ENDING: Final = [signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+#: Not every system has it.
 _ASKING: Final = [signal.Signals[name] for name in ("SIGUSR1",) if hasattr(signal, name)]
-
-
-@contextmanager
-def undisturbed() -> Generator[None]:
-    """Let Ctrl-C, and what else ends a command, wait until the end of the ``with`` block.
-
-    That is for imports: in their midst it can be lost, or come out as another exception.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_ENDING})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -71,18 +72,21 @@ def signals_heard() -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ending = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    ending: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler}
+    ending |= dict.fromkeys(ENDING - {signal.SIGINT}, signal.SIG_DFL)
+    ending = {number: was for number, was in ending.items() if signal.getsignal(number) is was}
     for number in ending:
         signal.signal(number, _end)
     for number in _ASKING:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _ask)
     _asked.clear()
+    _ended.clear()
     try:
         yield
     finally:
-        for number in ending:
-            signal.signal(number, signal.SIG_DFL)
+        for number, was in ending.items():
+            signal.signal(number, was)
 
 
 def nobody_listens() -> None:

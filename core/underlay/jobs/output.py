@@ -6,6 +6,7 @@ from collections.abc import Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from underlay.access import FormatAccess
 from underlay.creating import create_image
 from underlay.errors import ConflictError, StorageError, UnderlayError
 from underlay.face import run_blocking
@@ -38,6 +39,7 @@ def new_image(
     with what it holds by then. An error in creating it has "create" as its ``step``. ``progress``
     counts what is preallocated.
     """
+    made: list[FormatAccess] = []
     try:
         making = create_image(
             target,
@@ -51,18 +53,18 @@ def new_image(
             options=options,
             backing_storage_options=backing_storage_options,
             progress=progress,
+            made=made,
         )
         disk = SyncFormatAccess(run_blocking(making))
-    except UnderlayError as error:
-        error.step = "create"
-        raise
-    try:
         yield disk
         # Here and not in close(), so that a failure is noticed while the image can be removed.
         disk.flush()
         disk.sync()
-    except BaseException:
-        disk.abandon()
+    except BaseException as error:
+        if isinstance(error, UnderlayError) and not made:
+            error.step = "create"
+        for core in made:
+            run_blocking(core.abandon())
         raise
     disk.close()
 
