@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from underlay import jobs
+import underlay
+from underlay import jobs, lifecycle
 from underlay.jobs.workers import in_parallel
 from underlay_drivers.qcow2.allocation import Allocator
 from underlay_drivers.qcow2.writeback import Writeback
+from underlay_storage.file import descriptors
 
 _ROUNDS = """
 import random, signal
@@ -47,48 +49,36 @@ def test_tasks_are_interrupted_at_any_moment() -> None:
     assert (done.returncode, done.stdout) == (0, "300\n"), done.stderr
 
 
-_CREATIONS = """
-import os, random, signal, sys, time
-from underlay import interrupts, jobs
+@pytest.mark.parametrize("options", [{}, {"output_format": "qcow2"}])
+def test_an_interrupt_as_the_target_comes_to_be_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    (tmp_path / "source").write_bytes(b"data" * 1000)
+    real = descriptors.create_new
 
-def end(*_):
-    raise KeyboardInterrupt
+    def interrupted(path: str) -> int:
+        made = real(path)
+        signal.raise_signal(signal.SIGINT)
+        return made
 
-# Such as can be sent to come at a moment that is chosen; its exceptions inside __del__ are lost.
-signal.signal(signal.SIGALRM, end)
-interrupts.ENDING |= {signal.SIGALRM}
-sys.unraisablehook = lambda _: None
-random.seed(2)
-hit = 0
-for round in range(250):
-    began = time.monotonic()
+    monkeypatch.setattr(descriptors, "create_new", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.convert(tmp_path / "source", tmp_path / "target", **options)
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_call_that_an_interrupt_left_counted_holds_no_close_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "_PATIENCE", 0.01)
+    jobs.create(tmp_path / "disk", size="1M")
+    disk = underlay.open_any(tmp_path / "disk")
+    disk._life.calls.append(None)
     try:
-        if round > 1:
-            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, usual))
-        jobs.create("target", size=1 << 20, cluster_size=4096, preallocation="full")
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        usual = time.monotonic() - began if round < 2 else usual
+        raise KeyboardInterrupt
     except KeyboardInterrupt:
-        hit += 1
-    if os.path.exists("target"):  # it came too late
-        found = jobs.check("target")
-        assert found.allocated_clusters == 256 and not found.findings, round
-        os.unlink("target")
-print(hit > 100)
-"""
-
-
-def test_creating_that_is_interrupted_at_any_moment_ends_and_leaves_nothing(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _CREATIONS],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-    )
-    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+        disk.close()
+    assert disk.closed
 
 
 class _Complaining(ThreadPoolExecutor):
