@@ -74,11 +74,14 @@ def test_a_call_that_an_interrupt_left_counted_holds_no_close_up(
     jobs.create(tmp_path / "disk", size="1M")
     disk = underlay.open_any(tmp_path / "disk")
     disk._life.calls.append(None)
-    try:
-        raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        disk.close()
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted_in(disk)
     assert disk.closed
+
+
+def _interrupted_in(disk: underlay.SyncFormatAccess) -> None:
+    with disk:
+        raise KeyboardInterrupt
 
 
 class _Complaining(ThreadPoolExecutor):
