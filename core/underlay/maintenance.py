@@ -1,4 +1,4 @@
-"""What a storage of objects can do for its disks: tell of them, check them, and tidy up.
+"""What a storage of objects can do for its disks: tell, check, tidy up, and show how it publishes.
 
 ``underlay storage`` and ``underlay.jobs`` ask a storage for these, and name no scheme.
 """
@@ -14,7 +14,7 @@ import attrs
 from underlay.steps import StepsCallback
 from underlay.storage import StorageOpenOptions
 
-__all__ = ["Collected", "Maintainable", "ObjectDamage", "ObjectsCheck", "Sweepable"]
+__all__ = ["Collected", "Maintainable", "ObjectDamage", "ObjectsCheck", "Publishing", "Sweepable"]
 
 
 @attrs.frozen(kw_only=True)
@@ -128,4 +128,22 @@ class Sweepable(Protocol):
 
         Raises:
             StorageError: the server did not answer.
+        """
+
+
+class Publishing(Protocol):
+    """A storage that keeps what is written, and sends all of it when it is synced.
+
+    That may take as long as all that came before, so it can be watched. A plain function, which
+    may block.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def publish(self, progress: StepsCallback | None = None) -> None:
+        """Sync. ``progress`` counts bytes; what it raises leaves everything as it was.
+
+        Raises:
+            What ``sync`` raises.
         """

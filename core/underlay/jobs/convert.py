@@ -14,6 +14,7 @@ from underlay.jobs.bitmap_copying import bitmap_steps, check_format, copy_bitmap
 from underlay.jobs.copying import Compress, Copied, Stretch, Zeroes, copy
 from underlay.jobs.output import new_image, refuse_same
 from underlay.jobs.progress import ProgressCallback, counting
+from underlay.jobs.publishing import Publication
 from underlay.jobs.salvage import SalvageCallback
 from underlay.limits import Limits
 from underlay.steps import Steps
@@ -160,13 +161,11 @@ def convert(
                 progress=steps.more(size),
             )
         disk = opened.enter_context(made)
+        # An open disk stays its owner's, to be made durable when he likes.
+        publication = None if disk is target else Publication(disk, size=size, steps=steps)
         if target_exists:
             refuse_same(disks, disk, storage_options=None)  # now its data file is known too
-        if disk.size < size:
-            raise OutOfRangeError(
-                f"The target has {disk.size} bytes, too few for the {size} of its sources; "
-                "resize it first"
-            )
+        _check_room(disk, size)
         zeroes = Zeroes.DISCARD if sparse_size else Zeroes.WRITE
         clean_from = None
         if over_backing:
@@ -192,7 +191,8 @@ def convert(
             _fill_sectors(stretches, disk)
         if bitmaps:
             copy_bitmaps(disks[0], found, disk, steps)
-        _publish(disk, target)
+        if publication is not None:
+            publication.publish()
         steps.end()
         return copied
 
@@ -231,11 +231,12 @@ def _one_after_the_other(disks: Sequence[SyncFormatAccess]) -> tuple[list[Stretc
     return stretches, end
 
 
-def _publish(disk: SyncFormatAccess, target: Source) -> None:
-    """All is done when it is there for good: some storages only now begin to send it."""
-    if not isinstance(target, SyncFormatAccess):
-        disk.flush()
-        disk.sync()
+def _check_room(target: SyncFormatAccess, size: int) -> None:
+    if target.size < size:
+        raise OutOfRangeError(
+            f"The target has {target.size} bytes, too few for the {size} of its sources; "
+            "resize it first"
+        )
 
 
 def _fill_sectors(stretches: Sequence[Stretch], target: SyncFormatAccess) -> None:

@@ -15,6 +15,7 @@ from underlay.jobs.convert import Source
 from underlay.jobs.copying import Stretch, Zeroes, copy
 from underlay.jobs.output import new_image, refuse_same
 from underlay.jobs.progress import ProgressCallback, counting
+from underlay.jobs.publishing import Publication
 from underlay.limits import Limits
 from underlay.steps import Steps
 from underlay.sync import SyncFormatAccess
@@ -108,6 +109,7 @@ def dd(
                 progress=steps.more(size),
             )
         )
+        publication = Publication(made, size=size, steps=steps)
         copy(
             [Stretch(disk=disk, start=start, length=length, to=0)] if length else [],
             made,
@@ -117,6 +119,7 @@ def dd(
             executor=executor,
             progress=steps.part(length),
         )
+        publication.publish()
         steps.end()
         return DdResult(start=start, length=length, past_end=start > end)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Final, TypeVar
 
 import attrs
 
 from underlay.errors import UnderlayError, UnsupportedOperationError
+from underlay.steps import Steps, StepsCallback
 from underlay_storage.s3.client import ObjectClient
 from underlay_storage.s3.conditions import UPLOADS, require_conditions
 from underlay_storage.s3.facts import WRITE_ID, Condition, strong
@@ -84,12 +85,14 @@ def publish(
     condition: Condition | None,
     changed: Sequence[tuple[int, int]] | None = None,
     present: int = 0,
+    progress: StepsCallback | None = None,
 ) -> str | None:
     """Make ``size`` bytes, which ``read(offset, length)`` gives, the object; its ETag.
 
     ``read`` is called from several threads, for a part at a time, and again for what has to be
     sent again. ``changed`` and ``present`` are as for ``plan``: what did not change is copied from
-    the object that ``condition`` names. Memory: ``parallel`` times ``part_size``.
+    the object that ``condition`` names. Memory: ``parallel`` times ``part_size``. ``progress``
+    counts bytes, by parts.
 
     Raises:
         UnsupportedOperationError: the server cannot do this under a condition.
@@ -106,7 +109,10 @@ def publish(
     if condition is None or condition.etag is None:
         changed = None
     parts = plan(size, part_size=settings.part_size, changed=changed, present=present)
-    upload = _Upload(client, key, read, parts=parts, write_id=write_id, condition=condition)
+    steps = Steps(progress, size)
+    upload = _Upload(
+        client, key, read, parts=parts, write_id=write_id, condition=condition, steps=steps
+    )
     for _ in range(_UPLOADS_MOST - 1):
         with contextlib.suppress(UploadLostError):
             return upload.run()
@@ -157,6 +163,7 @@ class _Upload:
         parts: Sequence[Part],
         write_id: str,
         condition: Condition | None,
+        steps: Steps,
     ) -> None:
         self._client = client
         self._key = key
@@ -164,6 +171,7 @@ class _Upload:
         self._parts = parts
         self._write_id = write_id
         self._condition = condition
+        self._steps = steps
         self._uploads: Uploads = client.uploads
         #: The server cannot copy.
         self._no_copies = threading.Event()
@@ -173,24 +181,30 @@ class _Upload:
         metadata = {WRITE_ID: self._write_id}
         self._id = self._request(lambda: self._uploads.create(self._key, metadata))
         try:
-            return self._complete(self._send_all())
+            etag = self._complete(self._send_all())
         except BaseException:
             # What failed counts, not that this failed too.
             with contextlib.suppress(UnderlayError, UploadLostError):
                 self._request(lambda: self._uploads.abort(self._key, self._id))
             raise
+        self._steps.end()
+        return etag
 
     def _send_all(self) -> list[str]:
         """The parts' ETags. When this returns, no request is under way."""
         threads = min(self._client.settings.parallel, len(self._parts))
         with ThreadPoolExecutor(threads, thread_name_prefix="underlay-upload") as pool:
-            sent: list[Future[str]] = [
-                pool.submit(self._send, number, part) for number, part in enumerate(self._parts, 1)
-            ]
+            sent: dict[Future[str], Part] = {
+                pool.submit(self._send, number, part): part
+                for number, part in enumerate(self._parts, 1)
+            }
+            done = 0
             try:
                 # The first failure ends it all, whichever part it was.
-                for one in wait(sent, return_when=FIRST_EXCEPTION).done:
+                for one in as_completed(sent):
                     one.result()
+                    done += sent[one].length
+                    self._steps.reach(done)
             finally:
                 pool.shutdown(cancel_futures=True)
             return [one.result() for one in sent]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from underlay.buffers import copy_into, fill_zero, join, split_at, total
 from underlay.errors import OptionError, ReadOnlyError
-from underlay.maintenance import Collected, Sweepable
+from underlay.maintenance import Collected, Publishing, Sweepable
 from underlay.steps import StepsCallback
 from underlay.storage import (
     BlockingStorage,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["S3Object"]
 
 
-class S3Object(BlockingStorage, Sweepable):
+class S3Object(BlockingStorage, Publishing, Sweepable):
     """A handle on one object. Storage options: ``underlay_storage.s3.settings.OPTIONS``."""
 
     __slots__ = ("_cache", "_dirty", "_options", "_published", "_staging", "_workers")
@@ -220,7 +220,11 @@ class S3Object(BlockingStorage, Sweepable):
             change(self._staging)
 
     def sync(self) -> None:
-        """Publish the object whole, if anything has changed.
+        """See ``publish``."""
+        self.publish()
+
+    def publish(self, progress: StepsCallback | None = None) -> None:
+        """Publish the object whole, if anything has changed; see ``Publishing.publish``.
 
         Raises:
             StorageChangedError, StorageExistsError: somebody else has written it: what they wrote
@@ -233,7 +237,9 @@ class S3Object(BlockingStorage, Sweepable):
         with self._published.replacing:
             self._published.check()
             if self._dirty:
-                self._published.replace(self._content, size=staging.size, changes=staging.changes)
+                self._published.replace(
+                    self._content, size=staging.size, changes=staging.changes, progress=progress
+                )
                 staging.published()
                 self._dirty = False
 

@@ -21,6 +21,7 @@ from underlay.errors import (
     StorageNotFoundError,
     UnsupportedOperationError,
 )
+from underlay.steps import StepsCallback
 from underlay_storage.s3.client import ObjectClient
 from underlay_storage.s3.conditions import require_conditions
 from underlay_storage.s3.facts import CREATE, Condition, Facts
@@ -152,11 +153,12 @@ class Published:
         *,
         size: int,
         changes: Callable[[], list[tuple[int, int]]],
+        progress: StepsCallback | None = None,
     ) -> None:
         """Publish ``size`` bytes, which ``content(offset, length)`` gives, as the object.
 
-        ``changes`` tells offset and length of what differs from the present version. The caller
-        holds ``replacing``.
+        ``changes`` tells offset and length of what differs from the present version. ``progress``
+        counts bytes. The caller holds ``replacing``.
 
         Raises:
             StorageChangedError, StorageExistsError: somebody else has written it: what they wrote
@@ -177,6 +179,7 @@ class Published:
                 condition=self._condition,
                 changed=None if self.facts is _NOTHING else changes(),
                 present=self.facts.size,
+                progress=progress,
             )
         except ConflictError as error:
             self._fence = error
