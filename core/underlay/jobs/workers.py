@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Generic, NoReturn, Protocol, TypeGuard, TypeVar
@@ -32,6 +34,8 @@ R_co = TypeVar("R_co", covariant=True)
 MOST_WORKERS = 16
 #: As many by default at most: a disk or a memory bus has enough of them by then.
 _DEFAULT_MOST = 8
+#: Seconds between two looks at whether all tasks have ended.
+_PAUSE = 0.001
 
 
 class Worker(Protocol[T_contra, R_co]):
@@ -105,11 +109,9 @@ def in_parallel(
         stop()
         raise
     finally:
-        running.stopped = True
+        running.stop()
         if own is not None:
             own.shutdown(cancel_futures=True)
-        else:
-            running.drain()
 
 
 def is_elsewhere(executor: Executor | None) -> TypeGuard[Executor]:
@@ -148,9 +150,11 @@ class Running(Generic[T, R]):
 
         self._work = work
         self._ended: SimpleQueue[Callable[[], R]] = SimpleQueue()
+        #: How many have begun whose result nobody has; an interrupt can leave it too high.
         self.count = 0
-        #: Tasks that have not begun to work need not.
-        self.stopped = False
+        self._stopped = False
+        #: An entry for each that works, which that one removes.
+        self._at_work: deque[None] = deque()
 
     def begin(self, executor: Executor, task: T, *, lent: bool) -> None:
         """Let the executor do a task; ``lent`` if somebody else may shut it down."""
@@ -182,22 +186,25 @@ class Running(Generic[T, R]):
             except Empty:
                 continue
 
-    def drain(self) -> None:
-        """Wait for all of them, whatever they come to."""
-        while self.count:
-            self._ended.get()
-            self.count -= 1
+    def stop(self) -> None:
+        """Let no more of them begin to work, and wait for those that do."""
+        self._stopped = True
+        while self._at_work:
+            time.sleep(_PAUSE)
 
     def _run(self, task: T) -> None:
-        if self.stopped:
-            self._drop()
-            return
+        self._at_work.append(None)  # before the look at what stop() sets before it looks at this
         try:
+            if self._stopped:
+                self._drop()
+                return
             result = self._work(task)
         except BaseException as error:  # noqa: BLE001 - it is raised again by result()
             self._ended.put(partial(_fail, error))
         else:
             self._ended.put(lambda: result)
+        finally:
+            self._at_work.pop()
 
     def _see_dropped(self, future: Future[None]) -> None:
         if future.cancelled():
