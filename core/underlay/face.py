@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = [
+    "blocking_depth",
     "current_loop",
     "gather",
     "home_loop",
@@ -38,7 +39,8 @@ T = TypeVar("T")
 class _Driving(threading.local):
     """Which face drives the coroutine that runs in this thread right now."""
 
-    blocking = False
+    #: How many blocking calls this thread is in, one within the other; none: it is the async face.
+    depth = 0
 
 
 _driving = _Driving()
@@ -62,13 +64,18 @@ _shared = _Shared()
 
 def is_blocking() -> bool:
     """Whether the running coroutine is driven by ``run_blocking``."""
-    return _driving.blocking
+    return _driving.depth > 0
+
+
+def blocking_depth() -> int:
+    """How many blocking calls this thread is in: two in one that a callback of another makes."""
+    return _driving.depth
 
 
 def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
     """Drive a coroutine of this library to its end in the calling thread, and return its result."""
-    before = _driving.blocking
-    _driving.blocking = True
+    before = _driving.depth
+    _driving.depth = before + 1
     try:
         coroutine.send(None)
         # It suspended: let it unwind while this face still drives it.
@@ -77,7 +84,7 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
         result: T = done.value
         return result
     finally:
-        _driving.blocking = before
+        _driving.depth = before
     raise RuntimeError(
         "a coroutine suspended on the blocking face: a driver or storage awaited something that is "
         "not of underlay's making"
@@ -91,7 +98,7 @@ async def in_worker(function: Callable[..., T], *args: object, cancellable: bool
     ended, and only then lets the cancellation through. What the call uses stays held until then.
     Cancelled before it has begun, the call never begins, unless ``cancellable`` is False.
     """
-    if _driving.blocking:
+    if _driving.depth:
         return function(*args)
     import asyncio
 
@@ -118,7 +125,7 @@ async def in_loop(
     """
     here = current_loop()
     if here is loop:
-        if not _driving.blocking:
+        if not _driving.depth:
             return await function(*args)
         raise RuntimeError(
             "this storage lives in the event loop of this very thread, which a blocking call would "
@@ -131,7 +138,7 @@ async def in_loop(
     import asyncio
 
     remote = _RemoteCall(loop, function, *args)
-    if _driving.blocking:
+    if _driving.depth:
         return remote.wait()
     future = asyncio.wrap_future(remote.outcome)
     try:
@@ -213,7 +220,7 @@ async def gather(limit: int, calls: Sequence[Callable[[], Coroutine[Any, Any, No
 
     The first error cancels the others; it is raised when all of them have ended.
     """
-    if _driving.blocking or limit <= 1 or len(calls) <= 1:
+    if _driving.depth or limit <= 1 or len(calls) <= 1:
         for call in calls:
             await call()
         return
@@ -238,7 +245,7 @@ async def gather(limit: int, calls: Sequence[Callable[[], Coroutine[Any, Any, No
 
 async def to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
     """Await what must not be left half done: cancelling waits for its end, and then goes on."""
-    if _driving.blocking:
+    if _driving.depth:
         return await coroutine
     import asyncio
 
@@ -262,7 +269,7 @@ def current_loop() -> asyncio.AbstractEventLoop | None:
 
 def home_loop() -> asyncio.AbstractEventLoop:
     """The loop in which a client opened here lives: the running one, or the background one."""
-    if not _driving.blocking:
+    if not _driving.depth:
         here = current_loop()
         if here is not None:
             return here

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from underlay.face import current_loop, is_blocking
+from underlay.face import blocking_depth, current_loop, is_blocking
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,16 +23,25 @@ __all__ = ["Lock", "RangeLocks"]
 class _Holder:
     """A range that is locked, and by whom."""
 
-    __slots__ = ("end", "exclusive", "loop", "start", "thread")
+    __slots__ = ("depth", "end", "exclusive", "loop", "start", "thread")
 
     def __init__(self, start: int, end: int, *, exclusive: bool) -> None:
         self.start = start
         self.end = end
         self.exclusive = exclusive
-        blocking = is_blocking()
-        self.loop = None if blocking else current_loop()
-        #: The thread that holds it or waits, where it is one.
-        self.thread = threading.get_ident() if blocking else None
+        #: The blocking call that took it, among those that its thread is in; 0: it was quick.
+        self.depth = blocking_depth()
+        self.loop = None if self.depth else current_loop()
+        #: The thread that holds it or waits, where it is one and no task.
+        self.thread = threading.get_ident() if self.loop is None else None
+
+    def left_to(self, other: _Holder) -> bool:
+        """Whether this is of a call of the thread of ``other`` that has ended, and kept it."""
+        return (
+            self.thread is not None
+            and self.thread == other.thread
+            and not 0 < self.depth < other.depth
+        )
 
     def excludes(self, other: _Holder) -> bool:
         return (
@@ -63,6 +72,12 @@ class _ThreadWaiter:
             raise RuntimeError(
                 "a blocking call waits for a task of the event loop that it stops: "
                 "await the disk instead"
+            )
+        thread = threading.get_ident()
+        if any(blocker.thread == thread for blocker in blockers):
+            raise RuntimeError(
+                "a blocking call waits for the one that it is made in: let a callback, as one that "
+                "hears of progress, use another disk"
             )
         self._woken = threading.Event()
 
@@ -127,14 +142,15 @@ class RangeLocks:
         """Take a lock; give what this returns to ``release``.
 
         Raises:
-            RuntimeError: a blocking call would wait for a task of the event loop that it stops.
+            RuntimeError: a blocking call would wait for a task of the event loop that it stops, or
+                for another blocking call that it is made in.
         """
         at_once = self.try_acquire(start, end, exclusive=exclusive)
         if at_once is not None:
             return at_once
         wanted = _Holder(start, end, exclusive=exclusive)
         with self._mutex:
-            self._forget_own(wanted)
+            self._forget_left(wanted)
             blockers = self._blockers(wanted)
             if not blockers:
                 self._held.append(wanted)
@@ -170,15 +186,14 @@ class RangeLocks:
             if self._queue:
                 self._hand_on()
 
-    def _forget_own(self, wanted: _Holder) -> None:
-        """Drop what the asking thread holds itself, and would wait for without end.
+    def _forget_left(self, wanted: _Holder) -> None:
+        """Drop what earlier calls of the asking thread hold: it would wait for them without end.
 
         An interrupt left it, which came as the lock was taken, or was to be given back.
         """
-        thread = wanted.thread
-        if thread is not None and any(held.thread == thread for held in self._held):
+        if any(held.left_to(wanted) for held in self._held):
             self._held = [
-                held for held in self._held if held.thread != thread or not held.excludes(wanted)
+                held for held in self._held if not (held.left_to(wanted) and held.excludes(wanted))
             ]
 
     def _blockers(self, wanted: _Holder) -> list[_Holder]:
@@ -217,6 +232,7 @@ class Lock:
         self._holder: _Holder | None = None
         #: Whoever holds it without ever waiting: one at a time, and of no loop that could stop.
         self._at_once = _Holder(0, 1, exclusive=True)
+        self._at_once.depth = 0
         self._at_once.loop = None
         self._at_once.thread = None
 
@@ -232,6 +248,8 @@ class Lock:
         """Give back what ``try_acquire`` took."""
         holder, self._holder = self._holder, None
         if holder is not None:
+            # Or the next to have it would, for a moment, seem to be this thread.
+            self._at_once.thread = None
             self._ranges.release(holder)
 
     async def __aenter__(self) -> None:

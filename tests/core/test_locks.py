@@ -198,6 +198,54 @@ def test_a_thread_does_not_wait_for_what_an_interrupt_let_it_keep() -> None:
     assert all_free(locks)
 
 
+def test_a_call_out_of_a_callback_says_that_it_would_wait_for_itself() -> None:
+    locks = RangeLocks()
+
+    async def working() -> None:
+        async with locks.hold(0, 10, exclusive=True):
+            with pytest.raises(RuntimeError, match="callback"):
+                run_blocking(locks.acquire(5, 6, exclusive=False))
+            assert not all_free(locks)
+
+    run_blocking(working())
+    assert all_free(locks)
+
+
+def test_nobody_loses_a_lock_to_the_thread_that_had_it_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lock = Lock()
+    assert lock.try_acquire()
+    lock.release()
+    granted, real = threading.Event(), RangeLocks.try_grant
+    order: list[str] = []
+
+    def slow(self: RangeLocks, wanted: Any) -> bool:
+        done = real(self, wanted)
+        if threading.current_thread() is other:
+            granted.set()
+            wait_until(lambda: waiters(lock._ranges) or order)
+        return done
+
+    def have() -> None:
+        assert lock.try_acquire()
+        order.append("the first")
+        lock.release()
+
+    async def take() -> None:
+        async with lock:
+            order.append("the waiter")
+
+    monkeypatch.setattr(RangeLocks, "try_grant", slow)
+    other = threading.Thread(target=have)
+    other.start()
+    granted.wait(30)
+    run_blocking(take())
+    other.join()
+    assert order == ["the first", "the waiter"]
+    assert all_free(lock._ranges)
+
+
 def test_a_blocking_call_does_not_wait_for_the_loop_that_it_stops() -> None:
     async def check() -> None:
         locks = RangeLocks()
