@@ -71,7 +71,7 @@ class FormatAccess(OpenDisk):
         """
         life = self._life
         try:
-            life.calls.append(None)
+            life.quick.append(None)
             if life.reason is not None:
                 life.check()
             location = self._driver.locate(offset)
@@ -87,7 +87,7 @@ class FormatAccess(OpenDisk):
                 ):
                     return
         finally:
-            life.calls.pop()
+            life.quick.pop()
         await self.readv((buf,), offset)
 
     async def readv(self, bufv: Iterable[AnyBuffer], offset: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from underlay.errors import ClosedError, TimeLimitError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = [
-    "blocking_depth",
+    "Caller",
     "current_loop",
     "gather",
     "home_loop",
@@ -67,9 +67,44 @@ def is_blocking() -> bool:
     return _driving.depth > 0
 
 
-def blocking_depth() -> int:
-    """How many blocking calls this thread is in: two in one that a callback of another makes."""
-    return _driving.depth
+class Caller:
+    """Who is in the midst of a call: a task of an event loop, or a thread."""
+
+    __slots__ = ("depth", "loop", "thread")
+
+    def __init__(self) -> None:
+        #: Which blocking call it is, of those that its thread is in; 0: none.
+        self.depth = _driving.depth
+        self.loop = None if self.depth else current_loop()
+        self.thread = threading.get_ident() if self.loop is None else None
+
+    def was_before(self, now: Caller) -> bool:
+        """Whether it was of the thread of ``now``, and has ended.
+
+        An interrupt may have kept it from saying so.
+        """
+        return (
+            self.thread is not None and self.thread == now.thread and not 0 < self.depth < now.depth
+        )
+
+    def check_can_wait(self, others: Iterable[Caller]) -> None:
+        """Look whether this one, which blocks its thread, can wait for others.
+
+        Raises:
+            RuntimeError: one of them waits, in turn, for this one.
+        """
+        here = current_loop()
+        for other in others:
+            if here is not None and other.loop is here:
+                raise RuntimeError(
+                    "a blocking call waits for a task of the event loop that it stops: "
+                    "await the disk instead"
+                )
+            if other.thread == self.thread and not other.was_before(self):
+                raise RuntimeError(
+                    "a blocking call waits for the one that it is made in, as out of a callback: "
+                    "make it when that has ended"
+                )
 
 
 def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from underlay.face import blocking_depth, current_loop, is_blocking
+from underlay.face import Caller, current_loop, is_blocking
 
 if TYPE_CHECKING:
     import asyncio
@@ -20,28 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["Lock", "RangeLocks"]
 
 
-class _Holder:
+class _Holder(Caller):
     """A range that is locked, and by whom."""
 
-    __slots__ = ("depth", "end", "exclusive", "loop", "start", "thread")
+    __slots__ = ("end", "exclusive", "start")
 
     def __init__(self, start: int, end: int, *, exclusive: bool) -> None:
+        super().__init__()
         self.start = start
         self.end = end
         self.exclusive = exclusive
-        #: The blocking call that took it, among those that its thread is in; 0: it was quick.
-        self.depth = blocking_depth()
-        self.loop = None if self.depth else current_loop()
-        #: The thread that holds it or waits, where it is one and no task.
-        self.thread = threading.get_ident() if self.loop is None else None
-
-    def left_to(self, other: _Holder) -> bool:
-        """Whether this is of a call of the thread of ``other`` that has ended, and kept it."""
-        return (
-            self.thread is not None
-            and self.thread == other.thread
-            and not 0 < self.depth < other.depth
-        )
 
     def excludes(self, other: _Holder) -> bool:
         return (
@@ -66,19 +54,7 @@ class _ThreadWaiter:
 
     __slots__ = ("_woken",)
 
-    def __init__(self, blockers: list[_Holder]) -> None:
-        here = current_loop()
-        if here is not None and any(blocker.loop is here for blocker in blockers):
-            raise RuntimeError(
-                "a blocking call waits for a task of the event loop that it stops: "
-                "await the disk instead"
-            )
-        thread = threading.get_ident()
-        if any(blocker.thread == thread for blocker in blockers):
-            raise RuntimeError(
-                "a blocking call waits for the one that it is made in: let a callback, as one that "
-                "hears of progress, use another disk"
-            )
+    def __init__(self) -> None:
         self._woken = threading.Event()
 
     async def wait(self) -> None:
@@ -155,7 +131,12 @@ class RangeLocks:
             if not blockers:
                 self._held.append(wanted)
                 return wanted
-            waiter = _ThreadWaiter(blockers) if is_blocking() else _TaskWaiter()
+            waiter: _Waiter
+            if is_blocking():
+                wanted.check_can_wait(blockers)
+                waiter = _ThreadWaiter()
+            else:
+                waiter = _TaskWaiter()
             self._queue.append((wanted, waiter))
         try:
             await waiter.wait()
@@ -191,10 +172,13 @@ class RangeLocks:
 
         An interrupt left it, which came as the lock was taken, or was to be given back.
         """
-        if any(held.left_to(wanted) for held in self._held):
-            self._held = [
-                held for held in self._held if not (held.left_to(wanted) and held.excludes(wanted))
-            ]
+
+        def is_left(other: _Holder) -> bool:
+            return other.was_before(wanted) and other.excludes(wanted)
+
+        self._held = [held for held in self._held if not is_left(held)]
+        self._queue = [entry for entry in self._queue if not is_left(entry[0])]
+        self._hand_on()
 
     def _blockers(self, wanted: _Holder) -> list[_Holder]:
         return [held for held in self._held if held.excludes(wanted)] + [

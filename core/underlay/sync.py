@@ -38,7 +38,7 @@ class SyncFormatAccess:
     def __init__(self, core: FormatAccess) -> None:
         self._core = core
         self._life = core._life
-        self._calls = core._life.calls
+        self._calls = core._life.quick
         #: Where mappings never move, nobody waits for these.
         self._leases = core._driver.leases() or Leases()
         self._locate = core._driver.locate

@@ -198,6 +198,24 @@ def test_a_thread_does_not_wait_for_what_an_interrupt_let_it_keep() -> None:
     assert all_free(locks)
 
 
+def test_who_waits_for_what_an_interrupt_left_has_it_when_that_is_found() -> None:
+    locks = RangeLocks()
+    run_blocking(locks.acquire(0, 10, exclusive=True))  # never given back
+    order: list[str] = []
+
+    async def take(name: str) -> None:
+        async with locks.hold(0, 10, exclusive=True):
+            order.append(name)
+
+    other = threading.Thread(target=run_blocking, args=(take("the one who waited"),))
+    other.start()
+    wait_until(lambda: waiters(locks))
+    run_blocking(take("the interrupted one"))
+    other.join(30)
+    assert order == ["the one who waited", "the interrupted one"]
+    assert all_free(locks)
+
+
 def test_a_call_out_of_a_callback_says_that_it_would_wait_for_itself() -> None:
     locks = RangeLocks()
 

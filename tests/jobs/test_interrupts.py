@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 import underlay
-from underlay import jobs, lifecycle
+from underlay import jobs
 from underlay.jobs.workers import in_parallel
 from underlay_drivers.qcow2.allocation import Allocator
 from underlay_drivers.qcow2.writeback import Writeback
@@ -67,21 +69,51 @@ def test_an_interrupt_as_the_target_comes_to_be_leaves_none(
     assert not (tmp_path / "target").exists()
 
 
-def test_a_call_that_an_interrupt_left_counted_holds_no_close_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lifecycle, "_PATIENCE", 0.01)
+def test_a_call_that_an_interrupt_left_counted_holds_no_close_up(tmp_path: Path) -> None:
     jobs.create(tmp_path / "disk", size="1M")
     disk = underlay.open_any(tmp_path / "disk")
-    disk._life.calls.append(None)
-    with pytest.raises(KeyboardInterrupt):
-        _interrupted_in(disk)
+    disk._life.call().__enter__()
+    left = disk.in_use()
+    left.__enter__()
+    disk.close()
     assert disk.closed
 
 
-def _interrupted_in(disk: underlay.SyncFormatAccess) -> None:
-    with disk:
-        raise KeyboardInterrupt
+def test_an_interrupted_close_waits_for_other_threads(tmp_path: Path) -> None:
+    jobs.create(tmp_path / "disk", size="1M")
+    disk = underlay.open_any(tmp_path / "disk")
+    begun, ended = threading.Event(), threading.Event()
+
+    def use() -> None:
+        with disk.in_use():
+            begun.set()
+            time.sleep(0.05)
+            assert not disk.inner.collect_storage_dependencies()[0].closed
+            ended.set()
+
+    def interrupted() -> None:
+        with disk:
+            begun.wait(30)
+            raise KeyboardInterrupt
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert ended.is_set()
+    thread.join()
+
+
+def test_a_disk_that_is_closed_out_of_its_own_call_says_so(tmp_path: Path) -> None:
+    jobs.create(tmp_path / "disk", size="1M")
+
+    def close(*_: int) -> None:
+        disk.close()
+
+    with underlay.open_any(tmp_path / "disk", writable=True) as disk:
+        with pytest.raises(RuntimeError, match="make it when that has ended"):
+            disk.resize("2M", "full", close)
+        assert not disk.closed
 
 
 class _Complaining(ThreadPoolExecutor):
