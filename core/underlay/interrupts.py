@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator
+import threading
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Final
+from types import FrameType
+from typing import Any, Final
 
 __all__ = ["ENDING", "undisturbed"]
 
@@ -18,16 +20,35 @@ ENDING: Final = frozenset(
 
 @contextmanager
 def undisturbed() -> Generator[None]:
-    """Let Ctrl-C, and what else ends a program, wait until the end of the ``with`` block.
+    """Let Ctrl-C, and what else a program hears as its end, wait until the ``with`` block is over.
 
     That is for what takes a moment: imports, in whose midst it can be lost or come out as another
-    exception, and what has to be known before it can be undone.
+    exception, and what has to be known before it can be undone. A signal that nobody handles still
+    ends the process at once.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are handled in that one alone
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    # Not by a signal mask: that is one thread's, and the system takes another to tell Python by.
+    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {
+        number: handler for number in ENDING if callable(handler := signal.getsignal(number))
+    }
+    come: list[tuple[int, FrameType | None]] = []
+    over = False
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if over:  # an interrupt came as the handlers were being put back, and kept this one
+            handlers[number](number, frame)
+        else:
+            come.append((number, frame))
+
     try:
+        for number in handlers:
+            signal.signal(number, hear)
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        over = True
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in come:
+            handlers[number](number, frame)
