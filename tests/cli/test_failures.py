@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,13 +187,86 @@ def test_a_reader_that_goes_away_is_no_failure_worth_a_word(here: Path, qemu_img
     assert process.wait() == 128 + signal.SIGPIPE
 
 
-@pytest.mark.parametrize("words", [("info", "plain.qcow2"), ("--version",), ("plugins",)])
-def test_output_that_cannot_be_written_is_a_failure(plain: Path, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("info plain.qcow2", 1),
+        ("--version", 1),
+        ("plugins", 1),
+        ("compare plain.qcow2 plain.qcow2", 2),
+    ],
+)
+def test_output_that_cannot_be_written_is_a_failure(plain: Path, line: str, status: int) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
-    process = start(*words, stdout=full)
+    process = start(*line.split(), stdout=full)
     os.close(full)
     _, err = process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == status  # of compare, 1 would say that they differ
     assert err.decode() == (
         f"underlay: Could not write to 'standard output': {os.strerror(errno.ENOSPC)}\n"
+    )
+
+
+def redirected(how: str, line: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a shell does."""
+    command = [sys.executable, "-m", "underlay", *line.split()]
+    return subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {how}', "sh", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("line", ["map --picture=- plain.qcow2", "info plain.qcow2"])
+def test_a_closed_stdout_is_a_failure(plain: Path, line: str) -> None:
+    done = redirected(">&-", line)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "underlay: Could not write the output: standard output is closed\n",
+    )
+
+
+@pytest.mark.parametrize("how", ["2>&-", "2>/dev/full"])
+def test_a_job_goes_on_where_nobody_can_be_told_how_far_it_is(plain: Path, how: str) -> None:
+    for style in ("-p", "--progress=json"):
+        assert redirected(how, f"convert {style} plain.qcow2 out.raw").returncode == 0
+        os.unlink("out.raw")
+    # And what keeps it from going on shows in its status, if nowhere else.
+    assert redirected(how, "compare none.qcow2 plain.qcow2").returncode == 2
+    assert redirected(how, "info --no-such-option plain.qcow2").returncode == 1
+
+
+def test_a_target_that_cannot_be_overwritten_could_not_be_created(
+    plain: Path, run: Run, oracle: Run
+) -> None:
+    sleep = shutil.which("sleep")
+    assert sleep is not None
+    shutil.copy(sleep, "busy")
+    with subprocess.Popen(["./busy", "60"]) as busy:  # not even root can write to it
+        for line in ("create busy 1M", "convert plain.qcow2 busy", "dd if=plain.qcow2 of=busy"):
+            theirs, ours = oracle(*line.split()), run(*line.split())
+            assert "Could not create 'busy': Text file busy" in theirs.err
+            assert ours == theirs._replace(err=theirs.err.replace("qemu-img:", "underlay:"))
+        busy.kill()
+
+
+def test_a_folder_as_backing_file_is_not_taken_for_the_new_image(
+    here: Path, run: Run, oracle: Run
+) -> None:
+    line = ("create", "-f", "qcow2", "-F", "qcow2", "-b", ".", "new.qcow2", "1M")
+    theirs = oracle(*line)
+    assert "'.' to be a regular file" in theirs.err
+    assert run(*line) == theirs._replace(err=theirs.err.replace("qemu-img:", "underlay:"))
+
+
+@pytest.mark.parametrize("url", ["s3:x", "s3://", "s3://bucket", "s3://bucket/"])
+def test_an_address_without_an_object_is_told_what_it_should_be(
+    here: Path, run: Run, url: str
+) -> None:
+    assert run("info", url) == (
+        1,
+        "",
+        f"underlay: Could not open '{url}': '{url}' names no object; write s3://bucket/name\n",
     )

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,3 +92,30 @@ def test_progress_is_no_part_of_what_a_command_prints(run: Run, plain: Path) -> 
     for line in (f"snapshot -p -c new {plain.name}", f"bitmap -p --add {plain.name} b"):
         assert run(*line.split())[:2] == (0, "")
     assert run("resize", "-p", "-q", plain.name, "+1M") == (0, "", "")
+
+
+@pytest.mark.parametrize("columns", [30, 40, 80, 200])
+def test_a_bar_fits_on_one_line_of_any_terminal(plain: Path, columns: int) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    environment = {key: text for key, text in os.environ.items() if key != "COLUMNS"}
+    command = [sys.executable, "-m", "underlay", "digest", "-p", plain.name]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        env={**environment, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"},
+    ) as running:
+        os.close(theirs)
+        written = b""
+        with contextlib.suppress(OSError):  # nobody has the other end any more
+            while piece := os.read(ours, 65536):
+                written += piece
+    os.close(ours)
+    assert running.returncode == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.decode()).replace("\r\n", "\n")
+    assert shown.count("\n") == 1
+    last = shown.rstrip("\n").rpartition("\r")[2].strip()
+    assert len(last) <= columns
+    assert re.fullmatch(r"100% ━+ (.* )?[0-9.]+ .?i?B/s \d:\d\d:\d\d", last)
+    assert last.count("/") == (1 if columns < 60 else 2)  # of bytes, too, where there is room

@@ -99,8 +99,10 @@ def test_what_is_compressed_is_told_with_what_it_takes(make: Make, qemu_img: Too
 def test_a_disk_with_nothing_in_it_is_drawn_too(make: Make, size: str) -> None:
     drawing = _picture(make("empty.qcow2", "qcow2", size))
 
+    texts = _texts(drawing.svg())
     assert drawing.unallocated == drawing.virtual_size == drawing.length
-    assert "nothing is stored" in _texts(drawing.svg())
+    assert "nothing is stored" in texts
+    assert ("it has no bytes" in texts) == (size == "0")
 
 
 def test_fragmentation_is_none_in_order_and_whole_in_disorder(make: Make) -> None:
@@ -242,6 +244,8 @@ def test_no_picture_is_larger_than_300_kib(files: int) -> None:
     assert len(svg.encode()) < _LIMIT
     assert len(busiest.html().encode()) < _LIMIT
     assert len(_parsed(svg).findall(f".//{_SVG}title")) > 500
+    # Beside many small diagrams there is no room for words between the numbers of their axes.
+    assert any(text.endswith("file →") for text in _texts(svg)) == (files == 1)
 
 
 def test_what_is_there_at_all_is_seen_in_its_cell() -> None:

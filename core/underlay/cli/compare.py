@@ -9,7 +9,7 @@ from typing import Unpack
 import click
 
 from underlay.cli import options
-from underlay.cli.output import echo, echo_json
+from underlay.cli.output import echo, echo_json, flush
 from underlay.cli.problems import FAILED, CommandError, explain, hints_of
 from underlay.cli.progress import progress_options, reporting
 from underlay.errors import UnderlayError
@@ -30,7 +30,10 @@ _VERSION = 1
 
 
 class _Command(options.Command):
-    """Whatever keeps it from comparing, but for options that are none, ends with status 2."""
+    """Whatever keeps it from comparing, or from saying what came of it, ends with status 2.
+
+    Options that are none end with 1, as with qemu-img; everything else that does means: different.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with _nothing_opened():
@@ -38,7 +41,9 @@ class _Command(options.Command):
 
     def invoke(self, ctx: click.Context) -> object:
         with _nothing_opened():
-            return super().invoke(ctx)
+            status = super().invoke(ctx)
+            flush()
+            return status
 
 
 @contextmanager
@@ -49,6 +54,8 @@ def _nothing_opened() -> Generator[None]:
         if failure.status == FAILED:
             failure.status = _NOT_OPENED
         raise
+    except UnderlayError as error:
+        raise CommandError(explain(error), status=_NOT_OPENED, hints=hints_of(error)) from error
 
 
 @options.command("compare", _Command)

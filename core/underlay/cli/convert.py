@@ -347,7 +347,7 @@ def _told(error: UnderlayError, target: str, kind: str) -> Exception:
         return CommandError(
             f"Could not open '{target}': Could not open backing file: {explain(error)}"
         )
-    why = said_of_new(error, target)
+    why = said_of_new(error)
     return CommandError(f"{target}: error while converting {kind}: {why}", hints=hints)
 
 

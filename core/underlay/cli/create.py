@@ -104,7 +104,7 @@ def command(
     except CommandError as failure:
         raise CommandError(f"{name}: {failure}", hints=failure.hints) from failure
     except UnderlayError as error:
-        raise CommandError(f"{name}: {said_of_new(error, name)}", hints=hints_of(error)) from error
+        raise CommandError(f"{name}: {said_of_new(error)}", hints=hints_of(error)) from error
     with SyncFormatAccess(disk) as made:
         fields: dict[str, object] = {"version": _VERSION, "filename": name}
         fields |= {"format": made.format_name, "virtual-size": made.size}

@@ -81,7 +81,7 @@ def command(
         except UnderlayError as error:
             if error.step != "create" and not isinstance(error, ConflictError):
                 raise
-            why = said_of_new(error, given["of"])
+            why = said_of_new(error)
             raise CommandError(
                 f"{given['of']}: error while creating output image: {why}", hints=hints_of(error)
             ) from error

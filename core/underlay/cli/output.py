@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
 from math import frexp
 from typing import Final, TextIO, cast
 
@@ -18,9 +19,12 @@ __all__ = [
     "echo_json",
     "flush",
     "human_size",
+    "is_terminal",
     "json_text",
     "printable",
     "say",
+    "stderr_if_closed",
+    "tell_meanwhile",
     "warn",
 ]
 
@@ -47,6 +51,12 @@ def echo_json(value: object) -> None:
         _write(sys.stdout, "\n")
 
 
+def is_terminal() -> bool:
+    """Whether stdout is one; raises as ``echo`` does."""
+    with _writing():
+        return sys.stdout.isatty()
+
+
 def flush() -> None:
     """Bring out what was written; raises as ``echo`` does."""
     with _writing():
@@ -69,12 +79,41 @@ def complain(*lines: str) -> None:
     """Write each line to stderr, after the command's name; no secret that a user typed is in it."""
     for line in lines:
         shown = printable(_SECRET.sub(r"\1***", line))
-        _write(sys.stderr, f"underlay: {shown}\n")
+        say(f"underlay: {shown}")
 
 
 def say(line: str) -> None:
-    """Write a line to stderr as it is: what qemu-img prints there without its name."""
-    _write(sys.stderr, f"{line}\n")
+    """Write a line to stderr as it is: what qemu-img prints there without its name.
+
+    Where it cannot be written, the exit status still tells.
+    """
+    with suppress(OSError):
+        _write(sys.stderr, f"{line}\n")
+
+
+def tell_meanwhile(text: str) -> None:
+    """Write to stderr how far a job is. Where that cannot be written, the job goes on.
+
+    Raises:
+        BrokenPipeError: whoever read it went away.
+    """
+    try:
+        _write(sys.stderr, text)
+        sys.stderr.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
+
+
+@contextmanager
+def stderr_if_closed() -> Generator[None]:
+    """Give a process that was started without stderr one that nobody reads."""
+    if cast("TextIO | None", sys.stderr) is not None:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
+        yield
 
 
 def warn(text: str) -> None:

@@ -16,6 +16,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from underlay.cli.output import is_terminal
 from underlay.jobs.picture import HostFile, Ink, Kind, Picture
 from underlay.jobs.picture.model import COLOURS, PLOT_COLUMNS, PLOT_ROWS
 from underlay.jobs.picture.words import (
@@ -50,7 +51,7 @@ _LETTERS = "ABCDEFGH"
 
 def picture_text(picture: Picture) -> str:
     """The picture for whatever stdout is: as wide, with as many colours and characters."""
-    terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    terminal = is_terminal() and os.environ.get("TERM") != "dumb"
     width = min(shutil.get_terminal_size().columns, _WIDEST + _AXIS)
     written = io.StringIO()
     console = Console(

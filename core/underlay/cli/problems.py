@@ -11,7 +11,7 @@ from typing import TextIO, cast
 import click
 
 from underlay.chain import quotable
-from underlay.cli.output import complain, flush, printable, say
+from underlay.cli.output import complain, flush, printable, say, stderr_if_closed
 from underlay.cli.signals import Ended, told_to_end
 from underlay.errors import (
     AmbiguousFormatError,
@@ -44,7 +44,7 @@ _SIGINT = _SIGNAL + 2
 _SIGPIPE = _SIGNAL + 13
 
 #: Printed as it is, below the line that says what is wrong.
-_TRY = "Try 'underlay --help' for more information\n"
+_TRY = "Try 'underlay --help' for more information"
 
 
 class CommandError(Exception):
@@ -62,11 +62,16 @@ class CommandError(Exception):
 
 def exit_status(argv: Sequence[str]) -> int:
     """Run a command line, and say on stderr what went wrong."""
+    with stderr_if_closed():
+        return _exit_status(argv)
+
+
+def _exit_status(argv: Sequence[str]) -> int:
     try:
         status = _run(argv)
         flush()
     except BrokenPipeError:
-        _forget_stdout()
+        _forget(sys.stdout)
         status = _SIGPIPE
     except KeyboardInterrupt as told:
         status = _SIGNAL + told.number if isinstance(told, Ended) else _SIGINT
@@ -77,7 +82,7 @@ def exit_status(argv: Sequence[str]) -> int:
         status = failure.status
     except click.ClickException as error:
         complain(_usage(error, argv))
-        sys.stderr.write(_TRY)
+        say(_TRY)
         status = FAILED
     except (UnderlayError, OSError) as error:
         complain(explain(error))
@@ -86,7 +91,8 @@ def exit_status(argv: Sequence[str]) -> int:
         status = FAILED
     except Exception as error:  # noqa: BLE001 - a mistake of ours, or of a plug-in
         status = _mistaken(error)
-    _drain_stdout()
+    _drain(cast("TextIO | None", sys.stdout))
+    _drain(sys.stderr)
     return status
 
 
@@ -115,24 +121,23 @@ def _run(argv: Sequence[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _drain_stdout() -> None:
+def _drain(stream: TextIO | None) -> None:
     """What is still buffered goes out or nowhere: a failing flush at exit would end with 120."""
-    stdout = cast("TextIO | None", sys.stdout)
-    if stdout is not None:
+    if stream is not None:
         try:
-            stdout.flush()
+            stream.flush()
         except (OSError, ValueError):
-            _forget_stdout()
+            _forget(stream)
 
 
-def _forget_stdout() -> None:
-    """Whoever read our output has gone: let what is still buffered go nowhere, without a word."""
+def _forget(stream: TextIO) -> None:
+    """Whoever read it has gone: let what is still buffered go nowhere, without a word."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
     except (OSError, ValueError):
-        pass  # stdout is no file
+        pass  # it is no file
 
 
 def explain(error: BaseException) -> str:
@@ -166,11 +171,13 @@ def said(error: BaseException) -> str:
     return text
 
 
-def said_of_new(error: BaseException, name: str) -> str:
-    """The same of a new image, whose name stands before it."""
-    if isinstance(error, StorageError) and error.errno == errno.EISDIR:
-        return f"Could not create '{name}': {os.strerror(errno.EISDIR)}"
-    return said(error)
+def said_of_new(error: BaseException) -> str:
+    """The same of what kept a new image from being made: files were opened to be created."""
+    if not isinstance(error, StorageError) or error.errno is None or hints_of(error):
+        return said(error)  # hints: what it was to lie upon could not be opened
+    if error.errno == errno.EISDIR:
+        return f"Could not create '{printable(error.filename or '')}': {os.strerror(errno.EISDIR)}"
+    return said(error).replace("Could not open '", "Could not create '")
 
 
 def _own_words(error: BaseException) -> str:

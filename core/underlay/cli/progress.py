@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from underlay.cli.output import human_size
+from underlay.cli.output import human_size, tell_meanwhile
 from underlay.cli.problems import CommandError
 from underlay.cli.signals import asked_how_far, told_to_end
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from underlay.jobs.progress import Progress, ProgressCallback
 
 __all__ = ["progress_options", "reporting"]
@@ -26,6 +28,8 @@ _PAUSE = 0.1
 #: Percent between two of qemu-img's percentages.
 _STEP = 1.0
 _ALL = 100.0
+#: Columns from which a bar has room beside the bytes, as ``1,023.9/1,023.9 GiB``.
+_WIDE = 60
 
 
 def progress_options(function: F) -> F:
@@ -83,7 +87,7 @@ def _showing(
         report(Progress(0, 1))
         yield report
         report(Progress(1, 1))
-        sys.stderr.write("\n")
+        tell_meanwhile("\n")
 
 
 @contextmanager
@@ -96,8 +100,7 @@ def _json_lines() -> Generator[ProgressCallback]:
         nonlocal told
         if told != (done, total):
             told = (done, total)
-            sys.stderr.write(f'{{"done": {done}, "total": {total}}}\n')
-            sys.stderr.flush()
+            tell_meanwhile(f'{{"done": {done}, "total": {total}}}\n')
 
     def report(progress: Progress) -> None:
         nonlocal last, total
@@ -135,8 +138,7 @@ def _percent(progress: Progress) -> float:
 
 
 def _show(percent: float, *, end: str) -> None:
-    sys.stderr.write(f"    ({percent:.2f}/100%){end}")
-    sys.stderr.flush()
+    tell_meanwhile(f"    ({percent:.2f}/100%){end}")
 
 
 @contextmanager
@@ -152,6 +154,7 @@ def _drawn_bar(*, steps: bool) -> Generator[ProgressCallback]:
         TimeRemainingColumn,
     )
     from rich.progress import Progress as Bar
+    from rich.table import Column
     from rich.text import Text
 
     class Rate(ProgressColumn):
@@ -162,14 +165,27 @@ def _drawn_bar(*, steps: bool) -> Generator[ProgressCallback]:
             return Text("" if speed is None else f"{human_size(int(speed))}/s")
 
     counts: tuple[ProgressColumn, ...] = (MofNCompleteColumn(),)
+    rate: tuple[ProgressColumn, ...] = ()
     if not steps:
-        counts = (DownloadColumn(binary_units=True), Rate())
+        counts = (DownloadColumn(binary_units=True),)
+        rate = (Rate(table_column=Column(no_wrap=True)),)
     # Colours that every terminal has: of others, one of 16 may take the nearest for grey.
     bar = BarColumn(
         style="bright_black", complete_style="cyan", finished_style="green", pulse_style="cyan"
     )
-    columns = (TaskProgressColumn(), bar, *counts, TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True)) as drawn:
+    percent, left = TaskProgressColumn(), TimeRemainingColumn(table_column=Column(no_wrap=True))
+
+    console = Console(stderr=True)
+
+    class Fitting(Bar):
+        """On one line, however wide the terminal is by now."""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            shown = (*counts, *rate) if console.width >= _WIDE else rate
+            self.columns = (percent, bar, *shown, left)
+            yield from super().get_renderables()
+
+    with Fitting(console=console) as drawn:
         task = drawn.add_task("", total=None)
         yield lambda progress: drawn.update(task, completed=progress.done, total=progress.total)
         if drawn.tasks[0].total is None:  # there was nothing to tell

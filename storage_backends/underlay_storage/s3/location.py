@@ -65,7 +65,7 @@ def locate(url: str) -> Location:
     Raises:
         OptionError: it names no object, or carries what has no place in it.
     """
-    scheme, _, rest = url.partition("://")
+    scheme, rest = url.partition(":")[0], url.partition("://")[2]
     bucket, _, key = rest.partition("/")
     if "@" in bucket:
         raise OptionError(

@@ -14,7 +14,7 @@ __all__ = ["page"]
 
 _STYLE = """
 body{margin:0;background:#eef0f2;color-scheme:light dark}
-svg{display:block;width:100%;max-width:1400px;height:auto;margin:24px auto}
+svg{display:block;width:100%;min-width:760px;max-width:1400px;height:auto;margin:24px auto}
 #told{position:fixed;left:0;top:0;padding:6px 10px;border-radius:6px;background:#1b2027;
 color:#f4f6f8;font:13px/1.4 system-ui,sans-serif;font-variant-numeric:tabular-nums;
 white-space:nowrap;pointer-events:none;visibility:hidden;box-shadow:0 2px 8px #0004}

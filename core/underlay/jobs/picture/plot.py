@@ -19,8 +19,8 @@ _LEAST = 56
 #: Characters of its name above it.
 _ROOM = 20
 _GAP = 14
-#: Pixels from which on there is room for words beside it.
-_TALL = 180
+#: What stands beside it where it has so many pixels.
+_BESIDE = ((180, "offset in the file →"), (76, "file →"))
 #: How dense a cell is drawn, and from which part of its bytes on.
 _DENSITIES = ((0.5, 1.0), (0.1, 0.8), (0.0, 0.6))
 
@@ -75,11 +75,12 @@ class Plots:
         yield '<g font-size="11" text-anchor="end">'
         yield f'<text class="mu" x="-8" y="8">{size_words(file.size)}</text>'
         yield f'<text class="mu" x="-8" y="{self._each}">0 B</text>'
-        words = "offset in the file →" if self._each > _TALL else "file →"
-        yield (
-            f'<text class="mu" text-anchor="middle" '
-            f'transform="translate(-12 {self._each // 2 + 2}) rotate(-90)">{words}</text>'
-        )
+        words = next((words for least, words in _BESIDE if self._each >= least), None)
+        if words is not None:
+            yield (
+                f'<text class="mu" text-anchor="middle" '
+                f'transform="translate(-12 {self._each // 2 + 2}) rotate(-90)">{words}</text>'
+            )
         yield "</g></g>"
 
     def _dots(self, file: HostFile) -> Iterator[str]:

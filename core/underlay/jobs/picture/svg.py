@@ -81,6 +81,8 @@ def _described(picture: Picture) -> str:
 
 
 def _map_words(picture: Picture) -> str:
+    if not picture.length:
+        return "it has no bytes"
     cell, row = size_words(picture.cell_size), size_words(picture.cell_size * COLUMNS)
     return f"row by row; a cell is {cell}, a row {row}"
 
