@@ -237,6 +237,8 @@ class _Look:
         for kind, data in self.extensions():
             if kind == _BITMAPS:
                 count, _, size, at = struct.unpack(">IIQQ", data)
+                if not self.whole(at, "the bitmap directory"):
+                    continue
                 self.reference(at, size, "the bitmap directory")
                 for number in range(count):
                     fields = struct.unpack_from(">QIIBBHI", self.image, at)
