@@ -23,6 +23,7 @@ from underlay import jobs
 if TYPE_CHECKING:
     from tests.cli.conftest import Run
 
+DRAWN = "map --picture picture.svg plain.qcow2"
 LINES = (
     "amend -o lazy_refcounts=on plain.qcow2",
     "bench -c 100 plain.qcow2",
@@ -37,7 +38,7 @@ LINES = (
     "create -q -f qcow2 -o preallocation=full new.qcow2 1M",
     "dd if=plain.qcow2 of=new.raw",
     "digest plain.qcow2",
-    "map --picture picture.svg plain.qcow2",
+    DRAWN,
     "measure -O qcow2 plain.qcow2",
     "rebase --gate directory -b plain.qcow2 -F qcow2 overlay.qcow2",
     "resize --preallocation=full plain.qcow2 +1M",
@@ -119,3 +120,26 @@ def test_a_bar_fits_on_one_line_of_any_terminal(plain: Path, columns: int) -> No
     assert len(last) <= columns
     assert re.fullmatch(r"100% ━+ (.* )?[0-9.]+ .?i?B/s \d:\d\d:\d\d", last)
     assert last.count("/") == (1 if columns < 60 else 2)  # of bytes, too, where there is room
+
+
+#: What qemu-img has in JSON too has its layout, which bears no version.
+_UNVERSIONED = ("check", "map", "measure")
+
+
+@pytest.mark.parametrize("line", [*sorted({*LINES} - {DRAWN}), "snapshot -d one plain.qcow2"])
+def test_each_command_answers_a_program_in_json(plain: Path, run: Run, line: str) -> None:
+    jobs.create("overlay.qcow2", backing_file=plain.name, backing_fmt="qcow2")
+    jobs.create_snapshot(plain.name, "one")
+    command, *words = line.split()
+    status, out, _ = run(command, "--output=json", *words)
+    assert status == 0
+    assert json.loads(out).get("version") == (None if command in _UNVERSIONED else 1)
+
+
+def test_a_change_is_answered_with_what_there_is_then(plain: Path, run: Run) -> None:
+    done = run("snapshot", "--output=json", "-c", "one", plain.name)
+    assert [one["name"] for one in json.loads(done.out)["snapshots"]] == ["one"]
+    assert run("snapshot", "--output=json", "-l", plain.name) == done
+    done = run("bitmap", "--output=json", "--add", "--disable", plain.name, "b")
+    assert [(one["name"], one["flags"]) for one in json.loads(done.out)["bitmaps"]] == [("b", [])]
+    assert run("bitmap", "--output=json", "--list", plain.name) == done

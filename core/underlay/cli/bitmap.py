@@ -92,7 +92,7 @@ def command(
     """Change a dirty bitmap of an image, or look at it.
 
     Several changes in one call are made in their order. Guest data stays as it is, and nothing that
-    the image names is opened.
+    the image names is opened. JSON has the bitmaps that there are afterwards.
     """
     del remove, clear, enable, disable
     if listing:
@@ -122,6 +122,8 @@ def command(
             for number, action in enumerate(order):
                 part = _part(report, number, len(order))
                 _carry_out(disk, name, action, sources, source, size or None, part)
+        if output == "json":
+            _list_as_json(filename, bitmaps(disk))
     return 0
 
 
@@ -179,13 +181,8 @@ def _list(filename: str, format_name: str | None, output: str, access: options.A
     with _open(filename, format_name, access, writable=False) as disk:
         found = bitmaps(disk)
     if output == "json":
-        listed = [
-            {"name": one.name, "granularity": one.granularity, "flags": _flags(one)}
-            for one in found
-        ]
-        echo_json({"version": _SCHEMA, "filename": filename, "bitmaps": listed})
-        return 0
-    if found:
+        _list_as_json(filename, found)
+    elif found:
         width = max(len("BITMAP"), *(len(printable(one.name)) for one in found))
         echo(f"{'BITMAP':<{width}}  {'GRANULARITY':<11}  FLAGS")
         for one in found:
@@ -193,6 +190,13 @@ def _list(filename: str, format_name: str | None, output: str, access: options.A
             line = f"{printable(one.name):<{width}}  {size:<11}  {', '.join(_flags(one))}"
             echo(line.rstrip())
     return 0
+
+
+def _list_as_json(filename: str, found: Sequence[Bitmap]) -> None:
+    listed = [
+        {"name": one.name, "granularity": one.granularity, "flags": _flags(one)} for one in found
+    ]
+    echo_json({"version": _SCHEMA, "filename": filename, "bitmaps": listed})
 
 
 def _flags(bitmap: Bitmap) -> list[str]:

@@ -53,7 +53,7 @@ def command(
 ) -> int:
     """List, take, apply or delete internal snapshots.
 
-    Nothing that the image names is opened.
+    Nothing that the image names is opened. JSON has those that there are afterwards.
     """
     if listing + len(create) + len(apply) + len(delete) > 1:
         raise click.UsageError("Cannot mix '-l', '-a', '-c', '-d'")
@@ -64,17 +64,16 @@ def command(
         if changes:
             with reporting(bar=bar, progress=progress, quiet=quiet) as report:
                 _change(disk, create, apply, delete, report)
+        if output == "json":
+            entries = [snapshot_json(snapshot) for snapshot in snapshots(disk)]
+            echo_json({"version": _VERSION, "filename": name, "snapshots": entries})
         elif listing:
-            _list(disk, name, output)
+            _list(disk)
     return 0
 
 
-def _list(disk: SyncFormatAccess, name: str, output: str) -> None:
-    found = snapshots(disk)
-    if output == "json":
-        entries = [snapshot_json(snapshot) for snapshot in found]
-        echo_json({"version": _VERSION, "filename": name, "snapshots": entries})
-    elif found:
+def _list(disk: SyncFormatAccess) -> None:
+    if found := snapshots(disk):
         echo("Snapshot list:")
         for line in snapshot_table(found):
             echo(line)
