@@ -14,10 +14,9 @@ import numpy as np
 from underlay_drivers.qcow2.bitmaps import read_bitmaps
 from underlay_drivers.qcow2.findings import Report
 from underlay_drivers.qcow2.header import Header, text
-from underlay_drivers.qcow2.l1_check import hosts_of
 from underlay_drivers.qcow2.ledger import Ledger
 from underlay_drivers.qcow2.loading import load_words
-from underlay_drivers.qcow2.table_uses import words_in_use
+from underlay_drivers.qcow2.table_uses import hosts_of, words_in_use
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,7 +101,7 @@ class BitmapCheck:
         data = ~odd & (hosts != 0)
         inside = data & (hosts < self.ledger.file_length)
         self.ledger.references.add(hosts[inside] >> self.header.cluster_bits, times[inside])
-        self.ledger.beyond(
+        self.ledger.regions_beyond(
             "a bitmap's cluster",
             hosts[data & ~inside],
             self.header.cluster_size,

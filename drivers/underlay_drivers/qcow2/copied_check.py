@@ -14,12 +14,13 @@ from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.entry_faults import Entries
 from underlay_drivers.qcow2.findings import Report, Verb
 from underlay_drivers.qcow2.header import Header
-from underlay_drivers.qcow2.l1_check import L1Check, hosts_of
+from underlay_drivers.qcow2.l1_check import L1Check
 from underlay_drivers.qcow2.ledger import Ledger
 from underlay_drivers.qcow2.loading import load_words
 from underlay_drivers.qcow2.refcount_check import RefcountCheck
 from underlay_drivers.qcow2.references import Clusters, Counts
 from underlay_drivers.qcow2.table_check import TableCheck
+from underlay_drivers.qcow2.table_uses import hosts_of
 from underlay_drivers.qcow2.tables import Geometry
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.check import Checker
 from underlay_drivers.qcow2.copied_check import first_of
 from underlay_drivers.qcow2.findings import Report, Verb
-from underlay_drivers.qcow2.l1_check import hosts_of
 from underlay_drivers.qcow2.references import Clusters
+from underlay_drivers.qcow2.table_uses import hosts_of
 from underlay_drivers.qcow2.tables import Geometry
 from underlay_drivers.qcow2.validation import metadata_regions
 

@@ -12,6 +12,7 @@ from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.findings import Report, Verb
 from underlay_drivers.qcow2.l1_check import L2Table
 from underlay_drivers.qcow2.ledger import Ledger
+from underlay_drivers.qcow2.table_uses import hosts_of
 from underlay_drivers.qcow2.tables import Geometry
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Entries", "EntryFaults", "compressed_places"]
 
 _LOW: Final = np.uint64(layout.ALL_ALLOCATED)
-_HOST: Final = np.uint64(layout.HOST_OFFSET)
 
 Marks: TypeAlias = "NDArray[np.bool_]"
 
@@ -49,7 +49,7 @@ class Entries:
             words, bitmaps = words[0::2], words[1::2]
         compressed = (words & np.uint64(layout.COMPRESSED)) != 0
         copied = (words & np.uint64(layout.COPIED)) != 0
-        offsets = (words & _HOST).astype(np.int64)
+        offsets = hosts_of(words)
         allocated = offsets != 0
         if geometry.external:
             allocated |= copied

@@ -21,7 +21,7 @@ from underlay_drivers.qcow2.ledger import Ledger
 from underlay_drivers.qcow2.loading import load_words
 from underlay_drivers.qcow2.references import Clusters
 from underlay_drivers.qcow2.snapshots import SnapshotEntry
-from underlay_drivers.qcow2.table_uses import TableUses, words_in_use
+from underlay_drivers.qcow2.table_uses import TableUses, hosts_of, words_in_use
 from underlay_drivers.qcow2.tables import Geometry
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from underlay.limits import Limits
     from underlay_drivers.qcow2.bulk import Words
 
-__all__ = ["L1Check", "L2Table", "hosts_of"]
+__all__ = ["L1Check", "L2Table"]
 
 #: Entries of an L1 table, and L2 tables, that are looked at together.
 _PIECE: Final = 1 << 16
@@ -257,8 +257,3 @@ class L1Check:
         first = self._header.l1_table_offset >> self._header.cluster_bits
         end = -(-(self._header.l1_table_offset + len(self.active) * 8) >> self._header.cluster_bits)
         return bool((self._ledger.references.counts[first:end] <= 1).all())
-
-
-def hosts_of(entries: Words) -> Clusters:
-    """The host offsets that L1 entries lead to."""
-    return (entries & np.uint64(layout.HOST_OFFSET)).astype(np.int64)

@@ -88,7 +88,7 @@ class Ledger:
         return True
 
     def regions(self, what: str, places: Mapping[tuple[int, int], int]) -> None:
-        """The same of many, which may overlap: host offset and bytes, and how often each."""
+        """As ``region``, of many, which may overlap: host offset and bytes, and how often each."""
         spans: Counter[tuple[int, int]] = Counter()
         for (offset, length), times in places.items():
             if length > 0 and self.is_inside(offset, length):
@@ -97,6 +97,14 @@ class Ledger:
                 self.region(what, offset, length, times=times)
         for first, uses in overlaps(spans):
             self.references.add_each(first, uses)
+
+    def regions_beyond(self, what: str, offsets: Clusters, length: int, *, times: Clusters) -> None:
+        """As ``regions``, of many of one length in bytes, none of which is inside the file."""
+        room = self._report.room
+        for offset, count in zip(offsets[:room].tolist(), times[:room].tolist(), strict=True):
+            self.tell_beyond(what, offset, length, times=count)
+        self._report.omit(corruptions=int(times[room:].sum()))
+        self.note_beyond(offsets, length)
 
     def is_inside(self, offset: int, length: int) -> bool:
         """Whether a region is inside the file.
@@ -108,14 +116,6 @@ class Ledger:
     def _clusters(self, offset: int, length: int) -> tuple[int, int]:
         """The first cluster of a region, and the end of its last one."""
         return offset >> self._bits, (offset + length - 1 >> self._bits) + 1
-
-    def beyond(self, what: str, offsets: Clusters, length: int, *, times: Clusters) -> None:
-        """The same of many regions, none of which is inside the file."""
-        room = self._report.room
-        for offset, count in zip(offsets[:room].tolist(), times[:room].tolist(), strict=True):
-            self.tell_beyond(what, offset, length, times=count)
-        self._report.omit(corruptions=int(times[room:].sum()))
-        self.note_beyond(offsets, length)
 
     def tell_beyond(self, what: str, offset: int, length: int, *, times: int) -> None:
         """Report a region that is not inside the file."""

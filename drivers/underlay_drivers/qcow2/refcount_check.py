@@ -193,9 +193,7 @@ class RefcountCheck:
     ) -> None:
         """Report every difference. Unless told to ``keep`` them, references become what is stored.
 
-        ``steps`` are the blocks.
-
-        With ``mend_…`` a difference is reported as one that gets mended.
+        ``steps`` are the blocks. With ``mend_…`` a difference is reported as one that gets mended.
         """
         async for first, block, wanted in self.blocks():
             steps.did()

@@ -107,7 +107,7 @@ class TableCheck:
             self._ledger.note_beyond(beyond, geometry.cluster_size)
         if table.active:
             shown = (found.allocated | found.compressed) & ~faults.uncounted
-            self._tell(found, shown, table.active)
+            self._keep_statistics(found, shown, table.active)
 
     def _count_data(self, offsets: NDArray[np.int64]) -> None:
         bits = self._geometry.cluster_bits
@@ -152,8 +152,8 @@ class TableCheck:
             )
         self._report.omit(notes=len(places[room:]))
 
-    def _tell(self, found: Entries, shown: NDArray[np.bool_], times: int) -> None:
-        """Keep the statistics; ``shown`` are the entries that count, so many ``times``."""
+    def _keep_statistics(self, found: Entries, shown: NDArray[np.bool_], times: int) -> None:
+        """Count clusters; ``shown`` are the entries that count, so many ``times``."""
         offsets = found.offsets[shown & ~found.compressed]
         compressed = int(np.count_nonzero(shown & found.compressed)) * times
         self.compressed += compressed

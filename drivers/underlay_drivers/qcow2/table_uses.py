@@ -1,4 +1,4 @@
-"""How often tables, and words of tables, are used: so that each is looked at once. With numpy."""
+"""Where entries of tables lead, and how often: so that each is looked at once. With numpy."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import numpy as np
 from underlay.errors import CorruptImageError
 from underlay.limits import Limits
 from underlay.time_limit import check_time
+from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.references import Clusters
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["TableUses", "overlaps", "words_in_use"]
+    from underlay_drivers.qcow2.bulk import Words
+
+__all__ = ["TableUses", "hosts_of", "overlaps", "words_in_use"]
 
 #: Numbers, be they words or clusters, that are looked at together.
 _WINDOW: Final = 8192
@@ -66,6 +69,11 @@ def words_in_use(
     for first, uses in overlaps(spans):
         check_time()
         yield first * 8, uses
+
+
+def hosts_of(entries: Words) -> NDArray[np.int64]:
+    """The host offsets that entries lead to, be they of L1, L2 or bitmap tables."""
+    return (entries & np.uint64(layout.HOST_OFFSET)).astype(np.int64)
 
 
 class TableUses:
