@@ -17,7 +17,7 @@ from underlay.errors import OptionError
 from underlay.option_values import checked_options
 from underlay_storage.s3.location import BLOCKS
 
-__all__ = ["ENDPOINT", "OPTIONS", "Settings"]
+__all__ = ["ENDPOINT", "OPTIONS", "Settings", "has_option"]
 
 _MIB: Final = 1 << 20
 #: S3: no part but the last may be smaller.
