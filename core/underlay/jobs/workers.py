@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Generic, NoReturn, Protocol, TypeGuard, TypeVar
 
 from underlay.errors import OptionError, UnsupportedOperationError
+from underlay.interrupts import undisturbed
 from underlay.time_limit import check_time, time_left
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ def in_parallel(
     running = Running(work)
     try:
         for task in tasks:
-            running.begin(executor, task, lent=own is None)
+            # In its midst, an interrupt leaves threads half started, or locks of the executor held.
+            with undisturbed():
+                running.begin(executor, task, lent=own is None)
             # One waits for each that runs, so that no worker does.
             while running.count >= 2 * parallel:
                 yield running.result()
@@ -111,7 +114,8 @@ def in_parallel(
     finally:
         running.stop()
         if own is not None:
-            own.shutdown(cancel_futures=True)
+            with undisturbed():  # as above; none of them works any more
+                own.shutdown(cancel_futures=True)
 
 
 def is_elsewhere(executor: Executor | None) -> TypeGuard[Executor]:

@@ -17,9 +17,11 @@ from underlay.errors import LimitExceededError
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.findings import Report
 from underlay_drivers.qcow2.header import Header
-from underlay_drivers.qcow2.references import Counts, References, pack_counts
+from underlay_drivers.qcow2.references import Clusters, Counts, References, pack_counts
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from underlay.handle import StorageHandle
     from underlay.steps import Steps
 
@@ -55,10 +57,12 @@ class Rebuild:
         start: int,
         front: Front | None = None,
         clear: Callable[[int, int], int] = lambda start, _count: start,
+        keep: Callable[[Clusters], NDArray[np.bool_]] = lambda clusters: clusters < 0,
     ) -> None:
         """From the cluster ``start`` on nothing is used, not even by the old structures.
 
-        ``clear`` finds where so many clusters from there on are that nothing leads to either.
+        ``clear`` finds where so many clusters from there on are that nothing leads to either. Those
+        before them that something leads to, as ``keep`` tells, are in use when the file gets there.
         """
         self._image = image
         self._front = front
@@ -72,6 +76,7 @@ class Rebuild:
         self._blocks: list[int] = []
         self._start = start
         self._clear = clear
+        self._keep = keep
         self.table_clusters = 0
 
     @property
@@ -109,8 +114,9 @@ class Rebuild:
             if counts[first : first + in_block].any()
         }
         total = 0
+        first = self._start // in_block
         while True:
-            new = range(self._start // in_block, (self._start + total) // in_block + 1)
+            new = range(first, (self._start + total) // in_block + 1)
             needed = used.union(new)
             clusters = -(-(max(needed) + 1) * 8 // self._cluster_size)
             size = self._front_clusters + clusters + len(needed)
@@ -207,5 +213,7 @@ class Rebuild:
         counts = np.zeros(self._in_block, self._references.counts.dtype)
         known = self._references.counts[first : min(end, self._references.size)]
         counts[: len(known)] = known
+        passed = np.arange(max(first, self._references.size), min(end, self._start))
+        counts[passed - first] = self._keep(passed)
         counts[max(self._start - first, 0) : max(self.end - first, 0)] = 1
         return counts

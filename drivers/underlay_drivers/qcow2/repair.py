@@ -259,6 +259,7 @@ class _ImageRepair:
             start=start,
             front=None if table is None else Front("snapshot table", "snapshots_offset", table),
             clear=self.checker.ledger.clear_of_beyond,
+            keep=recount.ledger.leads_beyond,
         )
         rebuild.plan()
         steps = self._phase()
