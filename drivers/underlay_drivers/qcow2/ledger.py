@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Ledger"]
 
-#: Clusters that are looked through at a time.
-_AT_ONCE: Final = 1 << 18
 _ADVICE: Final = (
     "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean "
     "copy if the image cannot be opened for writing"
@@ -151,15 +149,6 @@ class Ledger:
         found: NDArray[np.bool_] = last >= 0
         found[found] = ends[last[found]] >= clusters[found]
         return found
-
-    def keep_what_leads_beyond(self) -> None:
-        """Count a reference to what ``leads_beyond`` and has none, so that nobody is given it."""
-        starts, _ = self._spans_beyond()
-        counts = self.references.counts
-        first = min(int(starts[0]), len(counts)) if len(starts) else len(counts)
-        for at in range(first, len(counts), _AT_ONCE):
-            unused = at + np.flatnonzero(counts[at : at + _AT_ONCE] == 0)
-            counts[unused[self.leads_beyond(unused)]] = 1
 
     def clear_of_beyond(self, start: int, count: int) -> int:
         """The first cluster from ``start`` on behind which ``count`` are led to by nothing.

@@ -61,8 +61,8 @@ class Rebuild:
     ) -> None:
         """From the cluster ``start`` on nothing is used, not even by the old structures.
 
-        ``clear`` finds where so many clusters from there on are that nothing leads to either. Those
-        before them that something leads to, as ``keep`` tells, are in use when the file gets there.
+        ``clear`` finds where so many clusters from there on are that nothing leads to either.
+        ``keep`` tells which clusters nobody may be given, though no reference to them is counted.
         """
         self._image = image
         self._front = front
@@ -105,14 +105,10 @@ class Rebuild:
         Raises:
             LimitExceededError: the refcount table would be larger than any may be.
         """
-        counts, in_block = self._references.counts[: self._references.size], self._in_block
-        if counts[self._start :].any():
+        size, in_block = self._references.size, self._in_block
+        if self._references.counts[self._start : size].any():
             raise ValueError(f"something is in use behind cluster {self._start}")
-        used = {
-            first // in_block
-            for first in range(0, len(counts), in_block)
-            if counts[first : first + in_block].any()
-        }
+        used = {index for index in range(-(-size // in_block)) if self._in_use(index).any()}
         total = 0
         first = self._start // in_block
         while True:
@@ -209,11 +205,16 @@ class Rebuild:
     def _block(self, index: int) -> Counts:
         """The counts of one block, the new structures' own clusters among them."""
         first = index * self._in_block
-        end = first + self._in_block
-        counts = np.zeros(self._in_block, self._references.counts.dtype)
-        known = self._references.counts[first : min(end, self._references.size)]
-        counts[: len(known)] = known
-        passed = np.arange(max(first, self._references.size), min(end, self._start))
-        counts[passed - first] = self._keep(passed)
+        counts = self._in_use(index)
         counts[max(self._start - first, 0) : max(self.end - first, 0)] = 1
+        return counts
+
+    def _in_use(self, index: int) -> Counts:
+        """The same without them."""
+        first = index * self._in_block
+        counts = np.zeros(self._in_block, self._references.counts.dtype)
+        known = self._references.counts[first : min(first + len(counts), self._references.size)]
+        counts[: len(known)] = known
+        unused = np.flatnonzero(counts[: max(self._start - first, 0)] == 0)
+        counts[unused] = self._keep(first + unused)
         return counts

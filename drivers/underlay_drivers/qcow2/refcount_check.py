@@ -236,19 +236,18 @@ class RefcountCheck:
     ) -> None:
         leaks = stored > wanted
         self.differs = True
-        kept = self._ledger.leads_beyond(clusters)
         self.rebuild |= not stored.all()
         self.corruptions += int(np.count_nonzero(~leaks))
         room = self._report.room
-        for cluster, has, needs, stays in zip(
-            clusters[:room].tolist(),
-            stored[:room].tolist(),
-            wanted[:room].tolist(),
-            kept[:room].tolist(),
-            strict=True,
+        heard = clusters[:room]
+        lowered = leaks[:room] & ~self._ledger.leads_beyond(heard)
+        raised = ~leaks[:room] & (stored[:room] != 0)
+        mended = lowered & mend_leaks | raised & mend_errors
+        differences = (heard, stored[:room], wanted[:room], mended)
+        for cluster, has, needs, is_mended in zip(
+            *(one.tolist() for one in differences), strict=True
         ):
-            mended = has != 0 and (mend_leaks and not stays if has > needs else mend_errors)
-            self._difference(cluster, has, needs, mended=mended)
+            self._difference(cluster, has, needs, mended=is_mended)
         unheard = leaks[room:]
         found = int(np.count_nonzero(unheard))
         self._report.omit(corruptions=len(unheard) - found, leaks=found)

@@ -244,7 +244,6 @@ class _ImageRepair:
             size = sum(len(snapshot.pack()) for snapshot in snapshots)
             recount.ledger.region("the snapshot table", self._header.snapshots_offset, size)
         references = recount.ledger.references
-        recount.ledger.keep_what_leads_beyond()
         self.hopeless = hopeless = quiet.corruptions - len(recount.tables.to_zero)
         start = self.checker.ledger.references.end()
         refcounts = self.checker.refcounts

@@ -33,7 +33,6 @@ class TableCheck:
         "_ramp",
         "_report",
         "_run",
-        "_times",
         "all_copied",
         "allocated",
         "compressed",
@@ -51,8 +50,6 @@ class TableCheck:
             geometry.cluster_bits
         )
         self._run = self._ramp.copy()
-        #: How many entries lead to the table that is looked at.
-        self._times = 1
         #: Clusters of the active tables.
         self.allocated = 0
         self.fragmented = 0
@@ -64,7 +61,6 @@ class TableCheck:
 
     def scan(self, words: Words, table: L2Table) -> None:
         """One table, which counts as often as entries lead to it."""
-        self._times = table.times
         if self._is_one_run(words):
             host = int(words[0]) & layout.HOST_OFFSET
             first = host >> self._geometry.cluster_bits
@@ -100,33 +96,35 @@ class TableCheck:
             self.to_zero.extend(faults.places(faults.mended).tolist())
         if found.compressed.any():
             compressed = found.entries[found.compressed & counted]
-            self._count_compressed(compressed, found.entries[found.compressed & faults.beyond])
+            self._count_compressed(compressed, table.times)
+            starts, ends = compressed_places(
+                found.entries[found.compressed & faults.beyond], geometry
+            )
+            self._ledger.note_beyond(starts, ends - starts)
         if not geometry.external:
-            self._count_data(found.offsets[found.allocated & counted])
+            self._count_data(found.offsets[found.allocated & counted], table.times)
             beyond = found.offsets[found.allocated & faults.beyond]
             self._ledger.note_beyond(beyond, geometry.cluster_size)
         if table.active:
             shown = (found.allocated | found.compressed) & ~faults.uncounted
             self._keep_statistics(found, shown, table.active)
 
-    def _count_data(self, offsets: NDArray[np.int64]) -> None:
+    def _count_data(self, offsets: NDArray[np.int64], times: int) -> None:
         bits = self._geometry.cluster_bits
         references = self._ledger.references
-        references.add(offsets >> bits, self._times)
+        references.add(offsets >> bits, times)
         unaligned = offsets[(offsets & (self._geometry.cluster_size - 1)) != 0]
-        references.add((unaligned >> bits) + 1, self._times)
+        references.add((unaligned >> bits) + 1, times)
 
-    def _count_compressed(self, entries: Words, beyond: Words) -> None:
+    def _count_compressed(self, entries: Words, times: int) -> None:
         bits = self._geometry.cluster_bits
         starts, ends = compressed_places(entries, self._geometry)
         first, last = starts >> bits, (ends - 1) >> bits
         references = self._ledger.references
-        references.add(first, self._times)
+        references.add(first, times)
         # Compressed data is as long as two clusters at most, so it touches three.
-        references.add(first[last > first] + 1, self._times)
-        references.add(first[last > first + 1] + 2, self._times)
-        starts, ends = compressed_places(beyond, self._geometry)
-        self._ledger.note_beyond(starts, ends - starts)
+        references.add(first[last > first] + 1, times)
+        references.add(first[last > first + 1] + 2, times)
 
     def _note_unreadable(self, found: Entries, table: L2Table) -> None:
         """Tell of entries that cannot be read, though a check of QEMU's passes over them."""
