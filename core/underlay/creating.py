@@ -22,7 +22,7 @@ from underlay.option_values import checked_options
 from underlay.plugins import registry
 from underlay.steps import StepsCallback
 from underlay.storage import PreallocateMode
-from underlay.targets import Target, create_storage, named_for, open_storage, options_for
+from underlay.targets import Target, create_storage, named_in, open_storage, options_for
 from underlay.units import parse_size
 
 __all__ = ["create", "create_image"]
@@ -94,12 +94,8 @@ async def create_image(
     driver_class = registry().driver(format)
     options = checked_options(options, driver_class.create_options, what=f"creating {format}")
     preallocation = options.pop("preallocation", PreallocateMode.OFF)
-    data_file, backing = (
-        named_for(target, name) if isinstance(name := options.get(option), str) else None
-        for option in ("data_file", "backing_file")
-    )
-    if not open_backing:
-        backing = None
+    data_file = named_in(options, "data_file", target)
+    backing = named_in(options, "backing_file", target) if open_backing else None
     if backing_storage_options:
         own, of_data_file = options_for((target, data_file), storage_options)
         [of_backing] = options_for((backing,), backing_storage_options)

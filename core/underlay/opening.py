@@ -221,12 +221,11 @@ class Opening:
             recognition = await recognise(storage)
             format_name = recognition.require_format(storage.name())
             if recognition.result.guessed:
-                if self.writable:
-                    recognition.refuse_writing(storage.name())
                 name, foreign = storage.name(), recognition.foreign
-                tell_guess(Guess(name=name, writable=self.writable, foreign=foreign))
                 if self.writable:
+                    recognition.refuse_writing(name)
                     storage = self._guarded(storage)
+                tell_guess(Guess(name=name, writable=self.writable, foreign=foreign))
         backing = options.pop("backing", FROM_IMAGE)
         data_file = options.pop("data_file", FROM_IMAGE)
         snapshot = options.pop("snapshot", None)

@@ -29,6 +29,7 @@ __all__ = [
     "beside",
     "create_storage",
     "named_for",
+    "named_in",
     "open_storage",
     "open_with",
     "options_for",
@@ -64,6 +65,12 @@ def beside(target: Target, name: str) -> Target:
 def named_for(target: Target, name: str) -> Target:
     """What a caller means by ``name`` for an image at ``target``: a URL, or a name beside it."""
     return name if scheme_of(name) is not None else beside(target, name)
+
+
+def named_in(options: Mapping[str, object], option: str, target: Target) -> Target | None:
+    """What such an option of creating an image at ``target`` names, if it is given."""
+    name = options.get(option)
+    return named_for(target, name) if isinstance(name, str) else None
 
 
 def absolute(target: Target) -> Target:

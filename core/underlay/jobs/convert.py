@@ -19,7 +19,7 @@ from underlay.jobs.salvage import SalvageCallback
 from underlay.limits import Limits
 from underlay.steps import Steps
 from underlay.sync import SyncFormatAccess
-from underlay.targets import Target, named_for, options_for
+from underlay.targets import Target, named_in, options_for
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -208,10 +208,9 @@ def _check_sources(sources: Sequence[Source], *, over_backing: bool, bitmaps: bo
 
 def _backing(target: Source, options: Mapping[str, Any]) -> Target | None:
     """What the new image is to lie upon."""
-    name = options.get("backing_file")
-    if isinstance(target, SyncFormatAccess) or not isinstance(name, str):
+    if isinstance(target, SyncFormatAccess):
         return None
-    return named_for(target, name)
+    return named_in(options, "backing_file", target)
 
 
 def _listed(sources: Source | Sequence[Source]) -> Sequence[Source]:

@@ -34,7 +34,7 @@ from underlay.targets import (
     Target,
     absolute,
     create_storage,
-    named_for,
+    named_in,
     open_storage,
     options_for,
 )
@@ -177,9 +177,7 @@ def _held(conversion: Conversion) -> Generator[_Held]:
 def _data_file(conversion: Conversion) -> Target | None:
     """The data file that is made with the target, if there is to be one."""
     creating: Mapping[str, object] = conversion.arguments.get("options") or {}
-    name = creating.get("data_file")
-    target = cast("Target", conversion.target)
-    return named_for(target, name) if isinstance(name, str) else None
+    return named_in(creating, "data_file", cast("Target", conversion.target))
 
 
 def _told(conversion: Conversion) -> list[dict[str, object]]:

@@ -14,7 +14,7 @@ from underlay.gate import ImplicitOpenGate
 from underlay.limits import Limits
 from underlay.steps import StepsCallback
 from underlay.sync import SyncFormatAccess
-from underlay.targets import Target, named_for, open_storage, options_for
+from underlay.targets import Target, named_in, open_storage, options_for
 
 __all__ = ["new_image", "refuse_same"]
 
@@ -35,6 +35,7 @@ def new_image(
 ) -> Generator[SyncFormatAccess]:
     """Create an image, and close it when the ``with`` block ends; an exception removes it again.
 
+    The block makes it durable itself (``Publication``): what fails in closing removes nothing.
     An object that was there before and had to give way (``overwrite``) cannot come back; it is left
     with what it holds by then. An error in creating it has "create" as its ``step``. ``progress``
     counts what is preallocated.
@@ -57,9 +58,6 @@ def new_image(
         )
         disk = SyncFormatAccess(run_blocking(making))
         yield disk
-        # Here and not in close(), so that a failure is noticed while the image can be removed.
-        disk.flush()
-        disk.sync()
     except BaseException as error:
         if isinstance(error, UnderlayError) and not made:
             error.step = "create"
@@ -82,9 +80,10 @@ def refuse_same(
         ConflictError: the target, or its data file, is an object that a source, or an image below
             it, is read from.
     """
-    name = (options or {}).get("data_file")
-    if isinstance(name, str) and not isinstance(target, SyncFormatAccess):
-        data_file = named_for(target, name)
+    data_file = None
+    if not isinstance(target, SyncFormatAccess):
+        data_file = named_in(options or {}, "data_file", target)
+    if data_file is not None:
         own, of_data_file = options_for((target, data_file), storage_options)
         written = _identities(target, own) | _identities(data_file, of_data_file)
     else:
