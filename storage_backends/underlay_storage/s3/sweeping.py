@@ -14,7 +14,7 @@ from underlay_storage.s3.conditions import probe_folder
 from underlay_storage.s3.requesting import UploadLostError
 from underlay_storage.s3.uploads import Begun
 
-__all__ = ["sweep"]
+__all__ = ["is_over", "sweep"]
 
 
 def sweep(
@@ -44,7 +44,7 @@ def sweep(
         parts = _parts(client, upload)
         if parts is None:
             pass  # it has ended meanwhile
-        elif _is_over(max([upload.since, *(since for _, since in parts)]), now, grace):
+        elif is_over(max([upload.since, *(since for _, since in parts)]), now, grace):
             removed.append(sum(size for size, _ in parts))
             if not dry_run:
                 _abort(client, upload)
@@ -52,7 +52,7 @@ def sweep(
             waiting += 1
         steps.did()
     for probe in tried:
-        if _is_over(probe.modified, now, grace):
+        if is_over(probe.modified, now, grace):
             removed.append(probe.size)
             if not dry_run:
                 client.delete([probe.key])
@@ -63,7 +63,8 @@ def sweep(
     return Collected(removed=len(removed), removed_bytes=sum(removed), waiting=waiting, writers=0)
 
 
-def _is_over(since: float, now: float, grace: float) -> bool:
+def is_over(since: float, now: float, grace: float) -> bool:
+    """Whether what nobody has needed ``since`` then may go: seconds, by the server's clock."""
     return not grace or now - since > grace
 
 

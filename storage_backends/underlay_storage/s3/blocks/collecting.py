@@ -29,6 +29,7 @@ from underlay_storage.s3.blocks.layout import (
     unpack_mark,
 )
 from underlay_storage.s3.blocks.objects import Objects, Published
+from underlay_storage.s3.sweeping import is_over
 
 __all__ = ["collect"]
 
@@ -164,7 +165,7 @@ class _Collection:
         return removed
 
     def _is_over(self, since: float, listing: _Listing) -> bool:
-        return not self._grace or listing.now - since > self._grace
+        return is_over(since, listing.now, self._grace)
 
     def _read_mark(self, mark: Name) -> list[Name]:
         what = f"A mark of '{self._objects}' ({mark})"
