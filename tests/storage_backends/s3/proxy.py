@@ -291,7 +291,10 @@ class _Handler(socketserver.StreamRequestHandler):
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.wfile.flush()
             del headers["Expect"]
-        body = self.rfile.read(int(headers.get("Content-Length", 0)))
+        length = int(headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        if len(body) < length:
+            return None  # the client has gone: a server would wait for the rest
         url = urlsplit(target)
         return Request(
             number=0,
