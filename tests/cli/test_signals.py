@@ -30,6 +30,29 @@ sys.stderr.write("main\\n")
 main(sys.argv[1:])
 """
 
+#: Interrupts come where Python cannot raise them, and where a coroutine has not yet begun.
+WHERE_NOTHING_HEARS = """
+import signal
+from underlay.cli.signals import Ended, signals_heard, told_to_end
+
+class Leaving:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+async def wait():
+    pass
+
+with signals_heard():
+    Leaving()
+    assert told_to_end() is not None
+with signals_heard():
+    assert told_to_end() is None
+    try:
+        wait(), signal.raise_signal(signal.SIGINT)
+    except Ended:
+        pass
+"""
+
 
 def start(*words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
@@ -48,6 +71,17 @@ def test_ctrl_c_is_quiet_from_the_first_line_on(plain: Path, moment: int) -> Non
     assert err == b""
     assert process.returncode in {128 + signal.SIGINT, 0, -signal.SIGINT}
     assert out.startswith(b"image: ") or process.returncode != 0
+
+
+def test_an_interrupt_that_python_loses_is_known_and_says_nothing() -> None:
+    process = start(sys.executable, "-c", WHERE_NOTHING_HEARS)
+    assert (*process.communicate(timeout=60), process.returncode) == (b"", b"", 0)
+
+
+def test_outside_of_a_command_python_tells_what_it_told_before() -> None:
+    lost = WHERE_NOTHING_HEARS + "\nLeaving()\nwait()\n"
+    process = start(sys.executable, "-c", lost)
+    assert re.search(rb"(?s)ignored.*KeyboardInterrupt.*never awaited", process.communicate()[1])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
@@ -34,6 +36,8 @@ class Ended(KeyboardInterrupt):
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
     _ended.append(number)
+    # It may come between the making of a coroutine and its first step, which is no mistake then.
+    warnings.simplefilter("ignore", RuntimeWarning)
     raise Ended(number)
 
 
@@ -44,7 +48,8 @@ def _ask(_number: int, _frame: FrameType | None) -> None:
 def told_to_end() -> Ended | None:
     """The interrupt that came while this command ran, if any.
 
-    In the midst of an import it can be lost, or come out as another exception.
+    In the midst of an import, or of what Python calls on its own, as when an object goes
+    away, it can be lost, or come out as another exception.
     """
     return Ended(_ended[0]) if _ended else None
 
@@ -82,9 +87,18 @@ def signals_heard() -> Generator[None]:
             signal.signal(number, _ask)
     _asked.clear()
     _ended.clear()
+    tell_unraisable = sys.unraisablehook
+
+    def tell_others(unraisable: sys.UnraisableHookArgs) -> None:
+        if told_to_end() is None:  # else it comes of that, which is known
+            tell_unraisable(unraisable)
+
     try:
-        yield
+        sys.unraisablehook = tell_others
+        with warnings.catch_warnings():
+            yield
     finally:
+        sys.unraisablehook = tell_unraisable
         for number, was in ending.items():
             signal.signal(number, was)
 
