@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,13 +151,15 @@ def test_an_exception_in_the_callback_stops_everything_and_comes_through(
     qemu_img("compare", "-f", "raw", "-F", "raw", source, tmp_path / "out.raw")
 
 
+#: Once it has begun to write, it takes minutes.
 _SLOW = """
 import sys, time, underlay
 from underlay.jobs import convert
 
 def slowly(progress):
     print(progress.done, flush=True)
-    time.sleep(0.2)
+    if progress.done:
+        time.sleep(100)
 
 try:
     convert(sys.argv[1], sys.argv[2], progress=slowly)
@@ -181,9 +182,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
             pass
         assert target.exists()
         os.kill(child.pid, signal.SIGINT)
-        started = time.monotonic()
-        output, errors = child.communicate(timeout=30)
-    assert time.monotonic() - started < 5
+        output, errors = child.communicate(timeout=60)
     assert output.splitlines()[-1] == "interrupted"
     assert errors == ""
     assert child.returncode == 0

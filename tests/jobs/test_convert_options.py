@@ -122,12 +122,10 @@ class TestRate:
         (tmp_path / "s.raw").write_bytes(b"r" * (3 << 20))
         started = time.monotonic()
         convert(tmp_path / "s.raw", tmp_path / "t.raw", rate=6 << 20)
-        assert 0.3 < time.monotonic() - started < 5
+        assert time.monotonic() - started > 0.3
         assert same(tmp_path / "s.raw", tmp_path / "t.raw")
 
     def test_does_not_keep_a_cancelled_job(self, tmp_path: Path) -> None:
-        (tmp_path / "s.raw").write_bytes(b"r" * (64 << 20))
-
         calls: list[object] = []
 
         def cancel(progress: object) -> None:
@@ -136,26 +134,39 @@ class TestRate:
                 raise KeyboardInterrupt
 
         started = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            convert(tmp_path / "s.raw", tmp_path / "t.raw", rate=16 << 20, progress=cancel)
-        assert time.monotonic() - started < 2.5
+        with (
+            underlay.open_image(_Ones(8 << 30), format="raw") as disk,
+            pytest.raises(KeyboardInterrupt),
+        ):
+            convert(disk, tmp_path / "t.raw", rate=16 << 20, progress=cancel)
+        assert time.monotonic() - started < 60  # to its end it would go on for minutes
         assert not (tmp_path / "t.raw").exists()
 
 
-class _Broken(underlay.BlockingStorage):
-    """A disk of ones with two sectors that cannot be read."""
+class _Ones(underlay.BlockingStorage):
+    """A disk of ones."""
 
-    bad = (5 * 512, 300 * 512)
+    def __init__(self, length: int = 1 << 20) -> None:
+        self._length = length
 
     def size(self) -> int:
-        return 1 << 20
+        return self._length
+
+    def readv(self, buffers: ReadBuffers, offset: int) -> None:
+        for buffer in buffers:
+            buffer[:] = b"\1" * len(buffer)
+
+
+class _Broken(_Ones):
+    """It has two sectors that cannot be read."""
+
+    bad = (5 * 512, 300 * 512)
 
     def readv(self, buffers: ReadBuffers, offset: int) -> None:
         end = offset + sum(map(len, buffers))
         if any(offset < bad + 512 and bad < end for bad in self.bad):
             raise underlay.StorageError(f"Could not read at {offset}: broken", errno=errno.EIO)
-        for buffer in buffers:
-            buffer[:] = b"\1" * len(buffer)
+        super().readv(buffers, offset)
 
 
 class TestSalvage:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -343,8 +344,8 @@ def test_a_callback_or_the_time_limit_stops_it_and_nothing_stays(
     assert not out.exists()
     begun = time.monotonic()
     with pytest.raises(errors.TimeLimitError), underlay.TimeLimit(0.3):
-        jobs.convert(mixed, out, executor=executor, rate=1 << 20)
-    assert time.monotonic() - begun < 3
+        jobs.convert(mixed, out, executor=executor, rate=32 << 10)
+    assert time.monotonic() - begun < 60  # to the end it would take minutes
     assert not out.exists()
     # It is as good as before.
     jobs.convert(mixed, out, executor=executor)
@@ -373,7 +374,7 @@ def test_a_worker_of_a_cluster_that_dies_is_made_up_for(
 
     def kill(progress: jobs.Progress) -> None:
         if progress.done and not killed:
-            killed.append(kill_one(cluster))
+            killed.extend(kill_workers(cluster, 1))
 
     out = tmp_path / "out.qcow2"
     jobs.convert(
@@ -390,13 +391,17 @@ def test_a_worker_of_a_cluster_that_dies_is_made_up_for(
     assert jobs.compare(mixed, out).identical
 
 
-def kill_one(cluster: Any) -> int:
-    """Kill a worker of a cluster, which then starts another one."""
-    for nanny in cluster.workers.values():
-        if nanny.pid is not None:
-            os.kill(nanny.pid, signal.SIGKILL)
-            return int(nanny.pid)
-    raise AssertionError("there is no worker")
+def kill_workers(cluster: Any, most: int) -> list[int]:
+    """Kill workers of a cluster, which then starts others; which they were."""
+    killed: list[int] = []
+    for nanny in list(cluster.workers.values()):
+        pid = nanny.pid
+        if pid is not None and len(killed) < most:
+            with suppress(ProcessLookupError):  # one that was killed before, and is not back yet
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+    assert killed, "there is no worker"
+    return killed
 
 
 # -- fleets
@@ -460,18 +465,18 @@ def test_a_fleet_comes_to_what_each_comes_to(
         qemu_img("compare", one, other)
 
 
-def test_a_fleet_can_end_with_its_first_failure(
-    anywhere: Executor | None, mixed: Path, tmp_path: Path
-) -> None:
+def test_a_fleet_can_end_with_its_first_failure(anywhere: Executor | None, tmp_path: Path) -> None:
+    # To its end it takes a quarter of a minute, but where nobody can stop it.
+    (tmp_path / "large.raw").write_bytes(
+        b"1" * (8 << 20 if isinstance(anywhere, Posting) else 64 << 20)
+    )
     fleet = [
-        jobs.Conversion(mixed, tmp_path / "slow.raw", rate=4 << 20),
+        jobs.Conversion(tmp_path / "large.raw", tmp_path / "slow.raw", rate=4 << 20),
         jobs.Conversion(tmp_path / "none.raw", tmp_path / "b.raw"),
     ]
-    begun = time.monotonic()
     with pytest.raises(errors.StorageNotFoundError):
         jobs.convert_many(fleet, executor=anywhere, stop_at_failure=True)
-    assert time.monotonic() - begun < 6
-    # Whoever still writes it, writes to nothing that has this name.
+    # Had it been waited for, it would be there. Whoever still writes it has no name for it.
     assert not (tmp_path / "slow.raw").exists()
 
 
@@ -489,7 +494,7 @@ def kill_when_written(path: Path, kill: Callable[[], object]) -> threading.Threa
     """Kill a worker when it has begun to write."""
 
     def wait() -> None:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not (path.exists() and path.stat().st_size) and time.monotonic() < end:
             time.sleep(0.01)
         kill()
@@ -508,7 +513,7 @@ def test_a_worker_of_a_pool_that_dies_leaves_nothing_half(mixed: Path, tmp_path:
 
         thread = kill_when_written(tmp_path / "a.raw", kill)
         results = jobs.convert_many(
-            [jobs.Conversion(mixed, tmp_path / name, rate=2 << 20) for name in ("a.raw", "b.raw")],
+            [jobs.Conversion(mixed, tmp_path / name, rate=16 << 10) for name in ("a.raw", "b.raw")],
             executor=pool,
             parallel=1,
         )
@@ -520,13 +525,10 @@ def test_a_worker_of_a_pool_that_dies_leaves_nothing_half(mixed: Path, tmp_path:
 def test_a_worker_of_a_cluster_that_dies_in_a_fleet_is_made_up_for(
     cluster: Any, dask: Executor, mixed: Path, tmp_path: Path
 ) -> None:
-    def kill() -> None:
-        for _ in cluster.workers:
-            kill_one(cluster)
-
     small = write_mixed(tmp_path / "small.raw", size=2 << 20)
     out = tmp_path / "out.raw"
-    thread = kill_when_written(out, kill)
+    # Either may be at it.
+    thread = kill_when_written(out, lambda: kill_workers(cluster, 2))
     results = jobs.convert_many([jobs.Conversion(small, out, rate=2 << 20)], executor=dask)
     thread.join()
     assert [type(result) for result in results] == [jobs.Copied]

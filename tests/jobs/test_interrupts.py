@@ -21,13 +21,19 @@ from underlay_drivers.qcow2.writeback import Writeback
 from underlay_storage.file import descriptors
 
 _ROUNDS = """
-import random, signal
+import random, signal, sys
 from contextlib import closing
 from underlay.jobs.workers import in_parallel
 
 def end(*_):
     raise KeyboardInterrupt
 
+def again(unraisable):
+    # Python cannot raise it out of what it calls on its own, as when an object goes away.
+    if unraisable.exc_type is KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+
+sys.unraisablehook = again
 signal.signal(signal.SIGALRM, end)
 random.seed(1)
 hit = 0

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import underlay
-from underlay import aio, jobs
+from underlay import aio, jobs, time_limit
 from underlay.jobs.workers import in_parallel
 from underlay.steps import Steps
 from underlay.storage import BlockingStorage, ReadBuffers, Storage
@@ -22,8 +24,10 @@ from underlay_storage.memory import MemoryStorage
 
 #: Seconds for each request to read, and for all of them.
 _READ, _LIMIT = 0.02, 0.1
-#: By then it must be over: a few requests more, on a busy machine.
-_OVER = 3.0
+#: Who reads more than fits into that waits longer for each: to go on to the end takes minutes.
+_FITS, _LONG_READ = 50, 0.5
+#: By then it must be over, on a busy machine too.
+_OVER = 30.0
 _MIB = 1 << 20
 
 
@@ -34,7 +38,7 @@ class Slow(WrappedStorage):
 
     def readv(self, buffers: ReadBuffers, offset: int) -> None:
         self.reads += 1
-        time.sleep(_READ)
+        time.sleep(_READ if self.reads <= _FITS else _LONG_READ)
         super().readv(buffers, offset)
 
 
@@ -218,9 +222,12 @@ def test_steps_end_too_but_not_the_last_which_shows_it_all() -> None:
 
 
 class Silent(Storage):
-    """Never answers, until it is cancelled."""
+    """Never answers, until it is cancelled. It tells when it was asked."""
 
     cancelled = False
+
+    def __init__(self, asked: Callable[[], object]) -> None:
+        self._asked = asked
 
     def name(self) -> str:
         return "silent"
@@ -229,15 +236,20 @@ class Silent(Storage):
         return _MIB
 
     async def readv(self, buffers: ReadBuffers, offset: int) -> None:
+        self._asked()
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
         except asyncio.CancelledError:
             self.cancelled = True
             raise
 
 
-def test_a_client_in_an_event_loop_is_cancelled() -> None:
-    silent, started = Silent(), time.monotonic()
+def test_a_client_in_an_event_loop_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+    silent, started = Silent(asked.set), time.monotonic()
+    # For the limit, time passes only while the request is under way.
+    clock = SimpleNamespace(monotonic=lambda: _LIMIT if asked.is_set() else 0)
+    monkeypatch.setattr(time_limit, "time", clock)
     with pytest.raises(underlay.TimeLimitError), underlay.TimeLimit(_LIMIT):
         underlay.probe(silent)
     assert silent.cancelled
@@ -245,14 +257,17 @@ def test_a_client_in_an_event_loop_is_cancelled() -> None:
 
 
 def test_awaitable_work_has_the_timeout_of_asyncio() -> None:
-    async def look(silent: Silent) -> None:
-        async with asyncio.timeout(_LIMIT):
-            await aio.probe(silent)
+    asked: list[Silent] = []
 
-    silent = Silent()
+    async def look() -> None:
+        async with asyncio.timeout(None) as timeout:
+            now = asyncio.get_running_loop().time
+            asked.append(Silent(lambda: timeout.reschedule(now() + _LIMIT)))
+            await aio.probe(asked[0])
+
     with pytest.raises(TimeoutError):
-        asyncio.run(look(silent))
-    assert silent.cancelled
+        asyncio.run(look())
+    assert asked[0].cancelled
 
 
 @pytest.mark.parametrize("seconds", [-1, math.nan])
