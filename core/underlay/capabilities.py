@@ -204,6 +204,23 @@ class BitmapStore(Protocol):
         """
         raise UnsupportedOperationError("this format cannot store bitmaps")
 
+    async def copy_bitmaps(
+        self,
+        store: BitmapStore,
+        bitmaps: Sequence[Bitmap],
+        progress: StepsCallback | None = None,
+    ) -> None:
+        """Add these bitmaps of ``store`` with what they say, all of them as one change.
+
+        ``progress`` counts their bits.
+
+        Raises:
+            ConflictError: there is one of such a name, or they are about a disk of another size.
+            OptionError: a name or a granularity is impossible here.
+            LimitExceededError: there would be too many.
+        """
+        raise UnsupportedOperationError("this format cannot store bitmaps")
+
     async def remove_bitmap(self, name: str, progress: StepsCallback | None = None) -> None:
         """Remove one, whatever state it is in."""
         raise UnsupportedOperationError("this format cannot remove bitmaps")

@@ -16,8 +16,8 @@ import pytest
 from underlay.handle import StorageHandle
 from underlay_drivers.qcow2 import claims
 from underlay_drivers.qcow2.allocation import Allocator
-from underlay_drivers.qcow2.bitmap_changes import BitmapChange
 from underlay_drivers.qcow2.bitmap_tracking import Tracking
+from underlay_drivers.qcow2.bitmap_writing import BitmapChange
 from underlay_drivers.qcow2.writeback import Writeback
 
 from .guest import Apply, Discard, Flush, Grow, Operation, Push, Take, WriteData, WriteZeroes

@@ -59,14 +59,11 @@ def copy_bitmaps(
 
     Raises:
         UnsupportedOperationError: the target can have none.
-        ConflictError: it has one of the same name.
+        ConflictError: it has one of the same name; it got none.
     """
     store: Any = target.capability(BitmapStore)
     if store is None or not store.can_have_bitmaps():
         raise UnsupportedOperationError(
             f"Format driver '{target.format_name}' does not support bitmaps"
         )
-    for bitmap in found:
-        store.add_bitmap(bitmap.name, granularity=bitmap.granularity, enabled=bitmap.auto)
-        count = bitmap_steps(source, [bitmap])
-        store.merge_bitmap(bitmap.name, bitmap.name, source.inner, steps.part(count))
+    store.copy_bitmaps(source.inner, found, steps.part(bitmap_steps(source, found)))

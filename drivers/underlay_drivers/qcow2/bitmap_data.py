@@ -14,7 +14,7 @@ import attrs
 from underlay.capabilities import DirtyRanges
 from underlay.errors import CorruptImageError, OutOfRangeError
 from underlay_drivers.qcow2 import layout
-from underlay_drivers.qcow2.bitmaps import BitmapEntry, find_bitmap, read_bitmaps
+from underlay_drivers.qcow2.bitmaps import BitmapEntry
 from underlay_drivers.qcow2.header import Header, text
 from underlay_drivers.qcow2.loading import load_table
 
@@ -145,11 +145,9 @@ async def load_bitmap_table(
 
 
 async def read_dirty_ranges(
-    image: StorageHandle, header: Header, limits: Limits, name: str, offset: int
+    image: StorageHandle, header: Header, limits: Limits, entry: BitmapEntry, offset: int
 ) -> DirtyRanges:
-    """See ``BitmapStore.dirty_ranges``."""
-    entries = await read_bitmaps(image, header, limits)
-    entry = entries[find_bitmap(entries, name)].usable()
+    """See ``BitmapStore.dirty_ranges``; of a bitmap that is ``usable``."""
     shape = BitmapShape.of(header, entry.granularity_bits)
     table = await load_bitmap_table(image, header, entry, limits)
     shape.check(image, entry)

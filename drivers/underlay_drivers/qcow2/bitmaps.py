@@ -1,8 +1,8 @@
-"""The bitmap directory: which dirty bitmaps there are. Pure, but for ``read_bitmaps``."""
+"""The bitmap directory: which dirty bitmaps there are, and where the table of each one is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import attrs
@@ -19,9 +19,12 @@ from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.header import BitmapsExtension, Header, text
 
 if TYPE_CHECKING:
-    from underlay.handle import StorageHandle
+    from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["BitmapEntry", "find_bitmap", "read_bitmaps"]
+    from underlay.handle import StorageHandle
+    from underlay_drivers.qcow2.dependencies import Dependencies
+
+__all__ = ["BitmapDirectory", "BitmapEntry", "KeptDirectory", "read_bitmaps"]
 
 
 @attrs.frozen(kw_only=True)
@@ -89,6 +92,11 @@ class BitmapEntry:
         packed = fixed + self.extra + self.name
         return packed + bytes(-len(packed) % 8)
 
+    @property
+    def packed_size(self) -> int:
+        """How many bytes that are."""
+        return layout.BITMAP.size + len(self.extra) + len(self.name) + 7 & -8
+
     def usable(self) -> BitmapEntry:
         """This entry, of a bitmap whose content may be used.
 
@@ -115,6 +123,78 @@ class BitmapEntry:
             in_use=bool(self.flags & layout.BITMAP_IN_USE),
             auto=bool(self.flags & layout.BITMAP_AUTO),
         )
+
+
+@attrs.frozen(eq=False)
+class BitmapDirectory:
+    """All entries in their order. Looking one up takes no longer where there are many."""
+
+    entries: tuple[BitmapEntry, ...]
+    #: Where each of them starts, and where the last one ends: bytes from the directory's start.
+    places: Sequence[int]
+    _numbers: Mapping[bytes, int]
+
+    @classmethod
+    def of(cls, entries: Iterable[BitmapEntry]) -> BitmapDirectory:
+        """The directory that has these entries."""
+        listed = tuple(entries)
+        return cls(
+            listed,
+            list(accumulate((entry.packed_size for entry in listed), initial=0)),
+            {entry.name: number for number, entry in enumerate(listed)},
+        )
+
+    def find(self, name: str) -> int:
+        """The number of the entry of this name.
+
+        Raises:
+            OptionError: there is none.
+        """
+        number = self._numbers.get(name.encode("utf-8", "surrogateescape"))
+        if number is None:
+            raise OptionError(f"Dirty bitmap '{name}' not found", option="name")
+        return number
+
+    def replaced(self, changed: Mapping[int, BitmapEntry]) -> BitmapDirectory:
+        """The same with other entries at these numbers, of the names that were there."""
+        entries = list(self.entries)
+        for number, entry in changed.items():
+            entries[number] = entry
+        return BitmapDirectory(tuple(entries), self.places, self._numbers)
+
+
+class KeptDirectory:
+    """The directory of an open image: read once, and anew where the image has another.
+
+    Whoever changes it says so. What is kept goes with one header; if there is another one, for
+    whatever reason, it is read anew.
+    """
+
+    __slots__ = ("_kept", "_limits", "_state")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        #: Another object after each change in place, so that nobody keeps what he read before it.
+        self._state = object()
+        self._kept: tuple[object, Header, BitmapDirectory] | None = None
+
+    async def read(self, disk: Dependencies) -> BitmapDirectory:
+        """What the image says now. Raises as ``read_bitmaps`` does."""
+        while True:
+            state, header, kept = self._state, disk.header, self._kept
+            if kept is not None and kept[0] is state and kept[1] is header:
+                return kept[2]
+            entries = await read_bitmaps(disk.image, header, self._limits)
+            self._kept = state, header, BitmapDirectory.of(entries)
+
+    def keep(self, disk: Dependencies, directory: BitmapDirectory) -> None:
+        """The image has this one from now on."""
+        state = object()
+        self._kept, self._state = (state, disk.header, directory), state
+
+    def forget(self) -> None:
+        """Nobody knows which one the image has."""
+        self._state = object()
 
 
 async def read_bitmaps(
@@ -162,19 +242,6 @@ async def read_bitmaps(
     if at != size:
         raise _damage(name, f"the bitmap directory has {size} bytes, and its entries {at}", offset)
     return tuple(entries)
-
-
-def find_bitmap(entries: Sequence[BitmapEntry], name: str) -> int:
-    """Where in the directory the bitmap of this name stands.
-
-    Raises:
-        OptionError: there is none.
-    """
-    wanted = name.encode("utf-8", "surrogateescape")
-    for number, entry in enumerate(entries):
-        if entry.name == wanted:
-            return number
-    raise OptionError(f"Dirty bitmap '{name}' not found", option="name")
 
 
 def _damage(name: str, what: str, offset: int) -> CorruptImageError:

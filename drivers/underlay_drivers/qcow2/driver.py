@@ -347,11 +347,9 @@ class Qcow2(
         """See ``BitmapStore.bitmaps``."""
         if self.header.extension(layout.EXTENSION_BITMAPS) is None:
             return []
-        from underlay_drivers.qcow2.bitmaps import read_bitmaps
-
         while True:
             tracking = None if self._writer is None else self._writer.tracking
-            entries = await read_bitmaps(self.image, self.header, self._limits)
+            entries = (await self.directory.read(self)).entries
             if self._writer is None or self._writer.tracking is tracking:
                 shown = entries if tracking is None else tracking.shown(entries)
                 return [entry.public() for entry in shown]
@@ -362,10 +360,8 @@ class Qcow2(
 
     async def dirty_ranges(self, name: str, offset: int = 0) -> DirtyRanges:
         """See ``BitmapStore.dirty_ranges``."""
-        from underlay_drivers.qcow2.bitmap_data import read_dirty_ranges
-
         if self._writer is None:
-            return await read_dirty_ranges(self.image, self.header, self._limits, name, offset)
+            return await self._stored_ranges(name, offset)
         while True:
             tracking = self._writer.tracking
             # What another call lets go meanwhile stays until this one has read it.
@@ -374,12 +370,18 @@ class Qcow2(
                 if found is not None:
                     return found
                 try:
-                    return await read_dirty_ranges(
-                        self.image, self.header, self._limits, name, offset
-                    )
+                    return await self._stored_ranges(name, offset)
                 except ConflictError:
                     if self._writer.tracking is tracking:
                         raise  # not in use by another call of ours
+
+    async def _stored_ranges(self, name: str, offset: int) -> DirtyRanges:
+        """The same, of a bitmap that is what the image says."""
+        from underlay_drivers.qcow2.bitmap_data import read_dirty_ranges
+
+        directory = await self.directory.read(self)
+        entry = directory.entries[directory.find(name)].usable()
+        return await read_dirty_ranges(self.image, self.header, self._limits, entry, offset)
 
     async def merge_bitmap(
         self,

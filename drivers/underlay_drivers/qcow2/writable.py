@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from underlay.capabilities import Bitmap
 from underlay.driver import DetectZeroes, FormatOpenOptions, WriteTicket
 from underlay.errors import OptionError, ReadOnlyError, UnsupportedOperationError
-from underlay.steps import Steps, StepsCallback
+from underlay.steps import StepsCallback
+from underlay_drivers.qcow2.bitmaps import KeptDirectory
 from underlay_drivers.qcow2.dependencies import Dependencies
 from underlay_drivers.qcow2.header import Header
 
 if TYPE_CHECKING:
-    from underlay.capabilities import Bitmap, Snapshot
+    from underlay.capabilities import BitmapStore, Snapshot
     from underlay.handle import StorageHandle
     from underlay.lease import Leases
     from underlay.storage import PreallocateMode
@@ -25,11 +27,13 @@ __all__ = ["Writable"]
 class Writable(Dependencies):
     """An image that may have a writing side; one that is open read-only has none."""
 
-    __slots__ = ("_detect_zeroes", "_discards", "_writer")
+    __slots__ = ("_detect_zeroes", "_discards", "_writer", "directory")
 
     def __init__(self, options: FormatOpenOptions, header: Header, *, cache_size: int) -> None:
         super().__init__(options.storage, header, limits=options.limits, cache_size=cache_size)
         self._writer: ImageWriter | None = None
+        #: Which bitmaps there are.
+        self.directory = KeptDirectory(options.limits)
         #: Whether a discard gives space back, or is ignored.
         self._discards = _choice(options, "discard", ("unmap", "ignore")) == "unmap"
         self._detect_zeroes = DetectZeroes(
@@ -218,14 +222,24 @@ class Writable(Dependencies):
         progress: StepsCallback | None = None,
     ) -> Bitmap:
         """See ``BitmapStore.add_bitmap``."""
-        from underlay_drivers.qcow2.bitmap_changes import add_bitmap
+        from underlay_drivers.qcow2.bitmap_changes import add_bitmaps, default_granularity
 
-        steps = Steps(progress, self.size())
-        entry = await add_bitmap(
-            self.writer, self._limits, name, granularity=granularity, enabled=enabled
-        )
-        steps.end()
-        return entry.public()
+        size = granularity or default_granularity(self.geometry.cluster_size)
+        bitmap = Bitmap(name=name, granularity=size, in_use=False, auto=enabled)
+        await add_bitmaps(self.writer, self._limits, [bitmap], progress=progress)
+        return bitmap
+
+    async def copy_bitmaps(
+        self,
+        store: BitmapStore,
+        bitmaps: Sequence[Bitmap],
+        progress: StepsCallback | None = None,
+    ) -> None:
+        """See ``BitmapStore.copy_bitmaps``."""
+        from underlay_drivers.qcow2.bitmap_changes import add_bitmaps
+
+        if bitmaps:
+            await add_bitmaps(self.writer, self._limits, bitmaps, store, progress)
 
     async def remove_bitmap(self, name: str, progress: StepsCallback | None = None) -> None:
         """See ``BitmapStore.remove_bitmap``."""
