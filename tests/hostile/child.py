@@ -31,12 +31,22 @@ import attrs
 from underlay.errors import UnderlayError
 from underlay.plugins import registry
 
-__all__ = ["ADDRESS_SPACE", "PEAK", "SECONDS", "Call", "Outcome", "Warm", "Watch", "serve"]
+__all__ = [
+    "ADDRESS_SPACE",
+    "PATIENCE",
+    "PEAK",
+    "SECONDS",
+    "Call",
+    "Outcome",
+    "Warm",
+    "Watch",
+    "serve",
+]
 
 #: How much processor time a use may take. The machine may be busy with other things.
 SECONDS = 5
-#: In how many times that it is ended, though it takes none.
-_PATIENCE = 4
+#: When it is ended though it takes none, as where it waits for what never comes.
+PATIENCE = 60
 #: How much resident memory a child may have at any moment, with everything that is imported.
 PEAK = 256 << 20
 #: What ends a use that asks for much more, before it harms the machine.
@@ -126,10 +136,10 @@ Call: TypeAlias = tuple[Callable[..., object], tuple[object, ...]]
 class Warm:
     """The parent of all children."""
 
-    def __init__(self, *, seconds: int = SECONDS) -> None:
-        """``seconds`` is how much processor time each child has."""
+    def __init__(self, *, seconds: int = SECONDS, patience: int = PATIENCE) -> None:
+        """``seconds`` is how much processor time each child has, and ``patience`` of any time."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.hostile.child", str(seconds)],
+            [sys.executable, "-m", "tests.hostile.child", str(seconds), str(patience)],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -164,7 +174,7 @@ class Warm:
 # -- in the parent of the children
 
 
-def serve(seconds: int) -> None:
+def serve(seconds: int, patience: int) -> None:
     """Answer ``Warm`` on stdin and stdout until it goes away."""
     for module in _PRELOADED:
         importlib.import_module(module)
@@ -179,11 +189,11 @@ def serve(seconds: int) -> None:
     with contextlib.suppress(EOFError):
         while True:
             calls = pickle.load(stdin)  # noqa: S301 - from our own process
-            pickle.dump(_in_child(calls, seconds), stdout)
+            pickle.dump(_in_child(calls, seconds, patience), stdout)
             stdout.flush()
 
 
-def _in_child(calls: Sequence[Call], allowed: int) -> list[Outcome]:
+def _in_child(calls: Sequence[Call], allowed: int, patience: int) -> list[Outcome]:
     reading, writing = os.pipe()
     began = time.monotonic()
     pid = os.fork()
@@ -192,7 +202,7 @@ def _in_child(calls: Sequence[Call], allowed: int) -> list[Outcome]:
         resource.setrlimit(resource.RLIMIT_CPU, (allowed, allowed + 1))
         _be_child(calls, writing)
     os.close(writing)
-    over, told = _all_of(reading, began + _PATIENCE * allowed)
+    over, told = _all_of(reading, began + patience)
     os.close(reading)
     if not over:
         os.kill(pid, signal.SIGKILL)
@@ -313,4 +323,4 @@ def _packed(outcome: Outcome) -> bytes:
 
 if __name__ == "__main__":
     # By the name that whoever asked knows the classes by.
-    importlib.import_module("tests.hostile.child").serve(int(sys.argv[1]))
+    importlib.import_module("tests.hostile.child").serve(*map(int, sys.argv[1:]))

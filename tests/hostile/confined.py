@@ -23,7 +23,7 @@ __all__ = ["Cell", "Done", "NoCellError"]
 #: more, with twenty times as many for minutes.
 _BOUNDS = ("prlimit", f"--as={ADDRESS_SPACE}", f"--cpu={SECONDS}", "--nofile=1024", "--core=0")
 #: Seconds of any time.
-_PATIENCE = 30
+_PATIENCE = 60
 #: What stands for files of a host. In QEMU's eyes a device would be no other than a file.
 _STAND_INS = {
     "dev/null": b"",

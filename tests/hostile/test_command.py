@@ -54,7 +54,7 @@ def test_the_program(bases: Bases, tmp_path: Path, name: str, line: str, status:
         capture_output=True,
         text=True,
         check=False,
-        timeout=20,
+        timeout=60,
     )
     assert done.returncode == status
     assert told_wrong(Said(line=line, status=status, out=done.stdout, err=done.stderr)) is None

@@ -1,6 +1,6 @@
 """A worker that misbehaves: to show that whoever watches workers sees it.
 
-Image 1 kills it, image 3 hangs, image 4 breaks a rule.
+Image 1 kills it, image 2 never ends, image 3 hangs, image 4 breaks a rule.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ def _main(arguments: list[str]) -> None:
         say("use", "read")
         if number == 1:
             os.kill(os.getpid(), signal.SIGSEGV)
+        elif number == 2:
+            say("use", "write", seconds=0.1)
+            while True:
+                pass
         elif number == 3:
-            time.sleep(60)
+            time.sleep(600)
         elif number == 4:
             say("broken", ["read: wrong"])
     say("done", None)

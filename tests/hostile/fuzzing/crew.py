@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import IO, cast
 
 import attrs
 
-from ..child import SECONDS
+from ..child import PATIENCE, SECONDS
 
 __all__ = ["Broken", "Crew"]
 
@@ -65,8 +66,8 @@ class Crew:
     folder: Path
     #: What a process runs.
     program: str = "tests.hostile.fuzzing.worker"
-    #: How long one use of an image may take.
-    seconds: float = SECONDS
+    #: How long one use of an image may take: of any time, for it has ``SECONDS`` of processor time.
+    seconds: float = PATIENCE
     _selector: selectors.DefaultSelector = attrs.field(
         factory=selectors.DefaultSelector, init=False
     )
@@ -130,6 +131,8 @@ class Crew:
         what = f"not over after {self.seconds} s"
         if ended:
             what = f"the process died ({worker.process.returncode})"
+            if worker.process.returncode == -signal.SIGPROF:
+                what = f"not over after {SECONDS} s of processor time"
         return Broken(worker.number, [f"{worker.use}: {what}"])
 
     def _instead(self, worker: _Worker) -> _Worker:

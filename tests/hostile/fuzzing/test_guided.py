@@ -63,7 +63,7 @@ def test_nothing_is_found(target: str, seeds: Path, tmp_path: Path) -> None:
         [
             *_AFRESH,
             *(sys.executable, "-m", "tests.hostile.fuzzing.guided", target, seeds / target),
-            *(f"-runs={_RUNS}", "-seed=1", "-timeout=5", f"-artifact_prefix={tmp_path}/"),
+            *(f"-runs={_RUNS}", "-seed=1", "-timeout=60", f"-artifact_prefix={tmp_path}/"),
         ],
         cwd=ROOT,
         env=os.environ | {"PYTHONHASHSEED": "0"},

@@ -27,12 +27,13 @@ def test_a_worker_that_dies_or_hangs_is_pinned_on_its_image(tmp_path: Path) -> N
         processes=2,
         folder=tmp_path,
         program="tests.hostile.fuzzing.bad_worker",
-        seconds=1.0,
+        seconds=4.0,
     )
     found = {broken.number: broken.problems for broken in crew.run()}
     assert found == {
         1: ["read: the process died (-11)"],
-        3: ["read: not over after 1.0 s"],
+        2: ["write: not over after 5 s of processor time"],
+        3: ["read: not over after 4.0 s"],
         4: ["read: wrong"],
     }
 
