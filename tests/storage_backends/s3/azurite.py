@@ -8,8 +8,10 @@ import datetime as dt
 import hashlib
 import hmac
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Generator
+from http import HTTPStatus
 
 import attrs
 
@@ -27,7 +29,7 @@ KEY = base64.b64encode(b"nobody-may-see-this").decode()
 #: Of Azure's protocol; any that knows conditions.
 _VERSION = "2021-08-06"
 #: Seconds.
-_START = 30
+_START = 180
 
 
 @attrs.frozen
@@ -75,6 +77,10 @@ def azurite(program: str) -> Generator[Azurite]:
             while True:
                 try:
                     _make_container(server)
+                except urllib.error.HTTPError as error:
+                    if error.code != HTTPStatus.CONFLICT:
+                        raise
+                    break  # it was made, and the answer came too late
                 except OSError:  # nobody listens yet
                     if time.monotonic() > end:
                         raise
@@ -102,4 +108,4 @@ def _make_container(server: Azurite) -> None:
             "Authorization": f"SharedKey {ACCOUNT}:{base64.b64encode(digest).decode()}",
         },
     )
-    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5).close()
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30).close()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
+from underlay_storage.s3 import requesting
 from underlay_storage.s3.client import ObjectClient
 from underlay_storage.s3.conditions import UPLOADS
 from underlay_storage.s3.location import locate
@@ -18,6 +19,7 @@ from . import servers
 from .azurite import Azurite
 from .proxy import Proxy
 from .servers import BUCKET, Server
+from .workloads import Waits
 
 #: A client through the proxy, with these storage options.
 MakeClient = Callable[..., ObjectClient]
@@ -104,6 +106,14 @@ def client(seaweed: Server) -> ObjectClient:
 @pytest.fixture
 def uploader(through: MakeClient, prefix: str) -> ObjectClient:
     """A client for ``upload_requests``, which has asked for conditions already."""
-    client = through(part_size="5M", parallel=2, deadline=6)
+    client = through(part_size="5M", parallel=2)
     client.honoured[UPLOADS] = True
     return client
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
+    """For clients that are made from now on it is no real time in which they try again."""
+    waits = Waits()
+    monkeypatch.setattr(requesting, "Retrying", waits.retrying)
+    return waits

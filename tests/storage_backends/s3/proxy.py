@@ -195,6 +195,8 @@ class Proxy:
         self.script: Script = no_fault
         #: Since the script began.
         self.requests: list[Request] = []
+        #: How many connections of clients are open; there are no more where a process was killed.
+        self.connections = 0
         self.stopping = threading.Event()
         self.lock = threading.Lock()
         self._server = _Server(("127.0.0.1", port), _Handler)
@@ -254,11 +256,15 @@ class _Handler(socketserver.StreamRequestHandler):
         assert isinstance(self.server, _Server)
         self.proxy = self.server.proxy
         self.upstream = http.client.HTTPConnection(self.proxy.upstream, timeout=60)
+        with self.proxy.lock:
+            self.proxy.connections += 1
 
     def finish(self) -> None:
         self.upstream.close()
         with contextlib.suppress(OSError):
             super().finish()
+        with self.proxy.lock:
+            self.proxy.connections -= 1
 
     def handle(self) -> None:
         proxy = self.proxy

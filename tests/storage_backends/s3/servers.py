@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -27,8 +28,10 @@ __all__ = ["BUCKET", "Server", "free_ports", "rclone", "running", "seaweed", "te
 BUCKET = "underlay-tests"
 _KEY = "tests"
 _SECRET = "nobody-may-see-this"  # noqa: S105 - of a server that nobody else reaches
+#: No test is to choose the same ports as the one beside it.
+_dice = random.SystemRandom()
 #: Seconds.
-_START = 90
+_START = 180
 
 
 @attrs.frozen
@@ -186,9 +189,15 @@ def make_bucket(server: Server, bucket: str) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Ports of loopback that nobody listens on.
+
+    They are none of those that the system itself hands out, which others may get until they are
+    used.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = _dice.randrange(10_000, 32_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            found += {port}.difference(found)
+    return found

@@ -7,7 +7,6 @@ import json
 import random
 import textwrap
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +36,7 @@ from underlay_storage.s3.client import ObjectClient
 
 from .proxy import Proxy
 from .servers import BUCKET, Server, make_bucket
+from .workloads import until
 
 if TYPE_CHECKING:
     from tests.conftest import Tool
@@ -296,9 +296,7 @@ def test_who_reads_one_block_after_the_other_has_the_next_fetched_ahead(
     reader = _open(prefix, options)
     for step in range(12):
         assert _bytes(reader, step * BLOCK // 2, BLOCK // 2) == b"x" * (BLOCK // 2)
-    end = time.monotonic() + 10
-    while reader.try_readv((bytearray(BLOCK),), 8 * BLOCK) != BLOCK:
-        assert time.monotonic() < end
+    until(lambda: reader.try_readv((bytearray(BLOCK),), 8 * BLOCK) == BLOCK)
     reader.close()
     reader = _open(prefix, options)
     proxy.requests.clear()

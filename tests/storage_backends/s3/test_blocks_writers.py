@@ -34,6 +34,7 @@ from underlay_storage.s3.client import Got, ObjectClient
 from .memory_bucket import Bucket, MemoryClient
 from .proxy import Proxy, Request
 from .servers import BUCKET, Server
+from .workloads import until
 
 BLOCK = 4096
 OPTIONS = {"block_size": BLOCK, "cache": 1 << 20}
@@ -275,9 +276,10 @@ def test_a_writer_who_was_paused_in_its_flush_is_shut_out(
     prefix: str,
 ) -> None:
     process = start()
-    with proxy.scripted(_stop_at(process, wanted, signal.SIGSTOP)):
+    with proxy.scripted(_stop_at(process, wanted, signal.SIGSTOP)) as requests:
         os.waitpid(process.pid, os.WUNTRACED)
-    time.sleep(0.2)  # what was under way arrives
+        # What was under way arrives.
+        until(lambda: all(request.status is not None for request in requests))
     other = S3Blocks.attach(seaweed.client(**OPTIONS), prefix, writable=True)
     other.writev((b"b" * BLOCK,), BLOCK)
     other.sync()
@@ -302,7 +304,7 @@ def test_a_writer_who_is_killed_leaves_a_disk_that_is_whole(
     process = start()
     with proxy.scripted(_stop_at(process, wanted, signal.SIGKILL)):
         process.wait()
-    time.sleep(0.2)
+        until(lambda: not proxy.connections)
     client = seaweed.client()
     assert _read(client, prefix) == b"a" * (40 * BLOCK)
     left = collect(Objects(client, prefix), grace=0)
@@ -408,7 +410,7 @@ def test_a_collector_may_sleep_between_any_two_requests(paused_at: int, takes_ov
         seen += 1
         if seen == paused_at + 1:
             reached.set()
-            assert go_on.wait(30)
+            assert go_on.wait(60)
 
     collector.before = pause
     failures: list[UnderlayError] = []
@@ -423,7 +425,7 @@ def test_a_collector_may_sleep_between_any_two_requests(paused_at: int, takes_ov
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert reached.wait(30)
+    assert reached.wait(60)
     writer = S3Blocks.attach(_client(bucket, grace=0), PREFIX, writable=True)
     writer.writev((b"d" * (12 * BLOCK),), 0)
     writer.sync()
@@ -518,11 +520,16 @@ class AtOnce:
 
     def __init__(self) -> None:
         self.bucket = Bucket()
-        self.over = time.monotonic() + 3
+        self.begun = time.monotonic()
         self.written = self.read = self.collected = 0
 
+    def goes_on(self) -> bool:
+        """For a moment, and until each has had a turn."""
+        passed = time.monotonic() - self.begun
+        return passed < (60 if 0 in (self.written, self.read, self.collected) else 3)
+
     def write(self) -> None:
-        while time.monotonic() < self.over:
+        while self.goes_on():
             storage = S3Blocks.attach(_client(self.bucket, grace=0), PREFIX, writable=True)
             for letter in b"xyz":
                 storage.writev((bytes([letter]) * (20 * BLOCK),), 0)
@@ -531,7 +538,7 @@ class AtOnce:
             self.written += 1
 
     def look(self) -> None:
-        while time.monotonic() < self.over:
+        while self.goes_on():
             storage = S3Blocks.attach(_client(self.bucket), PREFIX)
             try:
                 content = _content(storage)
@@ -543,7 +550,7 @@ class AtOnce:
             self.read += 1
 
     def tidy_up(self) -> None:
-        while time.monotonic() < self.over:
+        while self.goes_on():
             # A part of the index that it was reading may be replaced, and removed.
             with contextlib.suppress(StorageNotFoundError):
                 collect(Objects(_client(self.bucket), PREFIX), grace=0)

@@ -65,7 +65,7 @@ def test_one_can_try_it(tmp_path: Path, program: Callable[[str], str]) -> None:
         start_new_session=True,
     ) as child:
         try:
-            said, _ = child.communicate(timeout=90)
+            said, _ = child.communicate(timeout=240)
         finally:
             with contextlib.suppress(
                 ProcessLookupError

@@ -15,6 +15,7 @@ import underlay
 from underlay import errors, jobs
 
 from .servers import BUCKET, Server
+from .workloads import until
 
 _SIZE = 6 << 20
 
@@ -93,9 +94,13 @@ def test_a_fleet_that_is_stopped_shows_nothing_of_what_it_began(
             ],
             executor=processes,
         )
+
+    def is_empty() -> bool:
+        try:
+            with underlay.open_image(there, format="raw", storage_options=options) as disk:
+                return disk.size == 0
+        except errors.StorageNotFoundError:
+            return True
+
     time.sleep(1)  # for what a worker still does
-    try:
-        with underlay.open_image(there, format="raw", storage_options=options) as disk:
-            assert disk.size == 0
-    except errors.StorageNotFoundError:
-        pass
+    until(is_empty)

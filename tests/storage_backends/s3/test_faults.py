@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -38,6 +37,7 @@ from .workloads import (
     BODY,
     DISK,
     SMALL_REQUESTS,
+    Waits,
     first,
     impatient,
     pending,
@@ -78,23 +78,29 @@ def test_o1_any_request_of_an_upload_that_fails_once_is_made_again(
 
 @pytest.mark.parametrize("fault", [answered(503, "SlowDown"), LOST_BEFORE])
 def test_o2_what_fails_forever_ends_at_the_deadline(
-    through: MakeClient, proxy: Proxy, client: ObjectClient, prefix: str, fault: Fault
+    through: MakeClient,
+    proxy: Proxy,
+    client: ObjectClient,
+    prefix: str,
+    *,
+    waits: Waits,
+    fault: Fault,
 ) -> None:
     client.put(f"{prefix}/a", BODY, write_id="one")
     etag = client.head(f"{prefix}/a").etag
-    asking = through(deadline=1)
+    asking = through(deadline=30)
     attempts: list[Callable[[], object]] = [
         lambda: asking.get(f"{prefix}/a", 0, 100),
         lambda: asking.put(f"{prefix}/a", b"new", write_id="two", condition=Condition(etag)),
     ]
     for attempt in attempts:
-        began = time.monotonic()
+        began = waits.now
         with (
             proxy.scripted(lambda _: fault) as requests,
-            pytest.raises(StorageError, match=r"tried \d times"),
+            pytest.raises(StorageError, match=r"tried \d+ times"),
         ):
             attempt()
-        assert time.monotonic() - began < 2
+        assert waits.now - began < 30
         assert len(requests) > 2
     assert client.head(f"{prefix}/a").etag == etag
 

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from underlay_storage.s3.uploads import Begun
 
 from .proxy import LOST_BEFORE, Fault, Proxy, Request
 from .servers import BUCKET, Server
-from .workloads import pending
+from .workloads import pending, until
 
 MIB = 1 << 20
 PART = 5 * MIB
@@ -137,16 +136,13 @@ def go_on(process: subprocess.Popen[str]) -> None:
 
 def publish_and_die(process: subprocess.Popen[str], proxy: Proxy, moment: Moment, key: str) -> None:
     """Let the child, which is open, write and publish, until it is killed."""
-    with proxy.scripted(moment.script(process, f"/{BUCKET}/{key}")) as requests:
+    with proxy.scripted(moment.script(process, f"/{BUCKET}/{key}")):
         go_on(process)
         says(process, "staged")
         go_on(process)
-        assert process.wait(30) == -signal.SIGKILL, moment
+        assert process.wait(120) == -signal.SIGKILL, moment
         # What was under way comes to its end all the same.
-        end = time.monotonic() + 10
-        while moment.arrives and any(request.status is None for request in requests):
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        until(lambda: not proxy.connections)
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +281,8 @@ def test_what_is_left_of_trying_conditions_can_be_removed(
 
     with proxy.scripted(script):
         process = start(f"s3://{BUCKET}/{key}", "new")
-        assert process.wait(30) == -signal.SIGKILL
+        assert process.wait(120) == -signal.SIGKILL
+        until(lambda: not proxy.connections)
     assert len(list(client.listing(probe_folder(key)))) == 1
     url = f"s3://{BUCKET}/{key}"
     assert jobs.collect_storage(url, storage_options=seaweed.options()).waiting == 1
@@ -303,10 +300,10 @@ def test_an_upload_that_goes_on_is_left_alone(
     upload = client.uploads.create(key, {})
     client.uploads.send(key, upload, 1, b"part")
     now, [begun] = client.uploads.begun(key)
-    assert abs(now - begun.since) < 5
+    assert abs(now - begun.since) < 60
     [(size, since)] = client.uploads.parts(key, upload)
     assert size == 4
-    assert abs(now - since) < 5
+    assert abs(now - since) < 60
     long_ago = Begun(key, upload, now - 1_000_000)
 
     def as_of_long_ago(_prefix: str) -> tuple[float, list[Begun]]:

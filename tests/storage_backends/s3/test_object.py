@@ -527,7 +527,7 @@ def _run(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedPr
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=120,
         check=False,
     )
 
@@ -546,8 +546,10 @@ def test_the_command_says_in_one_line_and_in_time_what_is_wrong(
 ) -> None:
     environment = {**seaweed.environment(), **changed}
     before = time.monotonic()
-    done = _run("info", f"s3://{bucket}/not-there.qcow2", environment=environment)
-    assert time.monotonic() - before < 30
+    # Would it try again, it would do so for minutes.
+    words = ("info", "--storage-option=deadline=400", f"s3://{bucket}/not-there.qcow2")
+    done = _run(*words, environment=environment)
+    assert time.monotonic() - before < 60
     assert done.returncode == 1
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -24,6 +23,7 @@ from underlay_storage.s3.settings import Settings
 
 from .proxy import LOST_AFTER, Answer, Fault, Proxy, Request, answered, edited
 from .servers import BUCKET, Server
+from .workloads import Waits
 
 MIB = 1 << 20
 PART = 5 * MIB
@@ -37,7 +37,7 @@ def url(prefix: str) -> str:
 @pytest.fixture
 def options(seaweed: Server, proxy: Proxy) -> dict[str, object]:
     """Storage options that lead through the proxy."""
-    return seaweed.options(endpoint=proxy.endpoint, part_size=PART, deadline=2)
+    return seaweed.options(endpoint=proxy.endpoint, part_size=PART)
 
 
 @pytest.fixture
@@ -104,23 +104,29 @@ def test_o1_to_o4_whichever_request_fails_once_the_work_is_done(
 
 
 def test_o2_what_could_not_be_published_is_not_lost_and_not_acknowledged(
-    url: str, options: dict[str, object], proxy: Proxy, client: ObjectClient, prefix: str
+    url: str,
+    options: dict[str, object],
+    proxy: Proxy,
+    client: ObjectClient,
+    prefix: str,
+    *,
+    waits: Waits,
 ) -> None:
     storage = S3Object.create_open(StorageCreateOptions(name=url, size=10, options=options))
     storage.writev((b"one",), 0)
     storage.sync()
     storage.writev((b"two",), 3)
-    with proxy.scripted(lambda _: answered(500)):
-        begun = time.monotonic()
-        with pytest.raises(StorageError):
-            storage.sync()
-        assert time.monotonic() - begun < 6
+    begun = waits.now
+    with proxy.scripted(lambda _: answered(500)), pytest.raises(StorageError):
+        storage.sync()
+    assert waits.now - begun < 60  # of one request, and of another that looks what became of it
     assert bytes(client.get(f"{prefix}/a", 0, 10).data) == b"one" + bytes(7)
     storage.sync()
     assert bytes(client.get(f"{prefix}/a", 0, 10).data) == b"onetwo" + bytes(4)
     storage.close()
 
 
+@pytest.mark.usefixtures("waits")
 def test_o3_a_publication_that_was_made_though_it_seemed_to_fail_is_no_other_writer(
     url: str, options: dict[str, object], proxy: Proxy, client: ObjectClient, prefix: str
 ) -> None:
@@ -261,7 +267,7 @@ def test_o11_a_writer_that_slept_is_told_and_ruins_nothing(
         with proxy.scripted(stop):
             child.stdin.write("go\n")
             child.stdin.flush()
-            assert stopped.wait(20)
+            assert stopped.wait(60)
             other = S3Object.open(
                 StorageOpenOptions(name=url, writable=True, options=seaweed.options())
             )

@@ -8,8 +8,10 @@ from underlay.errors import OptionError, StorageError
 from underlay_storage.s3.client import ObjectClient
 from underlay_storage.s3.location import locate
 from underlay_storage.s3.multipart import Part, plan
-from underlay_storage.s3.retrying import Retrying, TransientError, UnreachedError
+from underlay_storage.s3.retrying import TransientError, UnreachedError
 from underlay_storage.s3.settings import Settings
+
+from .workloads import Waits
 
 MIB = 1 << 20
 
@@ -167,29 +169,12 @@ def test_what_did_not_change_is_copied_in_large_parts() -> None:
 # -- waits
 
 
-class Clock:
-    """Time that passes when somebody waits."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.waits: list[float] = []
-
-    def sleep(self, seconds: float) -> None:
-        self.waits.append(seconds)
-        self.now += seconds
-
-    def retrying(self, chance: float, deadline: float = 30) -> Retrying:
-        return Retrying(
-            deadline=deadline, clock=lambda: self.now, sleep=self.sleep, chance=lambda: chance
-        )
-
-
 def failing() -> None:
     raise TransientError("it rains")
 
 
 def test_o1_waits_grow_and_are_random_and_end_before_the_deadline() -> None:
-    least, most = Clock(), Clock()
+    least, most = Waits(), Waits()
     for clock, chance in ((least, 0.0), (most, 1.0)):
         with pytest.raises(StorageError, match=r"Could not go out: it rains \(tried \d+ times"):
             clock.retrying(chance).run(failing, doing="go out")
@@ -201,7 +186,7 @@ def test_o1_waits_grow_and_are_random_and_end_before_the_deadline() -> None:
 
 
 def test_a_server_that_was_never_there_is_not_waited_for_as_long() -> None:
-    clock = Clock()
+    clock = Waits()
 
     def unreached() -> None:
         raise UnreachedError("nobody listens")
@@ -212,7 +197,7 @@ def test_a_server_that_was_never_there_is_not_waited_for_as_long() -> None:
 
 
 def test_a_single_fault_is_recovered_from_however_long_it_took() -> None:
-    clock = Clock()
+    clock = Waits()
     attempts = iter([100, 0])
 
     def attempt() -> str:

@@ -1,8 +1,10 @@
-"""One request of each kind, to be disturbed; what each gives is looked at."""
+"""One request of each kind, to be disturbed; what each gives is looked at. And ways to wait."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from typing import Any
 
 from underlay_storage.s3.client import CREATE, Condition, ObjectClient
@@ -17,10 +19,12 @@ __all__ = [
     "DISK",
     "MIB",
     "SMALL_REQUESTS",
+    "Waits",
     "first",
     "impatient",
     "pending",
     "small_requests",
+    "until",
     "upload_requests",
 ]
 
@@ -29,6 +33,32 @@ BODY = bytes(range(256)) * 400
 #: How many ``small_requests`` are.
 SMALL_REQUESTS = 8
 DISK = os.urandom(6 * MIB)
+
+
+class Waits:
+    """The clock of retries: time passes when one of them waits, and at no other time."""
+
+    def __init__(self) -> None:
+        #: Seconds.
+        self.now = 100.0
+        self.waits: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+    def retrying(self, chance: float = 1.0, *, deadline: float = 30) -> Retrying:
+        return Retrying(
+            deadline=deadline, clock=lambda: self.now, sleep=self.sleep, chance=lambda: chance
+        )
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what takes but moments."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.01)
 
 
 def first(verb: str, fault: Fault) -> Script:
