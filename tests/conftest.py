@@ -33,6 +33,9 @@ def pytest_configure() -> None:
         os.environ[_IN_CI] = "true"
     if os.environ.get(_IN_CI):
         settings.load_profile("ci")
+    else:  # how long an example takes depends on what else the machine does
+        settings.register_profile("here", deadline=None)
+        settings.load_profile("here")
     # A shell's background job ignores it, and so would all that is started here.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

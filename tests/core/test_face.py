@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import signal
 import threading
@@ -32,7 +33,7 @@ class Gate:
 
     def call(self, answer: int = 0) -> int:
         self.entered.set()
-        assert self.opened.wait(30)
+        assert self.opened.wait(60)
         self.passed.set()
         return answer
 
@@ -161,11 +162,20 @@ def test_a_failure_that_a_cancelled_task_misses_is_nobodys_trouble() -> None:
 
 def test_a_timeout_ends_a_call_when_it_can_be_ended() -> None:
     async def check() -> None:
-        gate = Gate()
-        asyncio.get_running_loop().call_later(0.05, gate.opened.set)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
+        gate, limit = Gate(), asyncio.timeout(None)
+
+        async def call() -> None:
+            async with limit:
                 await in_worker(gate.call)
+
+        task = asyncio.ensure_future(call())
+        await entered(gate)
+        limit.reschedule(0)
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        gate.opened.set()
+        with pytest.raises(TimeoutError):
+            await task
         assert gate.passed.is_set()
 
     asyncio.run(check())
@@ -261,21 +271,25 @@ def test_cancelling_reaches_the_client_and_waits_for_it() -> None:
     asyncio.run(both())
 
 
-def test_an_interrupt_ends_the_wait_for_a_client() -> None:
-    ended: list[object] = []
+def test_an_interrupt_ends_the_wait_for_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, ended = threading.Event(), list[object]()
 
     async def client() -> None:
         try:
-            await asyncio.sleep(0.05)  # until the other thread has come to wait
-            signal.pthread_kill(waiting, signal.SIGINT)
-            await asyncio.sleep(30)
+            started.set()
+            await asyncio.sleep(600)
         finally:
             ended.append(True)
 
     async def call() -> None:
         await in_loop(home_loop(), client)
 
-    waiting = threading.get_ident()
+    def interrupted(*_: object, **__: object) -> None:
+        monkeypatch.undo()
+        assert started.wait(60)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(concurrent.futures, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_blocking(call())
     assert ended
@@ -347,7 +361,7 @@ def test_a_forked_child_makes_workers_and_a_loop_of_its_own() -> None:
         except BaseException:  # noqa: BLE001 - nothing of this may reach the parent's tests
             os._exit(1)
         os._exit(0)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:

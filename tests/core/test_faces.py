@@ -26,7 +26,10 @@ _CONTENT = random.Random(0).randbytes(5_000_000)
 
 
 class _Slow(WrappedStorage):
-    """Takes its time, and counts how many requests it has at once."""
+    """Takes its time, and counts how many requests it has at once.
+
+    One of several that are wanted at once takes as long as it takes the others to come.
+    """
 
     def __init__(self, inner: MemoryStorage, *, seconds: float = 0.01) -> None:
         super().__init__(inner)
@@ -34,6 +37,13 @@ class _Slow(WrappedStorage):
         self._lock = threading.Lock()
         self._now = 0
         self.most = 0
+        self.wanted = 1
+        self._come = threading.Event()
+
+    def want(self, at_once: int) -> None:
+        """From now on there are to be so many."""
+        self.wanted = at_once
+        self._come.clear()
 
     def readv(self, buffers: ReadBuffers, offset: int) -> None:
         self._take_time()
@@ -47,6 +57,9 @@ class _Slow(WrappedStorage):
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
+            if self.most >= self.wanted:
+                self._come.set()
+        self._come.wait(60)
         time.sleep(self._seconds)
         with self._lock:
             self._now -= 1
@@ -112,6 +125,7 @@ def test_parts_of_one_read_overlap_when_asked_to() -> None:
             assert await disk.read_bytes(123, 4_800_000) == _CONTENT[123:4_800_123]
             assert storage.most == 1
             disk.set_async_read_parallelization(4)
+            storage.want(2)
             assert await disk.read_bytes(123, 4_800_000) == _CONTENT[123:4_800_123]
             assert 2 <= storage.most <= 4
 
@@ -125,6 +139,7 @@ def test_parts_of_one_write_overlap_when_asked_to() -> None:
             await disk.write(_CONTENT[:2_000_000], 7)
             assert storage.most == 1
             disk.set_async_write_parallelization(4)
+            storage.want(2)
             await disk.writev([_CONTENT[:1], _CONTENT[1:4_900_000]], 7)
             assert 2 <= storage.most <= 4
             assert await disk.read_bytes(7, 4_900_000) == _CONTENT[:4_900_000]

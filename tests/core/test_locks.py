@@ -90,7 +90,7 @@ def test_a_cancelled_waiter_stands_in_nobodys_way() -> None:
         writer.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writer
-        locks.release(await asyncio.wait_for(reader, 5))
+        locks.release(await asyncio.wait_for(reader, 60))
         locks.release(first)
         assert all_free(locks)
 
@@ -108,7 +108,7 @@ def test_a_waiter_cancelled_just_as_its_turn_comes_hands_the_lock_on() -> None:
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second
-        locks.release(await asyncio.wait_for(third, 5))
+        locks.release(await asyncio.wait_for(third, 60))
         assert all_free(locks)
 
     asyncio.run(check())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -23,18 +24,23 @@ def dirty(image: Path | SyncFormatAccess, name: str) -> Ranges:
     return [(found.start, found.length) for found in jobs.dirty_ranges(image, name)]
 
 
+def _listens(address: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(address)) == 0
+
+
 def their_dirty(qemu: Callable[[str], str], image: Path, name: str) -> Ranges:
     """As QEMU serves it to a backup program: of a bitmap that is disabled."""
-    socket = image.with_name("nbd")
+    address = image.with_name("nbd")
     server = subprocess.Popen(
-        [qemu("qemu-nbd"), "-r", "-t", "-f", "qcow2", "-B", name, "-k", str(socket), str(image)],
+        [qemu("qemu-nbd"), "-r", "-t", "-f", "qcow2", "-B", name, "-k", str(address), str(image)],
         stdin=subprocess.DEVNULL,
     )
     try:
-        while not socket.exists():
+        while not _listens(address):
             assert server.poll() is None
             time.sleep(0.005)
-        options = f"driver=nbd,server.type=unix,server.path={socket}"
+        options = f"driver=nbd,server.type=unix,server.path={address}"
         context = f"{options},x-dirty-bitmap=qemu:dirty-bitmap:{name}"
         told = subprocess.run(
             [qemu("qemu-img"), "map", "--output=json", "--image-opts", context],
@@ -44,7 +50,7 @@ def their_dirty(qemu: Callable[[str], str], image: Path, name: str) -> Ranges:
     finally:
         server.terminate()
         server.wait()
-        socket.unlink(missing_ok=True)
+        address.unlink(missing_ok=True)
     # With this option NBD's flags are the bitmap's: what is dirty seems to be no data.
     return _merged((run["start"], run["length"]) for run in json.loads(told) if not run["data"])
 

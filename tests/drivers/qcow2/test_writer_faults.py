@@ -90,7 +90,7 @@ class Canceller:
                 loop.call_soon_threadsafe(self.task.cancel)
                 # The cancelled task runs first, and waits for this call to end.
                 loop.call_soon_threadsafe(loop.call_soon, done.set)
-                done.wait(5)
+                done.wait(60)
 
         self.storage.watch = watch
         task: asyncio.Task[Any] = asyncio.ensure_future(work)
