@@ -9,11 +9,12 @@ from typing import TypeAlias
 import attrs
 
 from underlay import SyncFormatAccess
-from underlay.capabilities import Amendable, BitmapStore, CompressedWriter, Snapshottable
+from underlay.capabilities import Amendable, CompressedWriter, Snapshottable
 from underlay.errors import LimitExceededError, OptionError, UnsupportedOperationError
 from underlay.storage import PreallocateMode
 
-from .bitmaps import GRANULE, Kept
+from .bitmap_operations import ChangeBitmap, CopyBitmaps
+from .bitmaps import Kept
 from .journal import SECTOR, Begun, Flushed, Journal
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Apply",
     "ChangeBitmap",
     "Compress",
+    "CopyBitmaps",
     "Delete",
     "Discard",
     "Flush",
@@ -213,52 +215,6 @@ class Shrink:
 
 
 @attrs.frozen
-class ChangeBitmap:
-    """Add, remove, clear, disable or enable a dirty bitmap, or merge another one into it.
-
-    Where that cannot be, for want of a bitmap or because there is one, nothing happens.
-    """
-
-    action: str
-    name: str
-    source: str = ""
-
-    def run(self, disk: SyncFormatAccess, number: int) -> None:
-        store = disk.capability(BitmapStore)
-        names = [bitmap.name for bitmap in store.bitmaps()]
-        if self.action == "add":
-            if self.name not in names:
-                store.add_bitmap(self.name, granularity=GRANULE)
-        elif self.name in names and self.action == "merge":
-            if self.source in names:
-                store.merge_bitmap(self.name, self.source)
-        elif self.name in names:
-            getattr(store, f"{self.action}_bitmap")(self.name)
-
-    def after(self, history: History, number: int) -> Moment:
-        now = history.now
-        bitmaps = dict(now.bitmaps)
-        kept = bitmaps.get(self.name)
-        if self.action == "add":
-            bitmaps.setdefault(self.name, Kept(since=now.content))
-        elif kept is not None and self.action == "remove":
-            del bitmaps[self.name]
-        elif kept is not None:
-            bitmaps[self.name] = self._changed(kept, now)
-        return attrs.evolve(now, bitmaps=bitmaps)
-
-    def _changed(self, kept: Kept, now: Moment) -> Kept:
-        dirty = kept.now(now.content)
-        if self.action == "clear":
-            return Kept(since=None if kept.since is None else now.content)
-        if self.action == "merge":
-            source = now.bitmaps.get(self.source)
-            more = frozenset[int]() if source is None else source.now(now.content)
-            return attrs.evolve(kept, dirty=dirty | more)
-        return Kept(dirty, now.content if self.action == "enable" else None)
-
-
-@attrs.frozen
 class Amend:
     """Change what the image was created with."""
 
@@ -321,6 +277,7 @@ Operation: TypeAlias = (
     | Shrink
     | Amend
     | ChangeBitmap
+    | CopyBitmaps
     | Flush
     | Push
     | Reread

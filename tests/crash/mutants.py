@@ -20,7 +20,18 @@ from underlay_drivers.qcow2.bitmap_tracking import Tracking
 from underlay_drivers.qcow2.bitmap_writing import BitmapChange
 from underlay_drivers.qcow2.writeback import Writeback
 
-from .guest import Apply, Discard, Flush, Grow, Operation, Push, Take, WriteData, WriteZeroes
+from .guest import (
+    Apply,
+    CopyBitmaps,
+    Discard,
+    Flush,
+    Grow,
+    Operation,
+    Push,
+    Take,
+    WriteData,
+    WriteZeroes,
+)
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -282,5 +293,11 @@ MUTANTS: Final = (
         "a bitmap leads to a table that is not there yet",
         "bitmap",
         _bitmaps_are_shown_before_they_are_there,
+    ),
+    Mutant(
+        "the header leads to copied bitmaps that are not synced",
+        "bitmap",
+        _no_barrier_around_the_header,
+        (CopyBitmaps(("copied", "copied too"), (3, 4, 50)), Flush()),
     ),
 )

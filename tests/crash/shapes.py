@@ -24,6 +24,7 @@ from .guest import (
     Apply,
     ChangeBitmap,
     Compress,
+    CopyBitmaps,
     Delete,
     Discard,
     Grow,
@@ -103,6 +104,7 @@ class Shape:
                 ChangeBitmap("disable", "dirty"),
                 ChangeBitmap("merge", "new", "dirty"),
                 ChangeBitmap("remove", "dirty"),
+                CopyBitmaps(("copied", "copied too"), (3, 4, 50)),
             ]
         return [*some, *self.further]
 

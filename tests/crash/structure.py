@@ -241,11 +241,14 @@ class _Look:
                     continue
                 self.reference(at, size, "the bitmap directory")
                 for number in range(count):
+                    if at + 24 > len(self.image):
+                        self.bad("the bitmap directory is cut")
+                        return
                     fields = struct.unpack_from(">QIIBBHI", self.image, at)
                     bits = self.bitmap(fields[0], fields[1], f"bitmap {number}")
                     start = at + 24 + fields[6]
                     at = start + fields[5]
-                    name = self.image[start:at].decode()
+                    name = self.image[start:at].decode(errors="replace")
                     self.found.bitmap_names.add(name)
                     if not fields[2] & 1:
                         seen = Seen(bool(fields[2] & 2), 1 << fields[4], bits)

@@ -10,6 +10,7 @@ from .guest import (
     Apply,
     ChangeBitmap,
     Compress,
+    CopyBitmaps,
     Delete,
     Discard,
     Flush,
@@ -79,5 +80,7 @@ def _anything(shape: Shape, chance: random.Random) -> Operation:
         name, other = chance.choice("abc"), chance.choice(("dirty", "a"))
         action = chance.choice(("add", "add", "clear", "merge", "disable", "enable", "remove"))
         kinds.append((20, ChangeBitmap(action, name, other)))
+        granules = tuple(sorted(chance.sample(range(40), 3)))
+        kinds.append((8, CopyBitmaps(("b", "c"), granules)))
     weights = [weight for weight, _ in kinds]
     return chance.choices(kinds, weights)[0][1]

@@ -115,8 +115,8 @@ class BitmapChange:
             self._remember(offset, clusters)
             if metadata:
                 writer.claim_metadata(offset, clusters)
-        whole = clusters << writer.disk.geometry.cluster_bits
-        await writer.disk.image.write(data.ljust(whole, b"\0"), offset)
+        # What is left of the last cluster may stay a hole: of a table that is nearly all of it.
+        await writer.disk.image.write(data, offset)
         await writer.back.relieve()
         return offset
 

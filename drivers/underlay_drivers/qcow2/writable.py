@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from underlay.capabilities import Bitmap
 from underlay.driver import DetectZeroes, FormatOpenOptions, WriteTicket
 from underlay.errors import OptionError, ReadOnlyError, UnsupportedOperationError
-from underlay.steps import StepsCallback
+from underlay.steps import Steps, StepsCallback
 from underlay_drivers.qcow2.bitmaps import KeptDirectory
 from underlay_drivers.qcow2.dependencies import Dependencies
 from underlay_drivers.qcow2.header import Header
@@ -226,7 +226,9 @@ class Writable(Dependencies):
 
         size = granularity or default_granularity(self.geometry.cluster_size)
         bitmap = Bitmap(name=name, granularity=size, in_use=False, auto=enabled)
-        await add_bitmaps(self.writer, self._limits, [bitmap], progress=progress)
+        steps = Steps(progress, self.size())
+        await add_bitmaps(self.writer, self._limits, [bitmap])
+        steps.end()
         return bitmap
 
     async def copy_bitmaps(
