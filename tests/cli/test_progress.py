@@ -67,7 +67,7 @@ def test_json_progress_goes_up_and_ends_with_all(plain: Path, run: Run, line: st
     ids=lambda line: line[:6],
 )
 def test_ctrl_c_leaves_an_image_sound(here: Path, oracle: Run, line: str) -> None:
-    jobs.create(here / "large.qcow2", size="16G", preallocation="metadata")
+    jobs.create(here / "large.qcow2", size="128G", preallocation="metadata")
     command, *words = line.split()
     with subprocess.Popen(
         [sys.executable, "-m", "underlay", command, "--progress=json", *words],

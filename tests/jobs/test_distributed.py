@@ -475,7 +475,7 @@ def test_a_fleet_can_end_with_its_first_failure(anywhere: Executor | None, tmp_p
         jobs.Conversion(tmp_path / "none.raw", tmp_path / "b.raw"),
     ]
     with pytest.raises(errors.StorageNotFoundError):
-        jobs.convert_many(fleet, executor=anywhere, stop_at_failure=True)
+        jobs.convert_many(fleet, executor=anywhere, stop_at_failure=True, parallel=2)
     # Had it been waited for, it would be there. Whoever still writes it has no name for it.
     assert not (tmp_path / "slow.raw").exists()
 
