@@ -174,6 +174,7 @@ def test_an_interrupted_thread_waits_no_longer() -> None:
 
     def interrupt() -> None:
         wait_until(lambda: waiters(locks))
+        time.sleep(0.05)  # until it waits, and no longer stands between its place and the waiting
         signal.pthread_kill(waiting, signal.SIGINT)
 
     waiting = threading.get_ident()
