@@ -79,7 +79,7 @@ def test_snapshots_by_the_ten_thousands_past_the_end(
     plain.put(60, "IQ", 65_536, len(plain.data) + -len(plain.data) % plain.cluster)
     began = time.process_time()
     use(MemoryStorage(bytes(plain.data)))
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 5
 
 
 def test_a_bitmap_directory_larger_than_the_file(bases: Bases) -> None:
