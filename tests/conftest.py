@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # The contract suites of underlay.testing are tests too: their failures show what was compared.
 pytest.register_assert_rewrite("underlay.testing")
@@ -34,7 +34,8 @@ def pytest_configure() -> None:
     if os.environ.get(_IN_CI):
         settings.load_profile("ci")
     else:  # how long an example takes depends on what else the machine does
-        settings.register_profile("here", deadline=None)
+        slow = [HealthCheck.too_slow]
+        settings.register_profile("here", deadline=None, suppress_health_check=slow)
         settings.load_profile("here")
     # A shell's background job ignores it, and so would all that is started here.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -138,7 +138,9 @@ _STEPS = st.lists(
 @example(steps=[("write", 0, [b"\n#\nversion=1\n"]), ("write", 0, [b" "])])
 @example(steps=[("write", _SIZE - 512, [b"conecti"]), ("write", _SIZE - 505, [b"x"])])
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_whatever_a_guest_does_nobody_takes_its_disk_for_an_image(
     tmp_path: Path, qemu: Callable[[str], str], steps: list[tuple[str, int, object]]
