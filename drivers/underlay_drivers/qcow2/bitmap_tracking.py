@@ -206,7 +206,6 @@ class Tracking:
         }
         if not changed:
             return
-        disk.directory.forget()
         try:
             for number, entry in changed.items():
                 at = extension.directory_offset + self._directory.places[number]
@@ -217,6 +216,8 @@ class Tracking:
             # Nobody knows what is marked, so no guest data may change any more.
             self._writer.back.give_up("the bitmap directory could not be written", error)
             raise
+        finally:
+            disk.directory.forget()
         self._directory = self._directory.replaced(changed)
         disk.directory.keep(disk, self._directory)
 

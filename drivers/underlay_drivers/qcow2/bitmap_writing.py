@@ -183,13 +183,14 @@ class BitmapChange:
         await writer.back.sync()
 
         async def write() -> None:
-            disk.directory.forget()
             try:
                 await disk.image.write(value.to_bytes(size, "big"), at)
                 await disk.image.sync()
             except UnderlayError as error:
                 writer.back.give_up("the bitmap directory could not be written", error)
                 raise
+            finally:
+                disk.directory.forget()
             self._made.clear()
             disk.directory.keep(disk, self.directory.replaced({number: entry}))
             for offset, clusters in freed:
