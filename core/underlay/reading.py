@@ -12,7 +12,7 @@ from collections.abc import (
 )
 from contextlib import aclosing
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import attrs
 
@@ -27,7 +27,7 @@ __all__ = ["PART", "MappedRun", "Reader", "bare", "resolve"]
 #: How many bytes of one request a parallel task takes.
 PART = 1 << 20
 
-_M = TypeVar("_M", bound="Data[StorageHandle] | Zero | Backing | Special[StorageHandle]")
+_Found: TypeAlias = "Data[StorageHandle] | Zero | Backing | Special[StorageHandle]"
 
 
 async def resolve(
@@ -170,47 +170,63 @@ class Reader:
         With ``layers``, no deeper than that many images: what lies below stays ``Backing``.
         """
         end = min(offset + length, self.driver.size())
-        # One entry for each image that is being walked, the deepest last: its mappings, the offset
-        # at which the image above takes over again, and from where on that one keeps how much of
-        # its own for the range.
+        #: One for each image that is being walked, the deepest last.
         stack: list[_Walked] = []
         if offset < end:
             mappings = self.driver.iter_mappings(offset, end - offset)
-            stack.append((self.driver, mappings, end, offset, None))
+            stack.append(_Walked(self.driver, mappings, end, offset, None))
         try:
             while stack:
-                driver, mappings, until, since, reserved = stack[-1]
-                mapping = await anext(mappings, None) if offset < until else None
-                if mapping is None or isinstance(mapping, Eof):
-                    stack.pop()
-                    await _close(mappings)
-                    if offset < until and stack:  # the image ended before the one above it
-                        if reserved is not None:
-                            reserved += offset - since
-                        zero = Zero(until - offset, explicit=False, offset=reserved)
-                        yield MappedRun(offset, zero, len(stack), driver, past_backing=True)
-                        offset = until
+                driver, mappings, until, _, _ = stack[-1]
+                depth = len(stack) - 1
+                below: Backing | None = None
+                # An image is left for the one below it, and then gone on with.
+                async for found in mappings:
+                    if offset == until or isinstance(found, Eof):
+                        break
+                    mapping = _at_most(found, until - offset, driver)
+                    if not isinstance(mapping, Backing):
+                        yield MappedRun(offset, mapping, depth, driver)
+                    elif len(stack) == layers:
+                        for run in _not_walked(offset, mapping, depth, driver):
+                            yield run
+                    else:
+                        below = mapping
+                        break
+                    offset += mapping.length
+                if below is not None:
+                    stack.append(_Walked.of(below, offset))
                     continue
-                mapping = _at_most(mapping, until - offset, driver)
-                if isinstance(mapping, Backing) and len(stack) == layers:
-                    for run in _not_walked(offset, mapping, len(stack) - 1, driver):
-                        yield run
-                    offset += mapping.length
-                elif isinstance(mapping, Backing):
-                    below = mapping.layer.iter_mappings(mapping.offset, mapping.length)
-                    until = offset + mapping.length
-                    stack.append((mapping.layer, below, until, offset, mapping.reserved))
-                else:
-                    yield MappedRun(offset, mapping, len(stack) - 1, driver)
-                    offset += mapping.length
+                ended = stack.pop()
+                await _close([ended])
+                if offset < until and stack:
+                    yield MappedRun(offset, ended.missing(offset), depth, driver, past_backing=True)
+                    offset = until
         finally:
-            for _, mappings, *_ in stack:
-                await _close(mappings)
+            await _close(stack)
 
 
-_Walked: TypeAlias = (
-    "tuple[FormatDriverInstance, AsyncIterator[ShallowMapping], int, int, int | None]"
-)
+class _Walked(NamedTuple):
+    """An image that is being walked."""
+
+    driver: FormatDriverInstance
+    mappings: AsyncIterator[ShallowMapping]
+    #: The guest offset at which the image above takes over again.
+    until: int
+    #: Where it took over from that one, and how much of its own that one keeps for the range.
+    since: int
+    reserved: int | None
+
+    @classmethod
+    def of(cls, below: Backing, offset: int) -> _Walked:
+        """The image below, which shows through from a guest offset on."""
+        mappings = below.layer.iter_mappings(below.offset, below.length)
+        return cls(below.layer, mappings, offset + below.length, offset, below.reserved)
+
+    def missing(self, offset: int) -> Zero:
+        """What is there where it has ended before the image above it."""
+        reserved = None if self.reserved is None else self.reserved + offset - self.since
+        return Zero(self.until - offset, explicit=False, offset=reserved)
 
 
 class MappedRun(NamedTuple):
@@ -220,7 +236,7 @@ class MappedRun(NamedTuple):
     """
 
     start: int
-    mapping: Data[StorageHandle] | Zero | Special[StorageHandle] | Backing
+    mapping: _Found
     depth: int
     driver: FormatDriverInstance
     past_backing: bool = False
@@ -259,15 +275,18 @@ async def _split_holes(
         done += length
 
 
-async def _close(mappings: AsyncIterator[ShallowMapping]) -> None:
-    if isinstance(mappings, AsyncGenerator):
-        await mappings.aclose()
+async def _close(stack: Sequence[_Walked]) -> None:
+    for _, mappings, *_ in stack:
+        if isinstance(mappings, AsyncGenerator):
+            await mappings.aclose()
 
 
-def _at_most(mapping: _M, length: int, driver: FormatDriverInstance) -> _M:
+def _at_most(mapping: _Found, length: int, driver: FormatDriverInstance) -> _Found:
     """A mapping that ends after ``length`` bytes at the latest."""
+    if 0 < mapping.length <= length:
+        return mapping
     _check_length(mapping, driver)
-    return mapping if mapping.length <= length else attrs.evolve(mapping, length=length)
+    return attrs.evolve(mapping, length=length)
 
 
 def _check_length(mapping: ShallowMapping, driver: FormatDriverInstance) -> None:

@@ -162,18 +162,22 @@ def _load_encoded(group: Sequence[_Encoded], base: int, into: memoryview, scratc
     raw = scratch.raw(end - start)
     _read(group[0][0].storage, raw, start, group[0][1].start)
     decoded: Special[StorageHandle] | None = None
+    layer = decoder = None
     for special, run in group:
+        if special.layer is not layer or decoder is None:
+            layer = special.layer
+            decoder = layer.decoder() or layer
         at = special.offset - start
         data = raw[at : at + special.host_length]
         out = into[run.start - base : run.end - base]
         try:
             if run.length == special.unit:
-                special.layer.decode(special.host_length, data, out)
+                decoder.decode(special.host_length, data, out)
             else:
                 # Parts of one unit follow each other here.
                 unit = scratch.unit(special.unit)
                 if decoded is not special:
-                    special.layer.decode(special.host_length, data, unit)
+                    decoder.decode(special.host_length, data, unit)
                     decoded = special
                 out[:] = unit[run.offset : run.offset + run.length]
         except CorruptImageError as error:

@@ -19,12 +19,14 @@ from underlay.errors import CorruptImageError, OptionError
 from underlay.limits import Limits
 
 if TYPE_CHECKING:
-    from zstandard import ZstdCompressor, ZstdDecompressor
+    from zstandard import ZstdCompressor
 
 __all__ = ["LEVELS", "ClusterDecoder", "compress", "decompress", "encoder"]
 
 #: RFC 8878, 3.1.1.1.2: what a decoder should support, and more than a cluster.
 _WINDOW_MAX: Final = 8 << 20
+#: What a frame that does not say how much it holds is said to hold.
+_UNDECLARED: Final = -1
 #: Raw deflate. QEMU writes with a 4 KiB window; reading takes any.
 _RAW_DEFLATE: Final = -15
 #: Raw deflate with the window that every reader of qcow2 has.
@@ -90,22 +92,41 @@ def _inflate(raw: memoryview, out: memoryview) -> str | None:
     return None
 
 
-def _decompress_zstd(raw: memoryview, out: memoryview) -> str | None:
-    import zstandard
+class _ZstdDecoder:
+    """Decodes frames, in one thread: it is dear to make, and must not be shared."""
 
-    try:
-        declared = zstandard.get_frame_parameters(raw).content_size
-        # What a frame declares is allocated for it, so that has to be looked at first.
-        if declared not in (len(out), zstandard.CONTENTSIZE_UNKNOWN):
-            return f"its zstd frame holds {declared} bytes, not {len(out)}"
-        # One whole frame, and an error if it holds more; what follows it belongs to other clusters.
-        data = _zstd_decompressor().decompress(raw, max_output_size=len(out))
-    except zstandard.ZstdError as error:
-        return f"bad zstd frame ({error})"
-    if len(data) != len(out):
-        return f"its zstd frame ends after {len(data)} of {len(out)} bytes"
-    out[:] = data
-    return None
+    __slots__ = ("_declared", "_decompress", "_error")
+
+    def __init__(self) -> None:
+        import zstandard
+
+        self._declared = zstandard.frame_content_size
+        self._decompress = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX).decompress
+        self._error = zstandard.ZstdError
+
+    def decode(self, raw: memoryview, out: memoryview) -> str | None:
+        """Fill ``out``, or say why that cannot be."""
+        size = len(out)
+        try:
+            declared = self._declared(raw)
+            # What a frame declares is allocated for it, so that has to be looked at first.
+            if declared not in (size, _UNDECLARED):
+                return f"its zstd frame holds {declared} bytes, not {size}"
+            # One whole frame, and an error if it holds more; what follows it belongs to others.
+            data = self._decompress(raw, size)
+        except self._error as error:
+            return f"bad zstd frame ({error})"
+        if len(data) != size:
+            return f"its zstd frame ends after {len(data)} of {size} bytes"
+        out[:] = data
+        return None
+
+
+def _decompress_zstd(raw: memoryview, out: memoryview) -> str | None:
+    decoder = _per_thread.zstd
+    if decoder is None:
+        decoder = _per_thread.zstd = _ZstdDecoder()
+    return decoder.decode(raw, out)
 
 
 def encoder(
@@ -170,23 +191,12 @@ def _deflate_module() -> Any:
 
 class _PerThread(threading.local):
     def __init__(self) -> None:
-        self.zstd: ZstdDecompressor | None = None
+        self.zstd: _ZstdDecoder | None = None
         #: By their level.
         self.zstd_encoders: dict[int | None, ZstdCompressor] = {}
 
 
 _per_thread = _PerThread()
-
-
-def _zstd_decompressor() -> ZstdDecompressor:
-    """One a thread: they are dear to make, and must not be shared."""
-    decompressor = _per_thread.zstd
-    if decompressor is None:
-        import zstandard
-
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
-        _per_thread.zstd = decompressor
-    return decompressor
 
 
 def _zstd_compressor(level: int | None) -> ZstdCompressor:

@@ -122,7 +122,7 @@ class ClusterMap(ClusterTables):
                 for run in runs:
                     if pending is None:
                         pending = run
-                    elif continues(pending, run):
+                    elif pending[0] != COMPRESSED and continues(pending, run):
                         pending = (pending[0], pending[1], pending[2] + run[2])
                     else:
                         yield self._mapping(offset, pending)
@@ -260,31 +260,32 @@ class ClusterMap(ClusterTables):
     def _mapping(self, guest: int, run: Run) -> ShallowMapping:
         """A run for the core."""
         kind, host, length = run
+        if kind == COMPRESSED:
+            offset, host_length = self.geometry.compressed(host)
+            return Special(
+                self,
+                self.data_storage(),
+                offset,
+                min(host_length, self.file_end - offset),
+                length,
+                guest & self._cluster_mask,
+                self._cluster_size,
+            )
         reserved = None if host == NOWHERE else host
         if kind == DATA:
             writable = self._all_copied(guest, length)
             return Data(self.data_storage(), host, length, writable=writable)
         if kind == ZERO:
             return Zero(length, explicit=True, offset=reserved)
-        if kind == UNALLOCATED:
-            if self._backing is not None:
-                return Backing(self._backing, guest, length, reserved)
-            if self._backing_pending is not None:
-                raise UnsupportedOperationError(
-                    f"'{self.image.name()}': its backing image '{self._backing_pending}' is not "
-                    "attached; attach it, or None to read zeroes instead"
-                )
-            return Zero(length, explicit=False, offset=reserved)
-        offset, host_length = self.geometry.compressed(host)
-        return Special(
-            self,
-            self.data_storage(),
-            offset,
-            min(host_length, self.file_end - offset),
-            length,
-            guest & self._cluster_mask,
-            self.geometry.cluster_size,
-        )
+        assert kind == UNALLOCATED
+        if self._backing is not None:
+            return Backing(self._backing, guest, length, reserved)
+        if self._backing_pending is not None:
+            raise UnsupportedOperationError(
+                f"'{self.image.name()}': its backing image '{self._backing_pending}' is not "
+                "attached; attach it, or None to read zeroes instead"
+            )
+        return Zero(length, explicit=False, offset=reserved)
 
     def _all_copied(self, guest: int, length: int) -> bool:
         """Whether a run of data may be written where it lies."""
