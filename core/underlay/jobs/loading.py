@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
+from underlay.driver import FormatDriverInstance
 from underlay.errors import CorruptImageError, UnderlayError
 from underlay.face import run_blocking
 from underlay.handle import StorageHandle
@@ -166,7 +167,9 @@ def _load_encoded(group: Sequence[_Encoded], base: int, into: memoryview, scratc
     for special, run in group:
         if special.layer is not layer or decoder is None:
             layer = special.layer
-            decoder = layer.decoder() or layer
+            # In a worker of another process it is a decoder already.
+            is_driver = FormatDriverInstance in type(layer).__mro__
+            decoder = (layer.decoder() if is_driver else None) or layer
         at = special.offset - start
         data = raw[at : at + special.host_length]
         out = into[run.start - base : run.end - base]
