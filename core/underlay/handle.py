@@ -43,10 +43,10 @@ from underlay.time_limit import check_time_to_read
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["INLINE_MOST", "StorageHandle", "StorageStats"]
+__all__ = ["INLINE_MOST", "MOST_BUFFERS", "StorageHandle", "StorageStats"]
 
 #: How many buffers one call may carry (IOV_MAX on Linux).
-_MOST_BUFFERS = 1024
+MOST_BUFFERS = 1024
 #: Reads of up to this many bytes are tried without a worker thread, which costs more than copying.
 INLINE_MOST = 256 << 10
 #: Bytes reserved by one call, where somebody wants to know how far it has come.
@@ -177,9 +177,9 @@ class StorageHandle:
 
     async def readv(self, buffers: ReadBuffers, offset: int) -> None:
         """Fill flat, non-empty buffers one after the other. Any alignment."""
-        if len(buffers) > _MOST_BUFFERS:
-            for at in range(0, len(buffers), _MOST_BUFFERS):
-                batch = buffers[at : at + _MOST_BUFFERS]
+        if len(buffers) > MOST_BUFFERS:
+            for at in range(0, len(buffers), MOST_BUFFERS):
+                batch = buffers[at : at + MOST_BUFFERS]
                 await self.readv(batch, offset)
                 offset += total(batch)
             return
@@ -219,9 +219,9 @@ class StorageHandle:
 
     async def writev(self, buffers: WriteBuffers, offset: int) -> None:
         """Write flat, non-empty buffers one after the other. Any alignment."""
-        if len(buffers) > _MOST_BUFFERS:
-            for at in range(0, len(buffers), _MOST_BUFFERS):
-                batch = buffers[at : at + _MOST_BUFFERS]
+        if len(buffers) > MOST_BUFFERS:
+            for at in range(0, len(buffers), MOST_BUFFERS):
+                batch = buffers[at : at + MOST_BUFFERS]
                 await self.writev(batch, offset)
                 offset += total(batch)
             return

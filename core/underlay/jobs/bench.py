@@ -147,7 +147,8 @@ class _Requests:
         from concurrent.futures import ThreadPoolExecutor
 
         flushes = 0
-        with ThreadPoolExecutor(min(depth, _MOST_THREADS)) as executor:
+        threads = min(depth, _MOST_THREADS)
+        with ThreadPoolExecutor(threads) as executor:
             senders: list[Callable[[int], None]] = []
 
             def send(offset: int) -> None:
@@ -158,15 +159,15 @@ class _Requests:
                 finally:
                     senders.append(sender)
 
-            flying = Running(_do)
+            flying = Running(_do, executor, threads=threads)
             try:
                 for number, offset in enumerate(self.offsets, 1):
                     _land(flying, depth - 1)
-                    flying.begin(executor, partial(send, offset), lent=False)
+                    flying.begin(partial(send, offset))
                     if flush_interval is not None and number % flush_interval == 0:
                         if drain:
                             _land(flying, 0)
-                        flying.begin(executor, self._flush, lent=False)
+                        flying.begin(self._flush)
                         flushes += 1
                         if drain:
                             _land(flying, 0)

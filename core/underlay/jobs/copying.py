@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Compress", "Copied", "Stretch", "Zeroes", "copy"]
 
 #: Data of one task: enough that handing it out costs nothing, little enough to stop soon.
-_TASK = 4 << 20
+_TASK = 8 << 20
 #: Pieces of one task, however small they are.
 _TASK_PIECES = 256
 #: More than any disk has.

@@ -1,6 +1,6 @@
 """Getting runs of a disk into memory: plain reads, and decoding of what is encoded.
 
-Small encoded units that lie near each other on the host come with one read.
+What lies in a row on the host comes with one read, and so do small encoded units near each other.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
-from underlay.driver import FormatDriverInstance
-from underlay.errors import CorruptImageError, UnderlayError
+from underlay.errors import CorruptImageError, StorageError, UnderlayError
 from underlay.face import run_blocking
-from underlay.handle import StorageHandle
+from underlay.handle import MOST_BUFFERS, StorageHandle
 from underlay.jobs.runs import Run
 from underlay.mapping import Special
 
@@ -99,6 +98,7 @@ def load(runs: Sequence[Run], into: memoryview, scratch: Scratch) -> None:
         StorageError: a storage failed; the message says at which guest offset.
     """
     base = runs[0].start
+    plain: list[Run] = []
     encoded: list[tuple[Special[StorageHandle], Run]] = []
     for run in runs:
         if run.special is not None:
@@ -106,22 +106,56 @@ def load(runs: Sequence[Run], into: memoryview, scratch: Scratch) -> None:
         elif run.storage is None:
             into[run.start - base : run.end - base] = bytes(run.length)
         else:
-            _read(run.storage, into[run.start - base : run.end - base], run.offset, run.start)
-    if len(encoded) > 1:
-        # Writers in parallel leave units in another order than the guest's.
-        encoded.sort(key=_host_order)
+            plain.append(run)
+    # Writers in parallel leave clusters and units in another order than the guest's.
+    plain.sort(key=_place)
+    encoded.sort(key=_host_order)
+    for row in _in_a_row(plain):
+        _load_plain(row, base, into)
     for group in _neighbours(encoded):
         _load_encoded(group, base, into, scratch)
 
 
-def _read(storage: StorageHandle, view: memoryview, offset: int, guest: int) -> None:
-    """Fill ``view`` from host ``offset``; an error says for which guest offset."""
+def _place(run: Run) -> tuple[int, int]:
+    return id(run.storage), run.offset
+
+
+def _in_a_row(plain: Sequence[Run]) -> Iterator[Sequence[Run]]:
+    """Plain runs in host order, in groups of which each begins where the one before it ends."""
+    first = 0
+    for after, run in enumerate(plain, 1):
+        if (
+            after == len(plain)
+            or after - first == MOST_BUFFERS
+            or plain[after].storage is not run.storage
+            or plain[after].offset != run.offset + run.length
+        ):
+            yield plain[first:after]
+            first = after
+
+
+def _load_plain(row: Sequence[Run], base: int, into: memoryview) -> None:
+    """Read plain runs that follow each other on the host at once, each to its place."""
+    start = row[0]
+    assert start.storage is not None
+    views = [into[run.start - base : run.end - base] for run in row]
+    try:
+        _read(start.storage, views, start.offset, start.start)
+    except StorageError:
+        if len(row) == 1:
+            raise
+        for run in row:  # which of them is it?
+            _load_plain([run], base, into)
+
+
+def _read(storage: StorageHandle, views: Sequence[memoryview], offset: int, guest: int) -> None:
+    """Fill ``views`` from host ``offset``; an error says for which guest offset."""
     inline = storage.inline_readv
     try:
         if inline is not None:
-            inline((view,), offset)
+            inline(views, offset)
         else:
-            run_blocking(storage.readv((view,), offset))
+            run_blocking(storage.readv(views, offset))
     except UnderlayError as error:
         error.args = (f"{error} (guest offset {guest})",)
         raise
@@ -161,26 +195,20 @@ def _load_encoded(group: Sequence[_Encoded], base: int, into: memoryview, scratc
     start = group[0][0].offset
     end = max(special.offset + special.host_length for special, _ in group)
     raw = scratch.raw(end - start)
-    _read(group[0][0].storage, raw, start, group[0][1].start)
+    _read(group[0][0].storage, [raw], start, group[0][1].start)
     decoded: Special[StorageHandle] | None = None
-    layer = decoder = None
     for special, run in group:
-        if special.layer is not layer or decoder is None:
-            layer = special.layer
-            # In a worker of another process it is a decoder already.
-            is_driver = FormatDriverInstance in type(layer).__mro__
-            decoder = (layer.decoder() if is_driver else None) or layer
         at = special.offset - start
         data = raw[at : at + special.host_length]
         out = into[run.start - base : run.end - base]
         try:
             if run.length == special.unit:
-                decoder.decode(special.host_length, data, out)
+                special.layer.decode(special.host_length, data, out)
             else:
                 # Parts of one unit follow each other here.
                 unit = scratch.unit(special.unit)
                 if decoded is not special:
-                    decoder.decode(special.host_length, data, unit)
+                    special.layer.decode(special.host_length, data, unit)
                     decoded = special
                 out[:] = unit[run.offset : run.offset + run.length]
         except CorruptImageError as error:

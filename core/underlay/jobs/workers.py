@@ -97,12 +97,10 @@ def in_parallel(
     own = None
     if executor is None:
         executor = own = ThreadPoolExecutor(parallel, thread_name_prefix="underlay-job")
-    running = Running(work)
+    running = Running(work, executor, threads=None if own is None else parallel)
     try:
         for task in tasks:
-            # In its midst, an interrupt leaves threads half started, or locks of the executor held.
-            with undisturbed():
-                running.begin(executor, task, lent=own is None)
+            running.begin(task)
             # One waits for each that runs, so that no worker does.
             while running.count >= 2 * parallel:
                 yield running.result()
@@ -114,7 +112,7 @@ def in_parallel(
     finally:
         running.stop()
         if own is not None:
-            with undisturbed():  # as above; none of them works any more
+            with undisturbed():  # see begin(); none of them works any more
                 own.shutdown(cancel_futures=True)
 
 
@@ -149,28 +147,50 @@ class Running(Generic[T, R]):
     would leave it locked, and its worker waiting for ever.
     """
 
-    def __init__(self, work: Callable[[T], R]) -> None:
+    def __init__(
+        self, work: Callable[[T], R], executor: Executor, *, threads: int | None = None
+    ) -> None:
+        """``threads`` is how many the executor has; None: it is lent, and others wait for it too.
+
+        A lent one is called for each task. Any other goes from task to task by itself: calling it
+        takes longer than much of what is to be done.
+        """
         from queue import SimpleQueue
 
         self._work = work
+        self._executor = executor
+        self._threads = threads
+        self._to_do: SimpleQueue[T] = SimpleQueue()
         self._ended: SimpleQueue[Callable[[], R]] = SimpleQueue()
         #: How many have begun whose result nobody has; an interrupt can leave it too high.
         self.count = 0
         self._stopped = False
+        #: An entry for each thread that goes from task to task, which that one removes.
+        self._going: deque[None] = deque()
         #: An entry for each that works, which that one removes.
         self._at_work: deque[None] = deque()
 
-    def begin(self, executor: Executor, task: T, *, lent: bool) -> None:
-        """Let the executor do a task; ``lent`` if somebody else may shut it down."""
+    def begin(self, task: T) -> None:
+        """Let the executor do a task."""
+        self.count += 1
+        self._to_do.put(task)
+        if self._threads is None or len(self._going) < self._threads:
+            # In its midst, an interrupt leaves threads half started, or locks of the executor held.
+            with undisturbed():
+                self._call()
+
+    def _call(self) -> None:
+        lent = self._threads is None
+        if not lent:
+            self._going.append(None)
         try:
-            future = executor.submit(self._run, task)
+            future = self._executor.submit(self._do_one if lent else self._go)
         except RuntimeError as error:
             # Interrupted in a lock of its own, an executor complains of that lock.
             interrupt = error.__context__
             if isinstance(interrupt, KeyboardInterrupt):
                 raise interrupt from None
             raise
-        self.count += 1
         if lent:
             future.add_done_callback(self._see_dropped)
 
@@ -196,12 +216,34 @@ class Running(Generic[T, R]):
         while self._at_work:
             time.sleep(_PAUSE)
 
-    def _run(self, task: T) -> None:
+    # -- in threads of the executor
+
+    def _go(self) -> None:
+        """Do tasks until there are none."""
+        while True:
+            while self._do_next():
+                pass
+            self._going.pop()
+            # One may have come before that, for which nobody was called.
+            if self._stopped or self._to_do.empty():
+                return
+            self._going.append(None)
+
+    def _do_one(self) -> None:
+        self._do_next()
+
+    def _do_next(self) -> bool:
+        """Do the next task; False if there is none, or none shall begin."""
+        from queue import Empty
+
         self._at_work.append(None)  # before the look at what stop() sets before it looks at this
         try:
             if self._stopped:
-                self._drop()
-                return
+                return False
+            try:
+                task = self._to_do.get_nowait()
+            except Empty:
+                return False
             result = self._work(task)
         except BaseException as error:  # noqa: BLE001 - it is raised again by result()
             self._ended.put(partial(_fail, error))
@@ -209,15 +251,13 @@ class Running(Generic[T, R]):
             self._ended.put(lambda: result)
         finally:
             self._at_work.pop()
+        return True
 
     def _see_dropped(self, future: Future[None]) -> None:
-        if future.cancelled():
-            self._drop()
-
-    def _drop(self) -> None:
         from concurrent.futures import CancelledError
 
-        self._ended.put(partial(_fail, CancelledError()))
+        if future.cancelled():
+            self._ended.put(partial(_fail, CancelledError()))
 
 
 def _fail(error: BaseException) -> NoReturn:

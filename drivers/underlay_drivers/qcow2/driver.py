@@ -84,7 +84,7 @@ class Qcow2(
     what it needs. Offsets and lengths are guest bytes.
     """
 
-    __slots__ = ("_options", "_snapshot", "_sparse")
+    __slots__ = ("_decoder", "_options", "_snapshot", "_sparse")
 
     format_name: ClassVar[str] = "qcow2"
     open_options: ClassVar[Mapping[str, OptionSpec]] = {
@@ -114,6 +114,9 @@ class Qcow2(
         )
         self._options = options
         self._snapshot = options.snapshot
+        self._decoder = ClusterDecoder(
+            header.compression_type, options.storage.name(), options.limits
+        )
         #: Whether data may lie in holes; None until somebody wants to know.
         self._sparse: bool | None = None
 
@@ -287,11 +290,11 @@ class Qcow2(
 
     def decode(self, host_length: int, raw: memoryview, out: memoryview) -> None:
         """See ``FormatDriverInstance.decode``."""
-        self.decoder().decode(host_length, raw, out)
+        self._decoder.decode(host_length, raw, out)
 
     def decoder(self) -> ClusterDecoder:
         """See ``FormatDriverInstance.decoder``."""
-        return ClusterDecoder(self.header.compression_type, self.image.name(), self._limits)
+        return self._decoder
 
     async def invalidate_cache(self) -> None:
         """See ``FormatDriverInstance.invalidate_cache``.
