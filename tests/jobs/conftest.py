@@ -41,5 +41,5 @@ def make(tmp_path: Path, qemu_img: Tool, qemu_io: Tool) -> Make:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """A raw file of 8 MiB of everything."""
-    return write_mixed(tmp_path / "mixed.raw", size=8 << 20)
+    """A raw file of 12 MiB of everything: more than one task of a copy."""
+    return write_mixed(tmp_path / "mixed.raw", size=12 << 20)

@@ -67,7 +67,7 @@ def test_damaged_tables_leave_no_target(mixed: Path, tmp_path: Path, qemu_img: T
 
 def test_a_target_that_was_there_stays(compressed: Path, tmp_path: Path) -> None:
     for asked in ({"overwrite": True}, {"target_exists": True}):
-        (tmp_path / "out.raw").write_bytes(bytes(8 << 20))
+        (tmp_path / "out.raw").write_bytes(bytes(12 << 20))
         with pytest.raises(underlay.CorruptImageError):
             convert(compressed, tmp_path / "out.raw", **asked)  # type: ignore[arg-type]
         assert (tmp_path / "out.raw").exists()

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
-from underlay.jobs.workers import in_parallel
+from underlay import TimeLimit
+from underlay.jobs.workers import Running, in_parallel
 
 
 def never() -> None:
     """For jobs that nobody stops."""
 
 
-@pytest.mark.parametrize("parallel", [1, 2, 4])
-def test_tasks_that_come_slowly_are_all_done(parallel: int) -> None:
-    """Threads find nothing to do again and again, just as another task comes."""
+class Late(queue.SimpleQueue[int]):
+    """Where somebody adds a task just as a thread has found that there is none."""
 
-    def trickle() -> Iterator[int]:
-        for number in range(20_000):
-            if number % 7 == 0:
-                sum(range(number % 1000))  # a little while
-            yield number
+    def __init__(self, add: Callable[[], None]) -> None:
+        super().__init__()
+        self._add: Callable[[], None] | None = add
 
-    done = in_parallel(abs, trickle(), parallel=parallel, executor=None, stop=never)
-    assert sorted(done) == list(range(20_000))
+    def get_nowait(self) -> int:
+        try:
+            return super().get_nowait()
+        except queue.Empty:
+            add, self._add = self._add, None
+            if add is not None:
+                add()
+            raise
+
+
+def test_a_task_that_comes_as_a_thread_finds_none_is_done() -> None:
+    with ThreadPoolExecutor(1) as executor, TimeLimit(60):
+        running: Running[int, int] = Running(abs, executor, threads=1)
+        running._to_do = Late(lambda: running.begin(-2))
+        running.begin(-1)
+        assert [running.result(), running.result()] == [1, 2]
 
 
 def test_no_error_of_a_task_is_taken_for_the_end_of_all() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from underlay.jobs.copier import Copier, Stretch, Task, Zeroes
+from underlay.jobs.loading import PIECE
 from underlay.jobs.pieces import in_pieces, in_whole_units
 from underlay.jobs.rate import RateLimit
 from underlay.jobs.runs import Run, runs
@@ -143,8 +144,10 @@ def _fetching(copier: Copier, executor: Executor) -> FetchingCopier:
 def _tasks(
     stretches: Sequence[Stretch], copier: Copier, *, unit: int | None, layers: int | None
 ) -> Iterator[Task]:
+    # Where a limit makes them slow, somebody still wants to see how far it is, and to stop soon.
+    most = _TASK if copier.rate is None else min(_TASK, max(copier.rate.a_second, PIECE))
     # Zeroes that are written take as long as data, and are shared out like them.
-    most_zeroes = _TASK if copier.zeroes is Zeroes.WRITE else _NO_END
+    most_zeroes = most if copier.zeroes is Zeroes.WRITE else _NO_END
     for stretch in stretches:
         disk, shift = stretch.disk, stretch.to - stretch.start
         task = Task(disk, shift, [], 0)
@@ -152,7 +155,7 @@ def _tasks(
             for piece in found:
                 length = piece[-1].end - piece[0].start
                 task = Task(disk, shift, [*task.pieces, piece], task.length + length)
-                if task.length >= _TASK or len(task.pieces) >= _TASK_PIECES:
+                if task.length >= most or len(task.pieces) >= _TASK_PIECES:
                     yield task
                     task = Task(disk, shift, [], 0)
         if task.pieces:

@@ -15,10 +15,10 @@ _LOOK = 0.1
 class RateLimit:
     """So many bytes a second, over the whole job. Thread-safe."""
 
-    __slots__ = ("_lock", "_next", "_rate")
+    __slots__ = ("_lock", "_next", "a_second")
 
     def __init__(self, rate: int) -> None:
-        self._rate = rate
+        self.a_second = rate
         self._lock = threading.Lock()
         #: When the bytes that were taken so far are paid for.
         self._next = 0.0
@@ -28,7 +28,7 @@ class RateLimit:
         with self._lock:
             now = time.monotonic()
             begin = max(self._next, now)
-            self._next = begin + length / self._rate
+            self._next = begin + length / self.a_second
         while not stopped():
             wait = begin - time.monotonic()
             if wait <= 0:
