@@ -108,16 +108,16 @@ def load(runs: Sequence[Run], into: memoryview, scratch: Scratch) -> None:
         else:
             plain.append(run)
     # Writers in parallel leave clusters and units in another order than the guest's.
-    plain.sort(key=_place)
-    encoded.sort(key=_host_order)
+    plain.sort(key=_host_order)
+    encoded.sort(key=lambda item: _host_order(item[0]))
     for row in _in_a_row(plain):
         _load_plain(row, base, into)
     for group in _neighbours(encoded):
         _load_encoded(group, base, into, scratch)
 
 
-def _place(run: Run) -> tuple[int, int]:
-    return id(run.storage), run.offset
+def _host_order(what: Run | Special[StorageHandle]) -> tuple[int, int]:
+    return id(what.storage), what.offset
 
 
 def _in_a_row(plain: Sequence[Run]) -> Iterator[Sequence[Run]]:
@@ -162,10 +162,6 @@ def _read(storage: StorageHandle, views: Sequence[memoryview], offset: int, gues
 
 
 _Encoded = tuple[Special[StorageHandle], Run]
-
-
-def _host_order(item: _Encoded) -> tuple[int, int]:
-    return id(item[0].storage), item[0].offset
 
 
 def _neighbours(encoded: Sequence[_Encoded]) -> Iterator[Sequence[_Encoded]]:

@@ -180,19 +180,18 @@ class Running(Generic[T, R]):
                 self._call()
 
     def _call(self) -> None:
-        lent = self._threads is None
-        if not lent:
-            self._going.append(None)
         try:
-            future = self._executor.submit(self._do_one if lent else self._go)
+            if self._threads is None:
+                self._executor.submit(self._do_next).add_done_callback(self._see_dropped)
+            else:
+                self._going.append(None)
+                self._executor.submit(self._go)
         except RuntimeError as error:
             # Interrupted in a lock of its own, an executor complains of that lock.
             interrupt = error.__context__
             if isinstance(interrupt, KeyboardInterrupt):
                 raise interrupt from None
             raise
-        if lent:
-            future.add_done_callback(self._see_dropped)
 
     def result(self) -> R:
         """What the next task that ends came to; raises what it raised."""
@@ -229,9 +228,6 @@ class Running(Generic[T, R]):
                 return
             self._going.append(None)
 
-    def _do_one(self) -> None:
-        self._do_next()
-
     def _do_next(self) -> bool:
         """Do the next task; False if there is none, or none shall begin."""
         from queue import Empty
@@ -253,7 +249,7 @@ class Running(Generic[T, R]):
             self._at_work.pop()
         return True
 
-    def _see_dropped(self, future: Future[None]) -> None:
+    def _see_dropped(self, future: Future[bool]) -> None:
         from concurrent.futures import CancelledError
 
         if future.cancelled():
