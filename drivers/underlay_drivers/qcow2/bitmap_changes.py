@@ -65,7 +65,7 @@ async def add_bitmaps(
     """
     async with changing(writer, limits) as change:
         new = [_entry(writer.disk.header, bitmap) for bitmap in bitmaps]
-        _check_room(writer.disk, (*change.directory.entries, *new), new)
+        _check_room(writer.disk, change.directory.entries, new)
         steps = Steps(progress, sum(_shape(writer.disk.header, entry).bits for entry in new))
         for number, entry in enumerate(new):
             table = await _content(change, entry, store, steps)
@@ -84,15 +84,15 @@ def _entry(header: Header, bitmap: Bitmap) -> BitmapEntry:
     name = bitmap.name.encode("utf-8", "surrogateescape")
     if not name:
         raise OptionError("Bitmap name cannot be empty", option="name")
-    size = bitmap.granularity
-    if size.bit_count() != 1 or size.bit_length() - 1 not in layout.GRANULARITY_BITS:
+    bits = bitmap.granularity.bit_length() - 1
+    if bitmap.granularity.bit_count() != 1 or bits not in layout.GRANULARITY_BITS:
         raise OptionError("Granularity must be power of 2 and at least 512", option="granularity")
     return BitmapEntry(
         bitmap_table_offset=0,
-        bitmap_table_size=BitmapShape.of(header, size.bit_length() - 1).entries,
+        bitmap_table_size=BitmapShape.of(header, bits).entries,
         flags=layout.BITMAP_AUTO if bitmap.auto else 0,
         type=layout.DIRTY_TRACKING,
-        granularity_bits=size.bit_length() - 1,
+        granularity_bits=bits,
         extra=b"",
         name=name,
     )
@@ -117,16 +117,16 @@ async def _content(
 
 
 def _check_room(
-    disk: Dependencies, entries: Sequence[BitmapEntry], new: Sequence[BitmapEntry]
+    disk: Dependencies, listed: Sequence[BitmapEntry], new: Sequence[BitmapEntry]
 ) -> None:
-    """Refuse ``new`` bitmaps that cannot be stored; ``entries`` are all that there would be."""
-    seen = {entry.name for entry in entries[: -len(new)]}
+    """Refuse ``new`` bitmaps that cannot be stored beside those that are ``listed``."""
+    seen = {entry.name for entry in listed}
     for number, entry in enumerate(new, len(seen) + 1):
         if entry.name in seen:
             raise ConflictError(f"Bitmap already exists: {text(entry.name)}")
         seen.add(entry.name)
         _check_storable(disk, entry, number)
-    size = sum(entry.packed_size for entry in entries)
+    size = sum(entry.packed_size for entry in (*listed, *new))
     if size > layout.BITMAP_DIRECTORY_BYTES_MAX:
         raise LimitExceededError(
             f"'{disk.image.name()}': there is no room for another bitmap; remove some first",

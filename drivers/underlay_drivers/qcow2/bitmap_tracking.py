@@ -24,7 +24,7 @@ from underlay.face import to_the_end
 from underlay.locks import Lock
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.bitmap_data import BitmapShape, load_bitmap_table, ranges_from
-from underlay_drivers.qcow2.bitmap_writing import BitmapChange
+from underlay_drivers.qcow2.bitmap_writing import changing_from, write_field
 from underlay_drivers.qcow2.tables import packed
 from underlay_drivers.qcow2.tracked_bitmap import TrackedBitmap
 
@@ -195,31 +195,10 @@ class Tracking:
 
     async def _write_flags(self, flags: Mapping[int, int]) -> None:
         """Change the flags of directory entries, durably."""
-        disk = self._writer.disk
-        extension = disk.header.bitmaps
-        assert extension is not None
         entries = self._directory.entries
-        changed = {
-            number: attrs.evolve(entries[number], flags=flags[number])
-            for number in flags
-            if flags[number] != entries[number].flags
-        }
-        if not changed:
-            return
-        try:
-            for number, entry in changed.items():
-                at = extension.directory_offset + self._directory.places[number]
-                at += layout.BITMAP_FLAGS_OFFSET
-                await disk.image.write(entry.flags.to_bytes(4, "big"), at)
-            await disk.image.sync()
-        except BaseException as error:
-            # Nobody knows what is marked, so no guest data may change any more.
-            self._writer.back.give_up("the bitmap directory could not be written", error)
-            raise
-        finally:
-            disk.directory.forget()
-        self._directory = self._directory.replaced(changed)
-        disk.directory.keep(disk, self._directory)
+        changed = {n: value for n, value in flags.items() if value != entries[n].flags}
+        if changed:
+            self._directory = await write_field(self._writer, self._directory, "flags", changed)
 
     async def survives(self) -> bool:
         """Whether all is as we left it, now that the image has been read anew."""
@@ -288,27 +267,18 @@ class Tracking:
 
     async def _list_anew(self, tracked: Sequence[TrackedBitmap]) -> None:
         """Tables of other lengths: a new directory leads to them."""
-        writer = self._writer
-        change = BitmapChange(writer, self._limits, self._directory)
-        try:
-            await self._show_anew(change, tracked)
-        except BaseException:
-            if not writer.back.broken:
-                await to_the_end(change.undo())
-            raise
-
-    async def _show_anew(self, change: BitmapChange, tracked: Sequence[TrackedBitmap]) -> None:
         entries = list(self._directory.entries)
         freed: list[Freed] = []
-        for one in tracked:
-            if one.shape.length > layout.BITMAP_BYTES_MAX:
-                continue  # the disk has become too large for it: it stays as one that is lost
-            old = one.entry.bitmap_table_offset
-            clusters = self._writer.clusters(one.entry.bitmap_table_size * 8)
-            freed += [(old, clusters), *one.freed]
-            entries[one.number] = attrs.evolve(
-                one.entry,
-                bitmap_table_offset=await change.write_table(one.table),
-                bitmap_table_size=len(one.table),
-            )
-        await change.list(entries, freed)
+        async with changing_from(self._writer, self._limits, self._directory) as change:
+            for one in tracked:
+                if one.shape.length > layout.BITMAP_BYTES_MAX:
+                    continue  # the disk has become too large for it: it stays as one that is lost
+                old = one.entry.bitmap_table_offset
+                clusters = self._writer.clusters(one.entry.bitmap_table_size * 8)
+                freed += [(old, clusters), *one.freed]
+                entries[one.number] = attrs.evolve(
+                    one.entry,
+                    bitmap_table_offset=await change.write_table(one.table),
+                    bitmap_table_size=len(one.table),
+                )
+            await change.list(entries, freed)

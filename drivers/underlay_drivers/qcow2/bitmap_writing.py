@@ -8,13 +8,13 @@ leaks at worst; guest data is never touched.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
 
-from underlay.errors import CorruptImageError, UnderlayError
+from underlay.errors import CorruptImageError
 from underlay.face import to_the_end
 from underlay_drivers.qcow2 import layout
 from underlay_drivers.qcow2.bitmap_data import load_bitmap_table
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from underlay_drivers.qcow2.dirty import Freed
     from underlay_drivers.qcow2.writing import ImageWriter
 
-__all__ = ["BitmapChange", "changing"]
+__all__ = ["BitmapChange", "changing", "changing_from", "write_field"]
 
-
-#: What may be changed where it stands: its place in the entry, and its bytes. Aligned, so that no
-#: sector has a part of it.
-_IN_PLACE: Final = {
+#: What may be changed where it stands.
+InPlace: TypeAlias = Literal["bitmap_table_offset", "flags"]
+#: Its place in the entry, and its bytes. Aligned, so that no sector has a part of it.
+_IN_PLACE: Final[Mapping[InPlace, tuple[int, int]]] = {
     "bitmap_table_offset": (0, 8),
     "flags": (layout.BITMAP_FLAGS_OFFSET, 4),
 }
@@ -42,15 +42,25 @@ _IN_PLACE: Final = {
 
 @asynccontextmanager
 async def changing(writer: ImageWriter, limits: Limits) -> AsyncGenerator[BitmapChange]:
-    """A change of the bitmaps; what fails before it is shown leaves nothing behind."""
+    """A change of bitmaps that are at rest; what fails before it is shown leaves nothing behind."""
     async with writer.bitmaps_at_rest():
-        change = BitmapChange(writer, limits, await writer.disk.directory.read(writer.disk))
-        try:
+        directory = await writer.disk.directory.read(writer.disk)
+        async with changing_from(writer, limits, directory) as change:
             yield change
-        except BaseException:
-            if not writer.back.broken:
-                await to_the_end(change.undo())
-            raise
+
+
+@asynccontextmanager
+async def changing_from(
+    writer: ImageWriter, limits: Limits, directory: BitmapDirectory
+) -> AsyncGenerator[BitmapChange]:
+    """The same from a directory that is known, for one who is alone with the image."""
+    change = BitmapChange(writer, limits, directory)
+    try:
+        yield change
+    except BaseException:
+        if not writer.back.broken:
+            await to_the_end(change.undo())
+        raise
 
 
 @attrs.define
@@ -167,36 +177,49 @@ class BitmapChange:
     async def overwrite(
         self,
         number: int,
-        field: Literal["bitmap_table_offset", "flags"],
+        field: InPlace,
         value: int,
         freed: Sequence[Freed] = (),
     ) -> None:
         """Change a field of a bitmap's directory entry in place, when all else is durable."""
-        writer, disk = self.writer, self.writer.disk
-        extension = disk.header.bitmaps
-        assert extension is not None
-        at, size = _IN_PLACE[field]
-        at += extension.directory_offset + self.directory.places[number]
-        changes: dict[str, Any] = {field: value}
-        entry = attrs.evolve(self.directory.entries[number], **changes)
-        await writer.back.flush()
-        await writer.back.sync()
+        back = self.writer.back
+        await back.flush()
+        await back.sync()
 
         async def write() -> None:
-            try:
-                await disk.image.write(value.to_bytes(size, "big"), at)
-                await disk.image.sync()
-            except UnderlayError as error:
-                writer.back.give_up("the bitmap directory could not be written", error)
-                raise
-            finally:
-                disk.directory.forget()
+            await write_field(self.writer, self.directory, field, {number: value})
             self._made.clear()
-            disk.directory.keep(disk, self.directory.replaced({number: entry}))
             for offset, clusters in freed:
-                writer.back.release(offset, clusters)
+                back.release(offset, clusters)
 
         await to_the_end(write())
+
+
+async def write_field(
+    writer: ImageWriter, directory: BitmapDirectory, field: InPlace, values: Mapping[int, int]
+) -> BitmapDirectory:
+    """Change a field of the entries of these numbers where they stand, durably.
+
+    Returns the directory as it is then. If that fails, nobody knows what the image says of its
+    bitmaps, and nothing of it may change any more.
+    """
+    disk = writer.disk
+    extension = disk.header.bitmaps
+    assert extension is not None
+    within, size = _IN_PLACE[field]
+    try:
+        for number, value in values.items():
+            at = extension.directory_offset + directory.places[number] + within
+            await disk.image.write(value.to_bytes(size, "big"), at)
+        await disk.image.sync()
+    except BaseException as error:
+        writer.back.give_up("the bitmap directory could not be written", error)
+        raise
+    finally:
+        disk.directory.forget()
+    written = directory.replaced(field, values)
+    disk.directory.keep(disk, written)
+    return written
 
 
 def _with_bitmaps(header: Header, bitmaps: BitmapsExtension | None) -> Header:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -155,11 +155,12 @@ class BitmapDirectory:
             raise OptionError(f"Dirty bitmap '{name}' not found", option="name")
         return number
 
-    def replaced(self, changed: Mapping[int, BitmapEntry]) -> BitmapDirectory:
-        """The same with other entries at these numbers, of the names that were there."""
+    def replaced(self, field: str, values: Mapping[int, int]) -> BitmapDirectory:
+        """The same with other values of a field of the entries of these numbers."""
         entries = list(self.entries)
-        for number, entry in changed.items():
-            entries[number] = entry
+        for number, value in values.items():
+            changes: dict[str, Any] = {field: value}
+            entries[number] = attrs.evolve(entries[number], **changes)
         return BitmapDirectory(tuple(entries), self.places, self._numbers)
 
 

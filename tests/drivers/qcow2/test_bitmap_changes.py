@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+import underlay
 from underlay import jobs
 from underlay.capabilities import BitmapStore
 from underlay.errors import (
@@ -20,6 +23,10 @@ from underlay.errors import (
     UnderlayError,
     UnsupportedOperationError,
 )
+from underlay.jobs.check import check
+from underlay.storage import WriteBuffers
+from underlay.testing.wrappers import WrappedStorage
+from underlay_storage.memory import MemoryStorage
 
 from .bitmapping import Model, dirty, their_dirty
 from .ends import Ends
@@ -260,3 +267,48 @@ def test_the_refcount_table_may_move_for_a_bitmap(ends: Ends) -> None:
         ends.qemu_img("check", "-q", ends.path)
         jobs.remove_bitmap(ends.path, "new")
     assert len(tables) > 1
+
+
+class Interrupted(WrappedStorage):
+    """Somebody presses Ctrl-C just as a write or a sync has been done, the one of this number."""
+
+    def __init__(self, content: bytes, number: int) -> None:
+        super().__init__(MemoryStorage(content))
+        self.left = number
+
+    def writev(self, buffers: WriteBuffers, offset: int) -> None:
+        super().writev(buffers, offset)
+        self._count()
+
+    def sync(self) -> None:
+        super().sync()
+        self._count()
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("change", [jobs.clear_bitmap, jobs.disable_bitmap, jobs.remove_bitmap])
+def test_an_interrupt_of_a_change_harms_nothing(ends: Ends, change: Callable[..., None]) -> None:
+    """Nothing is given back that the directory may lead to, and be given to another."""
+    ends.create(SIZE, cluster_size=4096)
+    jobs.add_bitmap(ends.path, "b", granularity=4096)
+    with ends.open() as disk:
+        disk.write(b"1" * 4096, 4096)
+    before = ends.path.read_bytes()
+    for number in itertools.count(1):
+        storage = Interrupted(before, number)
+        disk = underlay.open_image(storage, format="qcow2", writable=True)
+        with suppress(KeyboardInterrupt):
+            change(disk, "b")
+        done, storage.left = storage.left > 0, 0
+        with suppress(UnderlayError):
+            disk.write(b"2" * 65536, 1 << 20)
+        with suppress(UnderlayError):
+            disk.close()
+        assert check(storage.inner).corruptions == 0, number
+        if done:
+            assert number > 3
+            break
