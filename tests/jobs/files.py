@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 
@@ -31,3 +32,15 @@ def allocated(path: Path) -> int:
 def same(first: Path, second: Path) -> bool:
     """Whether two files hold the same bytes."""
     return first.read_bytes() == second.read_bytes()
+
+
+def goes(path: Path) -> bool:
+    """Whether a file is gone, or goes within a minute.
+
+    A worker of another process that is just about to write to what was taken away may make it once
+    more, before it looks.
+    """
+    end = time.monotonic() + 60
+    while path.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    return not path.exists()

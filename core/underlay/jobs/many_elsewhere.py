@@ -168,7 +168,8 @@ def _held(conversion: Conversion) -> Generator[_Held]:
             _make(target, options, held.made, overwrite=bool(arguments.get("overwrite")))
             if held.made and data_file is not None:
                 _make(data_file, of_data_file, held.made, overwrite=False)
-        held.seen, _ = _seen(target, options)
+        with _seen(target, options) as (found, _):
+            held.seen = found
         yield held
     finally:
         held.drop(target, options)
@@ -218,14 +219,20 @@ def _make(
         made.append(handle)
 
 
+@contextmanager
 def _seen(
     target: Target, options: Mapping[str, object] | None
-) -> tuple[Reopening | None, Hashable]:
-    """What is there: as every process sees it, and as this one does. None: nothing."""
+) -> Generator[tuple[Reopening | None, Hashable]]:
+    """What is there: as every process sees it, and as this one does. None: nothing.
+
+    While the block lasts nothing else can be taken for it: a file that is gone leaves its number to
+    the next one, but not as long as somebody has it open.
+    """
     try:
         handle = run_blocking(open_storage(target, lock=False, storage_options=options))
     except StorageNotFoundError:
-        return None, None
+        yield None, None
+        return
     try:
         found = handle.reopening()
         if found is None:
@@ -233,7 +240,7 @@ def _seen(
                 f"'{handle.name()}' lives in this process alone, and other processes cannot write "
                 "it; use threads, or another target"
             )
-        return found, handle.identity()
+        yield found, handle.identity()
     finally:
         run_blocking(handle.close())
 
@@ -247,10 +254,10 @@ def _convert(order: _Order) -> Copied | Exception | None:
     target = cast("Target", conversion.target)
     options, _ = _told(conversion)
     try:
-        seen, identity = _seen(target, options)
-        if seen != order.target:
-            return None
-        return convert_here(conversion, order.seconds, _Watch(target, options, identity))
+        with _seen(target, options) as (seen, identity):
+            if seen != order.target:
+                return None
+            return convert_here(conversion, order.seconds, _Watch(target, options, identity))
     except Exception as error:  # noqa: BLE001 - it is what the conversion came to
         return error
 
@@ -267,10 +274,11 @@ class _Watch:
         self._identity = identity
         self._next = 0.0
 
-    def __call__(self, _: Progress) -> None:
+    def __call__(self, _progress: Progress) -> None:
         now = time.monotonic()
         if self._identity is None or now < self._next:
             return
         self._next = now + _LOOK
-        if _seen(self._target, self._options)[1] != self._identity:
-            raise WorkerError(f"'{self._target}' was taken away while it was written")
+        with _seen(self._target, self._options) as (_, identity):
+            if identity != self._identity:
+                raise WorkerError(f"'{self._target}' was taken away while it was written")
