@@ -101,6 +101,14 @@ def test_an_executor_is_known_by_what_it_does(executor: Executor, mixed: Path) -
         assert not is_elsewhere(threads)
 
 
+def test_what_is_stopped_stops_nothing_that_comes_after_it(executor: Executor) -> None:
+    """An executor may cancel late, and take equal calls for one."""
+    for _ in range(20):
+        with suppress(errors.TimeLimitError), underlay.TimeLimit(0):
+            is_elsewhere(executor)
+        assert is_elsewhere(executor)
+
+
 def test_one_that_does_nothing_any_more_is_an_error(tmp_path: Path, mixed: Path) -> None:
     pool = process_pool(1)
     pool.shutdown()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import secrets
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -70,12 +71,8 @@ class Elsewhere(Generic[T, R]):
     """
 
     def __init__(self, executor: Executor, work: Callable[[T], R]) -> None:
-        import secrets
-
         self._calls = _Calls(executor)
         self._work = work
-        #: An executor may take equal calls for one, and this job's for an earlier one's.
-        self._job = secrets.token_hex(8)
         self._reopenings: dict[int, Reopening] = {}
 
     def do(self, task: T) -> R:
@@ -101,14 +98,13 @@ class Elsewhere(Generic[T, R]):
             raise UnsupportedOperationError(
                 f"This work cannot be sent to other processes ({error}); {_HINT}"
             ) from error
-        return _Parcel(self._job, content.getvalue(), tuple(packer.reopenings))
+        return _Parcel(content.getvalue(), tuple(packer.reopenings))
 
 
 @attrs.frozen
 class _Parcel:
     """A task on its way, and what its worker has to open."""
 
-    job: str
     content: bytes
     reopenings: tuple[Reopening, ...] = attrs.field(repr=False)
 
@@ -155,6 +151,15 @@ class _Packer(pickle.Pickler):
 
 
 # -- in a worker
+
+
+def _call(_name: str, function: Callable[[Any], Any], argument: object) -> object:
+    """Call a function.
+
+    An executor may take equal calls for one, so that what is cancelled ends another: each has a
+    name of its own.
+    """
+    return function(argument)
 
 
 class _Unpacker(pickle.Unpickler):
@@ -222,7 +227,7 @@ class _Calls:
         """
         ended: SimpleQueue[Future[Any] | None] = SimpleQueue()
         try:
-            future = self._executor.submit(function, argument)
+            future = self._executor.submit(_call, secrets.token_hex(8), function, argument)
         except UnderlayError:
             raise
         except Exception as error:
